@@ -1,0 +1,28 @@
+"""Sparsely-gated mixture-of-experts LSTMs (Shazeer et al., 2017) for Transformers.
+
+Importing the package registers its models with `AutoConfig`, `AutoModel` and `AutoModelForCausalLM`.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .models.configuration_lstm_moe import LstmMoeConfig
+from .models.experts import MoeExperts
+from .models.gating import NoisyTopKGate, SoftmaxTopKGate
+from .models.modeling_lstm_moe import LstmMoeForCausalLM, LstmMoeModel
+from .models.moe import MoeBlock
+
+__version__ = "0.1.0"
+
+AutoConfig.register("lstm_moe", LstmMoeConfig, exist_ok=True)
+AutoModel.register(LstmMoeConfig, LstmMoeModel, exist_ok=True)
+AutoModelForCausalLM.register(LstmMoeConfig, LstmMoeForCausalLM, exist_ok=True)
+
+__all__ = [
+    "LstmMoeConfig",
+    "LstmMoeForCausalLM",
+    "LstmMoeModel",
+    "MoeBlock",
+    "MoeExperts",
+    "NoisyTopKGate",
+    "SoftmaxTopKGate",
+]

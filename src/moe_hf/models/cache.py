@@ -1,0 +1,74 @@
+"""The LSTM's state as a layer of a Transformers cache."""
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+
+class LstmCacheLayer(CacheLayerMixin):
+    """Output h and cell c of one LSTM layer after the tokens seen so far: constant size, whatever their number.
+
+    `keys` holds h (B, D), `values` holds c (B, units), so that the library's beam reordering and offloading apply.
+    Registered under the layer type "lstm": `DynamicCache(config=model.config)` builds such layers.
+    """
+
+    _layer_type = "lstm"
+    is_sliding = False
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.cumulative_length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    @property
+    def state(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(h, c), both None before the first token."""
+        return self.keys, self.values
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self.keys is None else self.keys.shape[0]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, num_tokens: int = 1, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the state after `num_tokens` more positions (padding included, as the library counts them)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        self.cumulative_length += num_tokens
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cumulative_length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def detach(self) -> None:
+        """Cut the gradient (truncated back-propagation through time): the state stays, its history goes."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys.detach(), self.values.detach()
+
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.cumulative_length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove != 0:
+            raise ValueError(f"tokens_to_remove={tokens_to_remove}: an LSTM's state cannot go back, only 0 is allowed")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.keys = self.keys.repeat_interleave(repeats, dim=0)
+            self.values = self.values.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.is_initialized:
+            self.keys, self.values = self.keys[indices, ...], self.values[indices, ...]

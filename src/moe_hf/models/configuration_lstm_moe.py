@@ -1,0 +1,137 @@
+"""Configuration of the LSTM-MoE language model."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+GATINGS = ("noisy_top_k", "softmax_top_k")
+LAYER_NAMES = ("lstm", "moe")
+
+
+@strict
+class LstmMoeConfig(PreTrainedConfig):
+    r"""
+    The language model of Shazeer et al. (2017), appendices C and D: embedding, layers, softmax.
+
+    The paper's rows are spelt with `layer_pattern`: `["lstm", "moe", "lstm"]` with `num_experts=32` is MoE-32,
+    `["lstm"] * 4` is 4xLSTM-512, `["lstm"]` with `lstm_hidden_size=2048` is LSTM-2048-512, and `num_experts=1`,
+    `num_experts_per_tok=1`, `moe_intermediate_size=4096` is MoE-1-Wide.
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: width of embedding, layers and softmax input.
+        lstm_hidden_size: units of an LSTM's cell; when they differ from `hidden_size`, the output is projected to it.
+        layer_pattern: the layers in order, each "lstm" or "moe", at least one of them "lstm".
+        dropout: on the output of the embedding and of every layer, before the residual sum.
+        num_experts: experts of a MoE layer (n).
+        num_experts_per_tok: experts that a token goes to (k).
+        moe_intermediate_size: hidden size of an expert (h).
+        num_expert_layers: hidden layers of an expert; more than one needs the "eager" experts implementation.
+        hidden_act: activation inside an expert.
+        gating: "noisy_top_k" or "softmax_top_k".
+        noise_epsilon: the least standard deviation of the gating noise.
+        importance_loss_coef: weight of CV(Importance)^2 in the training loss (w_importance).
+        load_loss_coef: weight of CV(Load)^2 in the training loss (w_load).
+        output_router_logits: whether to return every gate's logits.
+        tie_word_embeddings: whether embedding and softmax share their matrix.
+        initializer_range: standard deviation of embedding and softmax at the start; None: hidden_size ** -0.5. LSTMs
+            and experts are scaled by their number of inputs, gates start at zero.
+        use_cache: whether to return the LSTM state outside of training.
+
+    Raises:
+        a validation error that names the argument and the values allowed.
+
+    ```python
+    >>> from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+
+    >>> model = LstmMoeForCausalLM(LstmMoeConfig(vocab_size=1000, hidden_size=64, num_experts=8))
+    ```
+    """
+
+    model_type = "lstm_moe"
+    keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]
+    base_model_tp_plan = {
+        "layers.*.experts.up_proj": "colwise",
+        "layers.*.experts.down_proj": "rowwise",
+        "layers.*.experts": "moe_tp_experts",
+    }
+    base_model_ep_plan = {
+        "layers.*.experts.up_proj": "grouped_gemm",
+        "layers.*.experts.down_proj": "grouped_gemm",
+        "layers.*.experts": "ep_dispatch_experts",
+    }
+
+    vocab_size: int = 32000
+    hidden_size: int = 512
+    lstm_hidden_size: int | None = None
+    layer_pattern: list[str] | tuple[str, ...] = ("lstm", "moe", "lstm")
+    dropout: float | int = 0.1
+    num_experts: int = 32
+    num_experts_per_tok: int = 4
+    moe_intermediate_size: int = 1024
+    num_expert_layers: int = 1
+    hidden_act: str = "relu"
+    gating: str = "noisy_top_k"
+    noise_epsilon: float | int = 1e-2
+    importance_loss_coef: float | int = 0.1
+    load_loss_coef: float | int = 0.1
+    output_router_logits: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float | None = None
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.layer_pattern = list(self.layer_pattern)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers; it follows from `layer_pattern`."""
+        return len(self.layer_pattern)
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int):
+        if value != len(self.layer_pattern):
+            raise NotImplementedError(
+                f"num_hidden_layers={value} cannot be set: it follows from layer_pattern={self.layer_pattern}"
+            )
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What Transformers' caches ask for: "lstm" layers keep a state, "moe" layers none."""
+        return self.layer_pattern
+
+    def validate_layer_type(self):
+        """Layer names (in place of the library's check, which knows only its own names)."""
+        unknown = [name for name in self.layer_pattern if name not in LAYER_NAMES]
+        if unknown:
+            raise ValueError(
+                f"layer_pattern={self.layer_pattern}: {unknown[0]!r} is not a layer, use {' or '.join(LAYER_NAMES)}"
+            )
+        if "lstm" not in self.layer_pattern:
+            raise ValueError(f"layer_pattern={self.layer_pattern} needs at least one 'lstm' layer")
+
+    def validate_experts(self):
+        """Experts and gating."""
+        if self.gating not in GATINGS:
+            raise ValueError(f"gating={self.gating!r} is not known, use one of {', '.join(GATINGS)}")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} exceeds num_experts={self.num_experts}")
+
+    def validate_ranges(self):
+        """Sizes at least 1, the dropout a probability, the coefficients not negative."""
+        sizes = ["vocab_size", "hidden_size", "num_experts", "num_experts_per_tok", "moe_intermediate_size"]
+        sizes += ["num_expert_layers"] + ["lstm_hidden_size"] * (self.lstm_hidden_size is not None)
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+
+__all__ = ["LstmMoeConfig"]

@@ -1,0 +1,74 @@
+"""The experts: n feed-forward networks of one shape, stacked in 3-D parameters (section 2, appendix C).
+
+Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R = T * K routed rows.
+"""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.integrations import use_experts_implementation
+
+
+@use_experts_implementation(has_gate=False)
+class MoeExperts(nn.Module):
+    """E_i(x) = W_down,i act(... act(W_up,i x)), without biases; all experts have the same shape.
+
+    `forward` below is the "eager" implementation; Transformers' experts interface puts "batched_mm", "grouped_mm" or
+    expert parallelism in its place by `config._experts_implementation`. Those know of one hidden layer only.
+
+    Args:
+        config: hidden_size D, num_experts E, moe_intermediate_size H, hidden_act, and num_expert_layers: the number
+            of hidden layers, each of size H.
+
+    Parameters: up_proj (E, H, D), mid_proj (num_expert_layers - 1, E, H, H) if more than one, down_proj (E, D, H).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.hidden_dim = config.hidden_size
+        self.intermediate_dim = config.moe_intermediate_size
+        shape = (config.num_experts, config.moe_intermediate_size, config.hidden_size)
+        self.up_proj = nn.Parameter(torch.empty(shape))
+        self.mid_proj = None
+        if config.num_expert_layers > 1:
+            self.mid_proj = nn.Parameter(torch.empty(config.num_expert_layers - 1, shape[0], shape[1], shape[1]))
+        self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """y = sum_i G(x)_i E_i(x), one expert after the other, each on its tokens at once.
+
+        Args:
+            hidden_states: (T, D).
+            top_k_index: (T, K) int64, expert ids; under expert parallelism an id of E or more is another rank's.
+            top_k_weights: (T, K), gate values.
+
+        Returns:
+            (T, D), in the dtype of `hidden_states`.
+        """
+        # Rows sorted by expert; ids of E or more come last and are left out.
+        order_R = top_k_index.reshape(-1).argsort(stable=True)
+        counts = top_k_index.reshape(-1).bincount(minlength=self.num_experts)[: self.num_experts].tolist()
+        order_R = order_R[: sum(counts)]
+        token_R = order_R // top_k_index.shape[-1]
+        rows_RD = hidden_states.index_select(0, token_R)
+
+        # `unbind` once and not `up_proj[e]` in the loop: the backward of each such select would build a zero gradient
+        # for all experts. Through it an idle expert gets a zero gradient, as long as one expert is computed.
+        up, down = self.up_proj.unbind(0), self.down_proj.unbind(0)
+        mid = [] if self.mid_proj is None else [layer.unbind(0) for layer in self.mid_proj.unbind(0)]
+        outputs = []
+        for expert, rows in enumerate(rows_RD.split(counts)):
+            if counts[expert] or not (outputs or any(counts)):
+                hidden = self.act_fn(nn.functional.linear(rows, up[expert]))
+                for layer in mid:
+                    hidden = self.act_fn(nn.functional.linear(hidden, layer[expert]))
+                outputs.append(nn.functional.linear(hidden, down[expert]))
+
+        weights_R = top_k_weights.reshape(-1).index_select(0, order_R)
+        weighted_RD = torch.cat(outputs) * weights_R[:, None]
+        combined_TD = torch.zeros_like(hidden_states, dtype=weighted_RD.dtype).index_add(0, token_R, weighted_RD)
+        return combined_TD.to(hidden_states.dtype)

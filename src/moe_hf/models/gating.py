@@ -1,0 +1,147 @@
+"""Gates: which experts a token goes to, and with which weight (section 2.1).
+
+Every gate maps hidden states (T, D) and a mask (T,) to a `GateOutput`. Gating is computed in at least float32,
+whatever the autocast mode. Shape suffixes: T tokens, D width, E experts, K experts per token.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .balancing import importance, probability_in_top_k, tokens_per_expert
+
+
+class GateOutput(NamedTuple):
+    """What a gate decides and reports. The last three are None when no balancing statistics were asked for.
+
+    top_k_index: (T, K) int64, global expert ids, the highest weight first.
+    top_k_weights: (T, K), at least float32; 0 for an unused slot (a padding token has only such).
+    router_logits: (T, E), x W_g without noise.
+    importance: (E,), differentiable. load: (E,), differentiable where there is noise, else the token counts.
+    tokens_per_expert: (E,), how many tokens each expert gets.
+    """
+
+    top_k_index: torch.Tensor
+    top_k_weights: torch.Tensor
+    router_logits: torch.Tensor
+    importance: torch.Tensor | None = None
+    load: torch.Tensor | None = None
+    tokens_per_expert: torch.Tensor | None = None
+
+
+def _linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x W^T in at least float32, also under autocast."""
+    dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        return nn.functional.linear(hidden_states.to(dtype), weight.to(dtype))
+
+
+class NoisyTopKGate(nn.Module):
+    """Noisy top-k gating (equations 3 to 5): G(x) = softmax(keep_top_k(x W_g + N(0, 1) * stddev(x), k)).
+
+    stddev(x) = softplus(x W_noise) + noise_epsilon. Both matrices start at zero, so that the load is equal at the
+    start. There is noise only while training; evaluation is noiseless and repeatable.
+
+    Args:
+        hidden_size: D.
+        num_experts: E.
+        num_experts_per_tok: K, at most E.
+        noise_epsilon: the least standard deviation of the noise (not in the paper; the authors' code has 1e-2).
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int, noise_epsilon: float = 1e-2):
+        super().__init__()
+        _check_top_k(num_experts, num_experts_per_tok)
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.noise_epsilon = noise_epsilon
+        self.weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
+        self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+    ) -> GateOutput:
+        """Route tokens.
+
+        Args:
+            hidden_states: (T, D).
+            mask: (T,) bool, False for padding: such a token is not routed (all its weights are 0) and not counted.
+            need_balancing: also compute importance, load and the token counts.
+        """
+        k, num_experts = self.num_experts_per_tok, self.num_experts
+        clean_TE = _linear_in_float32(hidden_states, self.weight)
+        noisy_TE = clean_TE
+        if self.training:
+            raw_stddev_TE = _linear_in_float32(hidden_states, self.noise_weight)
+            stddev_TE = nn.functional.softplus(raw_stddev_TE) + self.noise_epsilon
+            noisy_TE = clean_TE + torch.randn_like(clean_TE) * stddev_TE
+
+        top_values, top_index = noisy_TE.topk(min(k + 1, num_experts), dim=-1)
+        top_k_index = top_index[:, :k]
+        top_k_weights = _masked(top_values[:, :k].softmax(dim=-1), mask)
+        if not need_balancing:
+            return GateOutput(top_k_index, top_k_weights, clean_TE)
+
+        counts_E = tokens_per_expert(top_k_index, top_k_weights, num_experts)
+        load_E = counts_E
+        if self.training and k < num_experts:
+            probability_TE = probability_in_top_k(clean_TE, noisy_TE, stddev_TE, top_values)
+            load_E = _masked(probability_TE, mask).sum(dim=0)
+        importance_E = importance(top_k_index, top_k_weights, num_experts)
+        return GateOutput(top_k_index, top_k_weights, clean_TE, importance_E, load_E, counts_E)
+
+
+class SoftmaxTopKGate(nn.Module):
+    """Softmax gating (equation 2) kept to the top k and renormalised: the noiseless baseline.
+
+    Its load is the token counts, which have no gradient: only the importance loss balances it. Arguments and
+    `forward` as for `NoisyTopKGate`.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int):
+        super().__init__()
+        _check_top_k(num_experts, num_experts_per_tok)
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+    ) -> GateOutput:
+        logits_TE = _linear_in_float32(hidden_states, self.weight)
+        top_values, top_k_index = logits_TE.topk(self.num_experts_per_tok, dim=-1)
+        # The softmax over the kept logits is the softmax over all of them, renormalised over the kept.
+        top_k_weights = _masked(top_values.softmax(dim=-1), mask)
+        if not need_balancing:
+            return GateOutput(top_k_index, top_k_weights, logits_TE)
+        counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)
+        importance_E = importance(top_k_index, top_k_weights, self.num_experts)
+        return GateOutput(top_k_index, top_k_weights, logits_TE, importance_E, counts_E, counts_E)
+
+
+def build_gate(config) -> nn.Module:
+    """The gate that `config.gating` names."""
+    sizes = (config.hidden_size, config.num_experts, config.num_experts_per_tok)
+    if config.gating == "noisy_top_k":
+        return NoisyTopKGate(*sizes, noise_epsilon=config.noise_epsilon)
+    return SoftmaxTopKGate(*sizes)
+
+
+def _masked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """`values` (T, ...) with the rows of padding tokens set to 0."""
+    return values if mask is None else values.masked_fill(~mask.bool()[:, None], 0)
+
+
+def _check_top_k(num_experts: int, num_experts_per_tok: int) -> None:
+    if not 1 <= num_experts_per_tok <= num_experts:
+        raise ValueError(
+            f"num_experts_per_tok={num_experts_per_tok} must lie between 1 and num_experts={num_experts}"
+        )
+    if num_experts_per_tok == 1 and num_experts > 1:
+        warnings.warn(
+            "num_experts_per_tok=1: the softmax over one expert is always 1, so the gate gets no gradient from the "
+            "task, only from the balancing losses; take at least 2",
+            stacklevel=3,
+        )

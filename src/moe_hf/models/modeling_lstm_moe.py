@@ -1,0 +1,277 @@
+"""The LSTM-MoE language model (Shazeer et al., 2017, appendices C and D).
+
+Shape suffixes: B batch, S sequence, D width, V vocabulary, E experts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .balancing import balancing_loss
+from .cache import LstmCacheLayer
+from .configuration_lstm_moe import LstmMoeConfig
+from .experts import MoeExperts
+from .gating import NoisyTopKGate, SoftmaxTopKGate
+from .lstm import LstmLayer
+from .moe import MoeBlock
+
+
+@dataclass
+class LstmMoeModelOutput(MoeModelOutputWithPast):
+    """Output of `LstmMoeModel`: the library's fields, and `aux_loss`, the weighted balancing losses (a scalar)."""
+
+    aux_loss: torch.Tensor | None = None
+
+
+class LstmMoePreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and what Transformers needs to know of this family."""
+
+    config_class = LstmMoeConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LstmLayer", "MoeBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _is_stateful = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0),
+        "router_logits": [OutputRecorder(NoisyTopKGate, index=2), OutputRecorder(SoftmaxTopKGate, index=2)],
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, (nn.Embedding, nn.Linear)):
+            std = self.config.initializer_range
+            init.normal_(module.weight, std=self.config.hidden_size**-0.5 if std is None else std)
+        elif isinstance(module, LstmLayer):
+            # Uniform with variance 1 / (3 * units), as torch.nn.LSTM; the forget gate starts open (Jozefowicz, 2015).
+            bound = module.units**-0.5
+            init.uniform_(module.weight_ih, -bound, bound)
+            init.uniform_(module.weight_hh, -bound, bound)
+            bias = torch.zeros_like(module.bias)
+            bias[module.units : 2 * module.units] = 1.0
+            init.copy_(module.bias, bias)
+            if module.weight_hr is not None:
+                init.uniform_(module.weight_hr, -bound, bound)
+        elif isinstance(module, MoeExperts):
+            # Variance-preserving for each expert (He, 2015): 2 / inputs before a ReLU, 1 / inputs for the output.
+            init.normal_(module.up_proj, std=(2 / module.hidden_dim) ** 0.5)
+            if module.mid_proj is not None:
+                init.normal_(module.mid_proj, std=(2 / module.intermediate_dim) ** 0.5)
+            init.normal_(module.down_proj, std=module.intermediate_dim**-0.5)
+        elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate)):
+            for weight in module.parameters():
+                init.zeros_(weight)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The library looks for `@use_experts_implementation` in this file; it stands in experts.py.
+        return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        if self.config.num_expert_layers > 1:
+            if requested_experts not in (None, "eager"):
+                raise ValueError(
+                    f"experts_implementation={requested_experts!r} computes one hidden layer, but num_expert_layers="
+                    f"{self.config.num_expert_layers}; use 'eager'"
+                )
+            return "eager"
+        return super().get_correct_experts_implementation(requested_experts)
+
+
+class LstmMoeModel(LstmMoePreTrainedModel):
+    """Embedding and layers, without the softmax."""
+
+    def __init__(self, config: LstmMoeConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        layer_classes = {"lstm": LstmLayer, "moe": MoeBlock}
+        self.layers = nn.ModuleList(layer_classes[name](config) for name in config.layer_pattern)
+        self.post_init()
+
+    @can_return_tuple
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_aux_loss: bool | None = None,
+        **kwargs,
+    ) -> LstmMoeModelOutput:
+        """
+        Args:
+            input_ids: (B, S), or `inputs_embeds`: (B, S, D).
+            attention_mask: (B, S) or (B, past + S), 0 for padding on either side; it changes nothing for the rest.
+            past_key_values: the state after earlier tokens; it is updated in place.
+            use_cache: whether to return the state; by default `config.use_cache`, but not while training.
+            output_aux_loss: whether to compute the balancing losses; by default only while training.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or an id outside of the vocabulary.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        if inputs_embeds is None:
+            self._check_ids(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if output_aux_loss is None:
+            output_aux_loss = self.training
+
+        mask = self._padding_mask(attention_mask, inputs_embeds)
+        hidden_states = self.dropout(inputs_embeds)
+        aux_loss = hidden_states.new_zeros((), dtype=torch.float32) if output_aux_loss else None
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, LstmLayer):
+                h, c = (None, None) if past_key_values is None else past_key_values.layers[index].state
+                hidden_states, h, c = layer(hidden_states, mask, h, c)
+                if past_key_values is not None:
+                    past_key_values.update(h, c, index, num_tokens=hidden_states.shape[1])
+            else:
+                hidden_states, importance, load, _ = layer(hidden_states, mask, output_aux_loss)
+                if output_aux_loss:
+                    coefs = self.config.importance_loss_coef, self.config.load_loss_coef
+                    aux_loss = aux_loss.to(importance.device) + balancing_loss(importance, load, *coefs)
+        return LstmMoeModelOutput(
+            last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss
+        )
+
+    def _check_ids(self, input_ids: torch.Tensor) -> None:
+        if torch.compiler.is_compiling() or input_ids.numel() == 0 or input_ids.device.type == "meta":
+            return
+        low, high = (int(value) for value in input_ids.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"input_ids holds {low if low < 0 else high}, allowed are 0 to vocab_size - 1 = "
+                f"{self.config.vocab_size - 1}"
+            )
+
+    @staticmethod
+    def _padding_mask(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
+        """(B, S) bool for the present positions, or None when there is no padding among them."""
+        if attention_mask is None:
+            return None
+        batch, length = inputs_embeds.shape[:2]
+        if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {length} or more)"
+            )
+        mask = attention_mask[:, attention_mask.shape[1] - length :].to(inputs_embeds.device, torch.bool)
+        return None if mask.all() else mask
+
+
+class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
+    """The language model: `LstmMoeModel` and the softmax over the vocabulary."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: LstmMoeConfig):
+        super().__init__(config)
+        self.model = LstmMoeModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> MoeCausalLMOutputWithPast:
+        """
+        Args:
+            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache: see `LstmMoeModel`.
+            labels: (B, S), the tokens themselves (shifted here); -100 and padding are not scored.
+            shift_labels: (B, S), instead of `labels`: the token that follows each position.
+            logits_to_keep: compute the logits of this many last positions only (0: all), or of these positions.
+            num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches
+                and processes. The task loss is divided by it, and the balancing losses are weighed by this
+                micro-batch's share of it: their gradient is the mean over the micro-batches.
+
+        Returns:
+            loss: while training the task loss plus the balancing losses, in evaluation the task loss alone (so that
+                exp(loss) is a perplexity). aux_loss: the balancing losses, already weighted.
+        """
+        has_labels = labels is not None or shift_labels is not None
+        outputs: LstmMoeModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_aux_loss=has_labels or self.training,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states)
+
+        loss = None
+        if has_labels:
+            targets = _targets(labels, shift_labels, attention_mask)
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                shift_labels=targets,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+            if self.training:
+                share = 1.0
+                if num_items_in_batch is not None:
+                    share = (targets != -100).sum() / num_items_in_batch
+                loss = loss + (outputs.aux_loss * share).to(loss.device)
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=outputs.aux_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            router_logits=outputs.router_logits,
+        )
+
+
+def _targets(
+    labels: torch.Tensor | None, shift_labels: torch.Tensor | None, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """(B, S) next tokens, -100 where the position or the next token is padding.
+
+    Under left padding the first real token has no predictor and is not scored.
+    """
+    mask = None
+    if attention_mask is not None:
+        mask = attention_mask[:, -(labels if shift_labels is None else shift_labels).shape[1] :].bool()
+    if shift_labels is None:
+        if mask is not None:
+            labels = labels.masked_fill(~mask.to(labels.device), -100)
+        shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    if mask is not None:
+        shift_labels = shift_labels.masked_fill(~mask.to(shift_labels.device), -100)
+    return shift_labels
+
+
+__all__ = ["LstmMoePreTrainedModel", "LstmMoeModel", "LstmMoeForCausalLM"]

@@ -1,0 +1,117 @@
+"""What a training run is told: a YAML file of arguments, and overrides on the command line."""
+
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import InputError
+
+
+@dataclass
+class ModelArguments:
+    """The model: a checkpoint to go on from, or a new one. What is not given has the default of `LstmMoeConfig`."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "checkpoint or Hub name to fine-tune"})
+    hidden_size: int | None = field(default=None, metadata={"help": "width of embedding and layers"})
+    lstm_hidden_size: int | None = field(default=None, metadata={"help": "units of an LSTM, projected to the width"})
+    layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
+    dropout: float | None = field(default=None, metadata={"help": "dropout on embedding and layer outputs"})
+    num_experts: int | None = field(default=None, metadata={"help": "experts of a MoE layer (n)"})
+    num_experts_per_tok: int | None = field(default=None, metadata={"help": "experts that a token goes to (k)"})
+    moe_intermediate_size: int | None = field(default=None, metadata={"help": "hidden size of an expert (h)"})
+    num_expert_layers: int | None = field(default=None, metadata={"help": "hidden layers of an expert"})
+    gating: str | None = field(default=None, metadata={"help": "noisy_top_k or softmax_top_k"})
+    importance_loss_coef: float | None = field(default=None, metadata={"help": "w_importance"})
+    load_loss_coef: float | None = field(default=None, metadata={"help": "w_load"})
+    tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
+    initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
+    experts_implementation: str | None = field(
+        default=None,
+        metadata={"help": "eager, batched_mm or grouped_mm; by default eager on a CPU (the same bits every time)"},
+    )
+
+    def config_arguments(self) -> dict:
+        """The given arguments of `LstmMoeConfig`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: given[name] for name in given if name not in ("model_name_or_path", "experts_implementation")}
+
+
+@dataclass
+class DataArguments:
+    """The text: files or a `datasets` hub name, the tokenizer, and how the stream of tokens is cut."""
+
+    train_files: list[str] | None = field(
+        default=None, metadata={"help": "text files, one sentence or paragraph a line: plain, .gz, .xz, globs, ${VARS}"}
+    )
+    validation_files: list[str] | None = field(default=None, metadata={"help": "text files to evaluate on"})
+    dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
+    train_split: str = field(default="train", metadata={"help": "split of that dataset to train on"})
+    validation_split: str = field(default="validation", metadata={"help": "split of that dataset to evaluate on"})
+    text_column: str = field(default="text", metadata={"help": "column of that dataset which holds the text"})
+    keep_empty_lines: bool = field(default=True, metadata={"help": "an empty line is an end-of-sentence symbol"})
+    max_train_lines: int | None = field(default=None, metadata={"help": "use only that many lines"})
+    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "tokenizer to take; else one is trained"})
+    tokenizer_kind: str = field(default="bpe", metadata={"help": "tokenizer to train: bpe or word"})
+    vocab_size: int = field(default=16000, metadata={"help": "vocabulary of the tokenizer to train"})
+    window_length: int = field(default=35, metadata={"help": "tokens that gradients go back through"})
+    carry_state: bool = field(
+        default=False,
+        metadata={"help": "hand the LSTM state from each window to the next (truncated back-propagation)"},
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
+
+
+@dataclass
+class LmTrainingArguments(TrainingArguments):
+    """Transformers' training arguments with the paper's schedule as default, and those of the balancing losses."""
+
+    lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; the paper's is inverse_sqrt"})
+    importance_loss_coef_schedule: dict | str | None = field(
+        default=None, metadata={"help": 'w_importance by step, linear between: {"0": 0.1, "10000": 0.01}'}
+    )
+    load_loss_coef_schedule: dict | str | None = field(
+        default=None, metadata={"help": 'w_load by step, linear between: {"0": 0.1, "10000": 0.01}'}
+    )
+
+
+def parse_arguments(
+    argv: list[str] | None = None, dataclasses_: tuple = (ModelArguments, DataArguments, LmTrainingArguments)
+) -> tuple:
+    """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
+
+    Raises:
+        InputError: the file is missing, is not a mapping, or has a name that no argument has.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = HfArgumentParser(dataclasses_, usage="%(prog)s [CONFIG.yaml] [--name value ...]")
+    for action in parser._actions:
+        if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
+            action.nargs, action.const = "?", "last"
+    if argv and not argv[0].startswith("-"):
+        parser.set_defaults(**_read_yaml(argv[0], dataclasses_))
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+
+
+def _read_yaml(path: str, dataclasses_: tuple) -> dict:
+    if not Path(path).is_file():
+        raise InputError(f"configuration file {path} does not exist")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"configuration file {path} holds {type(values).__name__}, expected 'name: value' lines")
+    known = {f.name for cls in dataclasses_ for f in dataclasses.fields(cls) if f.init}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise InputError(f"{path}: no argument is named {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    return values

@@ -1,0 +1,256 @@
+"""Text for language modelling: from files or the Hub to one flat, memory-mapped stream of token ids."""
+
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
+
+from moe_hf.errors import InputError
+
+TEXT_FEATURES = Features({"text": Value("string")})
+TOKEN_FEATURES = Features({"input_ids": List(Value("int32")), "num_words": Value("int32")})
+
+
+def load_text_dataset(
+    files: list[str] | None = None,
+    *,
+    hub_name: str | None = None,
+    hub_config: str | None = None,
+    split: str = "train",
+    text_column: str = "text",
+    keep_empty_lines: bool = True,
+    max_lines: int | None = None,
+    cache_dir: str | None = None,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Load text as a memory-mapped dataset with the single column "text", one row a line without its line break.
+
+    `files` are UTF-8 text, plain, .gz or .xz: paths or globs, with `~` and `${VARIABLE}` expanded, read in the order
+    of the patterns, sorted within each, a file only once. `hub_name` is whatever `datasets.load_dataset` takes;
+    `hub_config`, `split` and `text_column` belong to it. Lines end at "\\n" or "\\r\\n" and nowhere else.
+    `max_lines` keeps the first lines (empty ones count if they are kept). Files are cached by path, size and time.
+
+    Raises InputError: not exactly one source; no, unreadable, empty or not UTF-8 files; no such data set or column.
+    """
+    if (files is None) == (hub_name is None):
+        raise InputError(f"exactly one of files and hub_name is needed, got files={files} and hub_name={hub_name}")
+    if max_lines is not None and max_lines < 1:
+        raise InputError(f"max_lines={max_lines} must be at least 1 (or None for all lines)")
+    if files is not None:
+        return _load_files(expand_file_patterns(files), keep_empty_lines, max_lines, cache_dir, num_proc)
+    documents = _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_proc)
+    lines = documents.map(
+        _split_lines_of_batch,
+        batched=True,
+        remove_columns=documents.column_names,
+        features=TEXT_FEATURES,
+        fn_kwargs={"text_column": text_column, "keep_empty_lines": keep_empty_lines},
+        num_proc=num_proc,
+        new_fingerprint=_fingerprint("lines", documents._fingerprint, text_column, keep_empty_lines),
+        desc="Splitting lines",
+    )
+    if len(lines) == 0:
+        raise InputError(f"hub_name={hub_name}: column {text_column!r} of split {split!r} has no text")
+    return lines if max_lines is None else lines.select(range(min(max_lines, len(lines))))
+
+
+def expand_file_patterns(patterns: list[str]) -> list[str]:
+    """Expand `~`, `${VARIABLE}` and globs to absolute file paths; InputError: variable not set, no file matches."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    paths = []
+    for pattern in patterns:
+        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda match: _environment(match[1], pattern), pattern))
+        is_literal = os.path.isfile(expanded)
+        found = [expanded] if is_literal else sorted(filter(os.path.isfile, glob.glob(expanded, recursive=True)))
+        if not found:
+            raise InputError(f"files: no file matches {pattern!r}" + f" (= {expanded})" * (expanded != pattern))
+        paths.extend(map(os.path.abspath, found))
+    if not paths:
+        raise InputError("files=[] names no file, at least one is needed")
+    return list(dict.fromkeys(paths))
+
+
+def _environment(name: str, pattern: str) -> str:
+    if name not in os.environ:
+        raise InputError(f"files: {pattern!r} needs the environment variable {name}, which is not set")
+    return os.environ[name]
+
+
+def _fingerprint(*parts) -> str:
+    """Hash plain values, equal in every process."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc) -> Dataset:
+    versions = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    # `datasets` spreads a list over its processes and hands a tuple on whole; max_lines has to count in one process.
+    num_proc = min(num_proc or 1, len(paths)) if max_lines is None else 1
+    options = {"keep_empty_lines": keep_empty_lines, "max_lines": max_lines}
+    try:
+        return Dataset.from_generator(
+            _generate_rows,
+            features=TEXT_FEATURES,
+            cache_dir=cache_dir,
+            gen_kwargs={"paths": paths if num_proc > 1 else tuple(paths), **options},
+            num_proc=num_proc if num_proc > 1 else None,
+            fingerprint=_fingerprint("files", versions, options),
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        for _ in _generate_rows(paths, **options):  # worker processes lose the cause: reading again names the file
+            pass
+        raise
+
+
+def _generate_rows(paths, keep_empty_lines: bool, max_lines: int | None) -> Iterator[dict[str, str]]:
+    num_lines = 0
+    for path in paths:
+        for line in read_lines(path):
+            if keep_empty_lines or line.strip():
+                yield {"text": line}
+                num_lines += 1
+                if num_lines == max_lines:
+                    return
+
+
+def read_lines(path: str) -> Iterator[str]:
+    """Yield the lines of a plain, .gz or .xz text file; InputError if it cannot be read, is not UTF-8 or is empty."""
+    open_file = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
+    number, has_text = 0, False
+    try:
+        with open_file(path, "rb") as file:
+            for number, raw_line in enumerate(file, start=1):
+                line = raw_line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+                has_text = has_text or bool(line.strip())
+                yield line
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: line {number} is not UTF-8 ({error.reason}, byte {error.start} of the line)"
+        ) from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    if not has_text:
+        raise InputError(f"{path}: the file has no text ({number} lines, all empty)")
+
+
+def _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_proc) -> Dataset:
+    try:
+        dataset = load_dataset(hub_name, hub_config, split=split, cache_dir=cache_dir, num_proc=num_proc)
+    except (OSError, ValueError) as error:  # also datasets' own "not found" errors and no connection
+        reason = str(error).strip().partition("\n")[0]
+        source = f"hub_name={hub_name}, hub_config={hub_config}, split={split}"
+        raise InputError(f"{source}: the data set cannot be loaded ({reason})") from error
+    if text_column not in dataset.column_names:
+        raise InputError(f"text_column={text_column!r} is not in {hub_name}, its columns are {dataset.column_names}")
+    return dataset.select_columns([text_column])
+
+
+def _split_lines_of_batch(batch, text_column: str, keep_empty_lines: bool) -> dict[str, list[str]]:
+    lines = []
+    for document in batch[text_column]:
+        lines += [line.removesuffix("\r") for line in (document or "").removesuffix("\n").split("\n")]
+    return {"text": lines if keep_empty_lines else [line for line in lines if line.strip()]}
+
+
+class TokenStream:
+    """All token ids of a tokenised dataset as one flat, read-only sequence, memory-mapped.
+
+    `stream[a:b]` has the semantics of a list slice and copies to an int64 array (b - a,); `stream[i]` is an int.
+    `num_lines` counts lines; `num_words` counts whitespace-separated words plus one end of sentence a line,
+    the unit of per-word perplexity. `dataset` has the columns "input_ids" and "num_words", one row a line.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        chunks = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in dataset.data.column("input_ids").chunks]
+        self._chunks = [chunk for chunk in chunks if len(chunk)]
+        self._offsets = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
+        self.num_lines = len(dataset)
+        self.num_words = pc.sum(dataset.data.column("num_words")).as_py()
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def __getitem__(self, key: int | slice) -> int | np.ndarray:
+        positions = range(len(self))[key]
+        if isinstance(positions, int):
+            return int(self._read(positions, positions + 1)[0])
+        if len(positions) == 0:
+            return np.empty(0, dtype=np.int64)
+        low, high = sorted((positions[0], positions[-1]))
+        tokens = self._read(low, high + 1)
+        return tokens if positions.step == 1 else tokens[:: positions.step].copy()
+
+    def __reduce__(self):
+        return TokenStream, (self._dataset,)  # the paths of the mapped files, not their contents
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        tokens = np.empty(stop - start, dtype=np.int64)
+        index = int(np.searchsorted(self._offsets, start, side="right")) - 1
+        position = start
+        while position < stop:
+            offset = int(self._offsets[index])
+            piece = self._chunks[index][position - offset : stop - offset]
+            tokens[position - start : position - start + len(piece)] = piece
+            position += len(piece)
+            index += 1
+        return tokens
+
+
+def tokenize_to_stream(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None, batch_size: int = 1000
+) -> TokenStream:
+    """Tokenise the lines of `dataset` ("text"), each followed by the end-of-sentence token, to one stream of ids.
+
+    No other special tokens are added. The result is cached beside the dataset: a second run, also in another
+    process, does no work. Raises InputError: `tokenizer` without eos_token_id; fewer than 2 tokens.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"tokenizer {tokenizer.name_or_path!r} has eos_token_id=None, an end-of-sentence token is needed"
+        )
+    tokens = dataset.map(
+        _tokenize_batch,
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=dataset.column_names,
+        features=TOKEN_FEATURES,
+        fn_kwargs={"tokenizer": tokenizer},
+        num_proc=num_proc,
+        new_fingerprint=_fingerprint("tokens", dataset._fingerprint, _serialize_tokenizer(tokenizer)),
+        desc="Tokenizing",
+    )
+    num_tokens = len(stream := TokenStream(tokens)) if len(tokens) else 0
+    if num_tokens < 2:
+        raise InputError(f"dataset: {len(dataset)} lines have {num_tokens} tokens, at least 2 are needed")
+    return stream
+
+
+def _tokenize_batch(batch, tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+    lines = batch["text"]
+    encoded = tokenizer(lines, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return {
+        "input_ids": [ids + [tokenizer.eos_token_id] for ids in encoded],
+        "num_words": [len(line.split()) + 1 for line in lines],
+    }
+
+
+def _serialize_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list:
+    """All that decides the ids of a text; truncation and padding are settings of the last call and decide nothing."""
+    options = [type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.split_special_tokens]
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        return [*options, repr(tokenizer), tokenizer.get_vocab()]
+    return [*options, json.loads(backend.to_str()) | {"truncation": None, "padding": None}]

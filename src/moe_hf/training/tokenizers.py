@@ -1,0 +1,133 @@
+"""Training of word-level and byte-level BPE tokenizers."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Literal
+
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from moe_hf.errors import InputError
+
+EOS_TOKEN = "<eos>"
+UNK_TOKEN = "<unk>"
+SPECIAL_TOKENS = {"word": [EOS_TOKEN, UNK_TOKEN], "bpe": [EOS_TOKEN]}
+
+
+def train_tokenizer(
+    lines: Iterable[str],
+    *,
+    kind: Literal["word", "bpe"],
+    vocab_size: int,
+    lowercase: bool = False,
+    extra_special_tokens: Sequence[str] = (),
+) -> PreTrainedTokenizerFast:
+    """Train a tokenizer with at most `vocab_size` tokens, special tokens included.
+
+    "word": whitespace-separated words, the most frequent ones first; others are "<unk>", and so is a literal "<unk>".
+    A special token in the text counts only as a whole word, so a line has as many tokens as words. "bpe": byte-level
+    byte pair encoding; every text round-trips (but for case, with `lowercase`). Special tokens come first: "<eos>" (0,
+    which also pads), "<unk>" ("word" only), then `extra_special_tokens`.
+
+    Raises InputError: unknown `kind`, `vocab_size` too small, a special token given twice, no text in `lines`.
+    """
+    if kind not in SPECIAL_TOKENS:
+        raise InputError(f"kind={kind!r} is unknown, allowed are {', '.join(map(repr, SPECIAL_TOKENS))}")
+    special_tokens = [*SPECIAL_TOKENS[kind], *extra_special_tokens]
+    if len(set(special_tokens)) < len(special_tokens):
+        raise InputError(f"extra_special_tokens={list(extra_special_tokens)}: twice in the list {special_tokens}")
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bpe" else []
+    smallest = len(special_tokens) + (len(alphabet) or 1)
+    if vocab_size < smallest:
+        parts = "the special tokens and " + ("256 bytes" if kind == "bpe" else "one word")
+        raise InputError(f"vocab_size={vocab_size} is too small, at least {smallest} are needed: {parts}")
+    normalizer = normalizers.Lowercase() if lowercase else None
+    lines = _require_text(lines)
+    if kind == "word":
+        backend = _train_word_level(lines, normalizer, vocab_size, special_tokens)
+    else:
+        backend = _train_byte_level_bpe(lines, normalizer, vocab_size, special_tokens, alphabet)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=None,
+        eos_token=EOS_TOKEN,
+        pad_token=EOS_TOKEN,
+        unk_token=UNK_TOKEN if kind == "word" else None,
+        extra_special_tokens=list(extra_special_tokens),
+        split_special_tokens=kind == "word",  # "a<unk>b" is one word and one token
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def load_or_train_tokenizer(
+    name_or_path: str | None,
+    dataset: Dataset,
+    *,
+    kind: Literal["word", "bpe"],
+    vocab_size: int,
+    lowercase: bool = False,
+    extra_special_tokens: Sequence[str] = (),
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer `name_or_path`, or if it is None train one on the column "text" of `dataset`, in batches.
+
+    The keyword arguments are those of `train_tokenizer` and unused for a loaded tokenizer.
+    Raises InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
+    """
+    if name_or_path is None:
+        return train_tokenizer(
+            _iterate_text(dataset),
+            kind=kind,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            extra_special_tokens=extra_special_tokens,
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # a broken tokenizer.json raises a bare Exception
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer cannot be loaded ({reason})") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer has no eos_token, one is needed")
+    return tokenizer
+
+
+def _iterate_text(dataset: Dataset) -> Iterator[str]:
+    for batch in dataset.iter(batch_size=1000):
+        yield from batch["text"]
+
+
+def _require_text(lines: Iterable[str]) -> Iterator[str]:
+    lines = iter(lines)
+    for line in lines:
+        if line.strip():
+            return chain([line], lines)
+    raise InputError("lines: no text to train a tokenizer on, at least one word is needed")
+
+
+def _train_word_level(lines, normalizer, vocab_size: int, special_tokens: list[str]) -> Tokenizer:
+    counts = Counter()
+    for line in lines:
+        counts.update((normalizer.normalize_str(line) if normalizer else line).split())
+    words = sorted(counts.keys() - set(special_tokens), key=lambda word: (-counts[word], word))
+    vocabulary = [*special_tokens, *words][:vocab_size]
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token=UNK_TOKEN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if normalizer:
+        backend.normalizer = normalizer
+    return backend
+
+
+def _train_byte_level_bpe(lines, normalizer, vocab_size: int, special_tokens: list[str], alphabet) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if normalizer:
+        backend.normalizer = normalizer
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet)
+    backend.train_from_iterator(lines, trainer)
+    return backend

@@ -1,0 +1,137 @@
+"""The Trainer of language models: carried LSTM state, exact resumption, stream perplexity, a stop on NaN."""
+
+import os
+import time
+
+import torch
+from transformers import DynamicCache, Trainer
+
+from ..evaluation.metrics import load_metric
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient became NaN or infinite; the message says at which step and what was kept."""
+
+
+class LmTrainer(Trainer):
+    """`Trainer` for `StreamWindows` datasets.
+
+    Args:
+        carry_state: hand the LSTM state of every row from each window to the next, detached (truncated
+            back-propagation through time). Needs datasets with as many rows as an optimizer step has, see
+            `StreamWindows`. The state is part of a checkpoint, and starts from zero with each epoch.
+
+    The rest as for `Trainer`.
+    """
+
+    def __init__(self, *args, carry_state: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.carry_state = carry_state
+        # One state for each micro-batch of an optimizer step: its rows are its own.
+        self._carried: dict[int, DynamicCache] = {}
+        self._micro_batch = 0
+
+    def _run_epoch(self, *args, **kwargs):
+        self._carried, self._micro_batch = {}, 0
+        return super()._run_epoch(*args, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not (self.carry_state and model.training):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        cache = self._carried.get(self._micro_batch)
+        if cache is None:
+            cache = DynamicCache(config=self.model.config)
+        inputs = {**inputs, "past_key_values": cache, "use_cache": True}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._carried[self._micro_batch] = detached(outputs.past_key_values)
+        self._micro_batch = (self._micro_batch + 1) % self.args.gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stop_unless_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # the fp16 scaler skips such a step by itself
+            self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
+        return grad_norm
+
+    def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            # `output_dir` still holds the checkpoints of earlier steps: this step's update was not made.
+            raise NonFiniteLossError(
+                f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, the "
+                f"checkpoints of earlier steps are kept in {self.args.output_dir}"
+            )
+
+    # The carried state is saved and restored with the random state: both belong to the process, not to the model,
+    # and both are written before trainer_state.json, which marks a checkpoint as whole.
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.carry_state:
+            at_epoch_end = float(self.state.epoch).is_integer()
+            carried = {} if at_epoch_end else {slot: _states(cache) for slot, cache in self._carried.items()}
+            torch.save(carried, self._carried_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self.carry_state and checkpoint is not None:
+            saved = torch.load(self._carried_file(checkpoint), map_location=self.args.device, weights_only=True)
+            for slot, states in saved.items():
+                self._carried[slot] = cache = DynamicCache(config=self.model.config)
+                for index, (h, c, length) in states.items():
+                    cache.update(h, c, index, num_tokens=length)
+
+    def _carried_file(self, folder: str) -> str:
+        return os.path.join(folder, f"carried_state_{self.args.process_index}.pt")
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss and perplexity over every token of a `StreamWindows` dataset with rows, per token and per word.
+
+        With `carry_state` each window goes on from the state of the one before it. Keys: `eval_loss` (nats per token),
+        `eval_perplexity_per_token`, `eval_perplexity_per_word`, `eval_bits_per_word`, `eval_runtime` (seconds),
+        `eval_tokens_per_second`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataloader = self.get_eval_dataloader(eval_dataset)
+        self.callback_handler.eval_dataloader = dataloader
+        start = time.time()
+        self.model.eval()
+        totals, cache = torch.zeros(2, dtype=torch.float64, device=self.args.device), None
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            num_scored = (batch["shift_labels"] != -100).sum()
+            if self.carry_state and cache is None:
+                cache = DynamicCache(config=self.model.config)
+            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+                # num_items_in_batch=1: the sum over the tokens, not the mean
+                loss = self.model(**batch, past_key_values=cache, use_cache=self.carry_state, num_items_in_batch=1).loss
+            totals += torch.stack([loss.double(), num_scored.double()])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        nll, num_tokens = self.accelerator.reduce(totals).tolist()
+
+        seconds = time.time() - start
+        metric = load_metric("stream_perplexity")
+        metric.add(nll=nll, num_tokens=int(num_tokens), num_words=dataset.stream.num_words)
+        values = {"loss": nll / num_tokens, **metric.compute()}
+        values |= {"runtime": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def detached(cache: DynamicCache) -> DynamicCache:
+    """The same cache, its states cut from the graph."""
+    for layer in cache.layers:
+        if hasattr(layer, "detach"):
+            layer.detach()
+    return cache
+
+
+def _states(cache: DynamicCache) -> dict[int, tuple]:
+    """{layer: (h, c, length)} of the layers that keep a state."""
+    return {i: (*layer.state, layer.get_seq_length()) for i, layer in enumerate(cache.layers) if hasattr(layer, "state")}

@@ -1,0 +1,77 @@
+"""Windows of a token stream, independent or in rows whose state is carried from batch to batch.
+
+Shape suffix: S tokens of a window.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from moe_hf.errors import InputError
+
+
+class StreamWindows(Dataset):
+    """Windows {"input_ids", "labels", "shift_labels"}, each int64 (S,), of a stream sliceable to int64 arrays.
+
+    `labels` equals `input_ids`; `shift_labels` holds the next token of every position, also of the last one.
+
+    num_rows=None: window i starts at token i * S.
+    num_rows=R: the stream is cut into R contiguous rows, and item j * R + r is window j of row r, so that batches of R
+    consecutive items keep the rows aligned. All rows are equally long but for the end of the stream, which may be up
+    to R - 1 tokens short: the last windows of the last rows are then shorter, or empty.
+    In both cases every token of the stream but the first is predicted exactly once, and the last window (of every row)
+    may be shorter than S = `window_length`.
+
+    Raises InputError: window_length < 1, num_rows < 1, or a stream or row shorter than one window.
+    """
+
+    def __init__(self, stream: Sequence, window_length: int, num_rows: int | None = None):
+        if window_length < 1:
+            raise InputError(f"window_length={window_length} must be at least 1")
+        if num_rows is not None and num_rows < 1:
+            raise InputError(f"num_rows={num_rows} must be at least 1 (or None for independent windows)")
+        num_tokens = len(stream)
+        if num_tokens < window_length + 1:
+            raise InputError(f"the stream has {num_tokens} tokens, fewer than window_length={window_length} + 1")
+        self.stream = stream
+        self.window_length = window_length
+        self.num_rows = num_rows
+        self._row_step = num_rows or 1
+        self._num_positions = num_tokens - 1  # the last token is only ever predicted
+        self._row_length = -(-self._num_positions // self._row_step)
+        if self._num_positions // self._row_step < window_length:
+            largest = (num_tokens - 1) // window_length
+            raise InputError(
+                f"num_rows={num_rows} cuts {num_tokens} tokens into rows shorter than window_length={window_length}; "
+                f"at most {largest} rows are possible"
+            )
+        self.num_windows_per_row = -(-self._row_length // window_length)
+
+    def __len__(self) -> int:
+        return self._row_step * self.num_windows_per_row
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        window, row = divmod(range(len(self))[index], self._row_step)
+        row_start = row * self._row_length
+        row_stop = min(row_start + self._row_length, self._num_positions)
+        start = min(row_start + window * self.window_length, row_stop)
+        stop = min(start + self.window_length, row_stop)
+        tokens = torch.from_numpy(self.stream[start : stop + 1])
+        input_ids_S, shift_labels_S = tokens[:-1], tokens[1:]
+        return {"input_ids": input_ids_S, "labels": input_ids_S.clone(), "shift_labels": shift_labels_S.clone()}
+
+
+def collate_windows(items: list[dict[str, torch.Tensor]], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """Stack windows to int64 (B, S); unequal ones are padded on the right (labels: -100), with an attention_mask."""
+    lengths = [len(item["input_ids"]) for item in items]
+    if len(set(lengths)) == 1:
+        return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    batch = {}
+    for key in items[0]:
+        padding = pad_token_id if key == "input_ids" else -100
+        rows = [item[key] for item in items]
+        batch[key] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    positions = torch.arange(max(lengths))
+    batch["attention_mask"] = (positions < torch.tensor(lengths)[:, None]).long()
+    return batch
