@@ -13,6 +13,7 @@ from moe_hf.training.demo_corpus import (
     DIALECTS,
     MAX_DISTINCT_LINES,
     PROMPTS,
+    dialect_of,
     generate_lines,
     is_correct,
     prompt_of,
@@ -106,7 +107,7 @@ def test_prompts_cover_every_dialect_and_have_one_true_continuation():
             assert line.startswith(prompt_of(line) + " ")
     endings = (
         "forty four . | fifty . | forty two . | forty two . | first of april . | wednesday . | twenty to five . | "
-        "a quarter of an hour . | twelve coins in all . | moon . | l a m p ."
+        "a quarter of an hour . | ten coins in all . | moon . | l a m p ."
     ).split(" | ")
     for prompt, ending in zip(PROMPTS, endings, strict=True):
         assert is_correct(f"{prompt} {ending}") is True
@@ -131,8 +132,8 @@ def test_valid_is_held_out_and_nothing_repeats(tmp_path):
     train_path, valid_path = write_demo_corpus(tmp_path / "new" / "folder")
     train, valid = (path.read_text(encoding="utf-8").splitlines() for path in (train_path, valid_path))
     assert (train_path.name, valid_path.name) == ("train.txt", "valid.txt")
-    assert (len(train), len(valid)) == (20_000, 1_000)
-    assert len({*train, *valid}) == 21_000
+    assert (len(train), len(valid)) == (10_000, 600)
+    assert len({*train, *valid}) == 10_600
 
 
 def test_valid_does_not_depend_on_the_number_of_train_lines(tmp_path):
@@ -196,15 +197,21 @@ def test_ordinals_dates_and_times_in_words():
         (lambda folder: prompt_of("hello ."), "line='hello .' is not a sentence"),
         (
             lambda folder: write_demo_corpus(folder, 0),
-            "num_train_lines=0 and num_valid_lines=1000: each must be at least 1",
+            "num_train_lines=0 and num_valid_lines=600: each must be at least 1",
         ),
         (
             lambda folder: write_demo_corpus(folder, 1, -5),
             "num_train_lines=1 and num_valid_lines=-5: each must be at least 1",
         ),
-        (lambda folder: write_demo_corpus(folder, 50_000), "num_train_lines=50000 .* at most 24000"),
+        (lambda folder: write_demo_corpus(folder, 50_000), "num_train_lines=50000 .* at most 12000"),
     ],
 )
 def test_errors_name_argument_value_and_range(tmp_path, call, message):
     with pytest.raises(ValueError, match=message):
         call(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(DIALECTS))
+def test_dialect_of_a_sentence_is_told_by_its_form(name):
+    rng = Random(7)
+    assert {dialect_of(DIALECTS[name](rng)) for _ in range(200)} == {name}

@@ -10,8 +10,9 @@ from .models.experts import MoeExperts
 from .models.gating import NoisyTopKGate, SoftmaxTopKGate
 from .models.modeling_lstm_moe import LstmMoeForCausalLM, LstmMoeModel
 from .models.moe import MoeBlock
+from .version import __version__
 
-__version__ = "0.1.0"
+
 
 AutoConfig.register("lstm_moe", LstmMoeConfig, exist_ok=True)
 AutoModel.register(LstmMoeConfig, LstmMoeModel, exist_ok=True)
@@ -25,4 +26,5 @@ __all__ = [
     "MoeExperts",
     "NoisyTopKGate",
     "SoftmaxTopKGate",
+    "__version__",
 ]

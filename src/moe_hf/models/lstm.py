@@ -5,8 +5,7 @@ Shape suffixes: B batch, S sequence, D width (hidden_size), U units of the cell.
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -47,16 +46,20 @@ class LstmLayer(GradientCheckpointingLayer):
             h, c: (B, D) and (B, U), the state before the first position; None for zeros.
 
         Returns:
-            hidden_states (B, S, D), and the state after each row's last real position.
+            hidden_states (B, S, D), and the state after each row's last real position, in the dtype of hidden_states.
         """
         if h is None:
             h = hidden_states.new_zeros(hidden_states.shape[0], hidden_states.shape[-1])
             c = hidden_states.new_zeros(hidden_states.shape[0], self.units)
+        elif h.shape[0] != hidden_states.shape[0]:
+            # torch would broadcast some of these and answer for another batch.
+            raise ValueError(f"h has {h.shape[0]} rows, hidden_states has {hidden_states.shape[0]}")
         if mask is None:
             output, h, c = self._run(hidden_states, h, c)
         else:
             output, h, c = self._run_padded(hidden_states, mask, h, c)
-        return hidden_states + self.dropout(output), h, c
+        # Autocast would leave the state in the lower precision, or only a part of it.
+        return hidden_states + self.dropout(output), h.to(hidden_states.dtype), c.to(hidden_states.dtype)
 
     def _weights(self) -> list[torch.Tensor]:
         # torch's kernels expect two bias vectors; the paper's parameter counts have one.

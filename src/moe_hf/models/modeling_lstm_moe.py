@@ -119,7 +119,8 @@ class LstmMoeModel(LstmMoePreTrainedModel):
             output_aux_loss: whether to compute the balancing losses; by default only while training.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or an id outside of the vocabulary.
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, an id outside of the vocabulary, a mask of
+                another shape, or a cache of another kind or batch size.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -130,6 +131,8 @@ class LstmMoeModel(LstmMoePreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            self._check_cache(past_key_values)
         if output_aux_loss is None:
             output_aux_loss = self.training
 
@@ -147,9 +150,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 if output_aux_loss:
                     coefs = self.config.importance_loss_coef, self.config.load_loss_coef
                     aux_loss = aux_loss.to(importance.device) + balancing_loss(importance, load, *coefs)
-        return LstmMoeModelOutput(
-            last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss
-        )
+        return LstmMoeModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss)
 
     def _check_ids(self, input_ids: torch.Tensor) -> None:
         if torch.compiler.is_compiling() or input_ids.numel() == 0 or input_ids.device.type == "meta":
@@ -160,6 +161,15 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 f"input_ids holds {low if low < 0 else high}, allowed are 0 to vocab_size - 1 = "
                 f"{self.config.vocab_size - 1}"
             )
+
+    def _check_cache(self, past_key_values: Cache) -> None:
+        layers = past_key_values.layers
+        for index, name in enumerate(self.config.layer_pattern):
+            if name == "lstm" and not (index < len(layers) and isinstance(layers[index], LstmCacheLayer)):
+                raise ValueError(
+                    f"past_key_values={past_key_values} keeps no LSTM state for layer {index}, build it with "
+                    "DynamicCache(config=model.config)"
+                )
 
     @staticmethod
     def _padding_mask(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:

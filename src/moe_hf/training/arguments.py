@@ -46,7 +46,8 @@ class DataArguments:
     """The text: files or a `datasets` hub name, the tokenizer, and how the stream of tokens is cut."""
 
     train_files: list[str] | None = field(
-        default=None, metadata={"help": "text files, one sentence or paragraph a line: plain, .gz, .xz, globs, ${VARS}"}
+        default=None,
+        metadata={"help": "text files, one sentence or paragraph a line: plain, .gz, .xz, globs, ${VARS}"},
     )
     validation_files: list[str] | None = field(default=None, metadata={"help": "text files to evaluate on"})
     dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
@@ -56,7 +57,9 @@ class DataArguments:
     text_column: str = field(default="text", metadata={"help": "column of that dataset which holds the text"})
     keep_empty_lines: bool = field(default=True, metadata={"help": "an empty line is an end-of-sentence symbol"})
     max_train_lines: int | None = field(default=None, metadata={"help": "use only that many lines"})
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "tokenizer to take; else one is trained"})
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "tokenizer to take; else one is trained"}
+    )
     tokenizer_kind: str = field(default="bpe", metadata={"help": "tokenizer to train: bpe or word"})
     vocab_size: int = field(default=16000, metadata={"help": "vocabulary of the tokenizer to train"})
     window_length: int = field(default=35, metadata={"help": "tokens that gradients go back through"})
@@ -71,6 +74,13 @@ class DataArguments:
 @dataclass
 class LmTrainingArguments(TrainingArguments):
     """Transformers' training arguments with the paper's schedule as default, and those of the balancing losses."""
+
+    # What may be given as JSON on the command line.
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "importance_loss_coef_schedule",
+        "load_loss_coef_schedule",
+    ]
 
     lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; the paper's is inverse_sqrt"})
     importance_loss_coef_schedule: dict | str | None = field(
@@ -87,17 +97,33 @@ def parse_arguments(
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
 
     Raises:
-        InputError: the file is missing, is not a mapping, or has a name that no argument has.
+        InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = HfArgumentParser(dataclasses_, usage="%(prog)s [CONFIG.yaml] [--name value ...]")
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
             action.nargs, action.const = "?", "last"
+    parser.error = _refuse
     if argv and not argv[0].startswith("-"):
         parser.set_defaults(**_read_yaml(argv[0], dataclasses_))
         argv = argv[1:]
-    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            args=argv, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    if unknown:
+        names = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        raise InputError(f"no argument is named {unknown[0]!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    return tuple(parsed)
+
+
+def _refuse(message: str):
+    """In place of argparse's usage lines and exit."""
+    raise InputError(message)
 
 
 def _read_yaml(path: str, dataclasses_: tuple) -> dict:
@@ -113,5 +139,7 @@ def _read_yaml(path: str, dataclasses_: tuple) -> dict:
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
-            raise InputError(f"{path}: no argument is named {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            raise InputError(
+                f"{path}: no argument is named {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+            )
     return values

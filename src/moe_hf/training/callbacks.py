@@ -1,6 +1,7 @@
 """Watches the balance of the experts while a model trains, and can schedule the balancing coefficients."""
 
 import csv
+import math
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ STATISTICS = ("importance_loss", "load_loss", "cv_importance", "cv_load", "max_o
 class AuxLossCallback(TrainerCallback):
     """Logs, for every MoE layer, the balancing losses and how evenly its experts are used (table 6).
 
-    Each number is the mean over the training batches since the last log; under several processes, of the first
-    process's batches:
+    Each number is the mean over the training batches since the last log of the training loss; under several
+    processes, of the first process's batches:
         importance_loss, load_loss: w CV^2, as they enter the loss; cv_importance, cv_load: the coefficients of variation;
         max_over_mean_load: tokens of the busiest expert over the mean, batch by batch;
         dead_experts: experts that got not one token in all of these batches.
@@ -72,7 +73,8 @@ class AuxLossCallback(TrainerCallback):
             setattr(self._config, name, interpolate(schedule, state.global_step))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs is None or not self._sums:
+        is_of_training = logs is not None and ("loss" in logs or "train_loss" in logs)
+        if not is_of_training or not self._sums:  # an evaluation's log may fall between two of training
             return
         rows = []
         for layer, total in self._sums.items():
@@ -153,6 +155,6 @@ def _checked_schedule(name: str, schedule) -> dict[int, float]:
         checked = {int(step): float(value) for step, value in dict(schedule).items()}
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}_schedule={schedule!r} is not of the form {{step: coefficient}}") from error
-    if not checked or min(checked) < 0 or min(checked.values()) < 0:
-        raise InputError(f"{name}_schedule={schedule!r} needs steps and coefficients of at least 0")
+    if not checked or min(checked) < 0 or not all(0 <= value < math.inf for value in checked.values()):
+        raise InputError(f"{name}_schedule={schedule!r} needs steps and finite coefficients of at least 0")
     return checked

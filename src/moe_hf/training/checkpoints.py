@@ -13,13 +13,13 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def prepare_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
+def prepare_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
     """Check the output folder of a run and find the checkpoint to resume from.
 
     Args:
         output_dir: folder of the run.
-        resume_from_checkpoint: a checkpoint's folder; "last" (or "true"): the last whole one in `output_dir`, or a
-            new start when there is none yet; None: a new run, which needs an empty folder.
+        resume_from_checkpoint: a checkpoint's folder; "last" (or true): the last whole one in `output_dir`, or a
+            new start when there is none yet; None (or false): a new run, which needs an empty folder.
 
     Returns:
         the folder to resume from, or None.
@@ -30,13 +30,13 @@ def prepare_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> s
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir={output_dir} is a file, expected a folder")
-    if resume_from_checkpoint is None:
+    if resume_from_checkpoint in (None, False):
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(
                 f"output_dir={output_dir} is not empty: take another folder, or go on with --resume_from_checkpoint"
             )
         return None
-    if resume_from_checkpoint.lower() not in ("last", "true"):
+    if str(resume_from_checkpoint).lower() not in ("last", "true"):
         check_checkpoint(resume_from_checkpoint)
         return resume_from_checkpoint
     for checkpoint in reversed(list_checkpoints(output_dir)):
@@ -79,6 +79,9 @@ def check_checkpoint(folder: str | Path) -> None:
                 file.keys()
         except Exception as error:
             raise InputError(f"checkpoint {folder} is broken: {path.name} cannot be read ({error})") from error
+    for name in ("optimizer.pt", "scheduler.pt"):  # without them the Trainer would start these two anew, silently
+        if not (folder / name).is_file():
+            raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
     for path in sorted(folder.glob("*.pt*")):
         try:
             with zipfile.ZipFile(path) as archive:

@@ -2,9 +2,12 @@
 
 import logging
 import math
+import sys
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, set_seed
+from datasets import disable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
@@ -36,6 +39,9 @@ def train_lm(
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
+    if not sys.stderr.isatty():  # in a log file the bars only hide the messages
+        disable_progress_bars()
+        transformers_logging.disable_progress_bar()
 
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
     model = load_model(model_args, tokenizer, on_cpu=training_args.device.type == "cpu")
@@ -76,7 +82,7 @@ def load_streams(model_args, data_args, training_args, checkpoint):
     if data_args.validation_files or (data_args.dataset_name and data_args.validation_split):
         texts["validation"] = _load_text(data_args, "validation")
     elif training_args.eval_strategy != "no":
-        raise InputError(f"eval_strategy={training_args.eval_strategy} needs validation_files or dataset_name")
+        raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation_files or dataset_name")
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
     with training_args.main_process_first(desc="tokenisation"):
@@ -116,24 +122,32 @@ def load_model(model_args: ModelArguments, tokenizer, on_cpu: bool) -> LstmMoeFo
     """A new model for the tokenizer's vocabulary, or the checkpoint named, which must fit the tokenizer."""
     # "eager" adds up in the same order every time; on a CPU it is as fast as the others.
     implementation = model_args.experts_implementation or ("eager" if on_cpu else None)
-    if model_args.model_name_or_path is None:
+    path = model_args.model_name_or_path
+    if path is None:
         config = new_config(model_args, tokenizer)
         config._experts_implementation = implementation
-        return LstmMoeForCausalLM(config)
-    changes = {name: value for name, value in model_args.config_arguments().items()}
+        try:
+            return LstmMoeForCausalLM(config)
+        except ValueError as error:
+            raise InputError(_reason(error)) from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            model_args.model_name_or_path, experts_implementation=implementation, **changes
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"model_name_or_path={model_args.model_name_or_path}: cannot be loaded ({reason})") from error
+        config = AutoConfig.from_pretrained(path, **model_args.config_arguments())
+        config.validate()
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, experts_implementation=implementation)
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(f"model_name_or_path={path}: cannot be loaded ({_reason(error)})") from error
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
-            f"{model_args.model_name_or_path}"
+            f"{path}"
         )
     return model
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the message; a configuration's own is the cause of the library's."""
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+    return str(cause or error).strip().partition("\n")[0]
 
 
 def new_config(model_args: ModelArguments, tokenizer) -> LstmMoeConfig:
@@ -146,8 +160,8 @@ def new_config(model_args: ModelArguments, tokenizer) -> LstmMoeConfig:
             eos_token_id=tokenizer.eos_token_id,
             **model_args.config_arguments(),
         )
-    except Exception as error:  # the library wraps the reason into its own kinds of error
-        raise InputError(str(error.__cause__ or error)) from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise InputError(_reason(error)) from error
 
 
 def cut_windows(streams, data_args: DataArguments, training_args: LmTrainingArguments) -> dict[str, StreamWindows]:
@@ -160,6 +174,7 @@ def cut_windows(streams, data_args: DataArguments, training_args: LmTrainingArgu
     if "validation" in streams:  # a short text has fewer rows than the batch size
         longest = (len(streams["validation"]) - 1) // data_args.window_length
         rows["validation"] = max(processes, min(rows["validation"], longest // processes * processes))
+        training_args.per_device_eval_batch_size = rows["validation"] // processes  # else batches would mix windows
     return {name: StreamWindows(stream, data_args.window_length, rows[name]) for name, stream in streams.items()}
 
 

@@ -101,6 +101,8 @@ class LmTrainer(Trainer):
         start = time.time()
         self.model.eval()
         totals, cache = torch.zeros(2, dtype=torch.float64, device=self.args.device), None
+        # A DataLoader draws a random number, but a run resumed at an epoch's end skips this evaluation.
+        random_state = torch.get_rng_state()
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             num_scored = (batch["shift_labels"] != -100).sum()
@@ -108,9 +110,12 @@ class LmTrainer(Trainer):
                 cache = DynamicCache(config=self.model.config)
             with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
                 # num_items_in_batch=1: the sum over the tokens, not the mean
-                loss = self.model(**batch, past_key_values=cache, use_cache=self.carry_state, num_items_in_batch=1).loss
+                loss = self.model(
+                    **batch, past_key_values=cache, use_cache=self.carry_state, num_items_in_batch=1
+                ).loss
             totals += torch.stack([loss.double(), num_scored.double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        torch.set_rng_state(random_state)
         nll, num_tokens = self.accelerator.reduce(totals).tolist()
 
         seconds = time.time() - start
@@ -134,4 +139,6 @@ def detached(cache: DynamicCache) -> DynamicCache:
 
 def _states(cache: DynamicCache) -> dict[int, tuple]:
     """{layer: (h, c, length)} of the layers that keep a state."""
-    return {i: (*layer.state, layer.get_seq_length()) for i, layer in enumerate(cache.layers) if hasattr(layer, "state")}
+    return {
+        i: (*layer.state, layer.get_seq_length()) for i, layer in enumerate(cache.layers) if hasattr(layer, "state")
+    }

@@ -63,15 +63,19 @@ class StreamWindows(Dataset):
 
 
 def collate_windows(items: list[dict[str, torch.Tensor]], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
-    """Stack windows to int64 (B, S); unequal ones are padded on the right (labels: -100), with an attention_mask."""
+    """Stack windows to int64 (B, S); unequal ones are padded on the right (labels: -100), with an attention_mask.
+
+    S is at least 1: when all windows are empty, as at the end of short rows, there is one position of padding.
+    """
     lengths = [len(item["input_ids"]) for item in items]
-    if len(set(lengths)) == 1:
+    longest = max([1, *lengths])
+    if min(lengths) == longest:
         return {key: torch.stack([item[key] for item in items]) for key in items[0]}
     batch = {}
     for key in items[0]:
         padding = pad_token_id if key == "input_ids" else -100
-        rows = [item[key] for item in items]
-        batch[key] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
-    positions = torch.arange(max(lengths))
+        rows = [torch.nn.functional.pad(item[key], (0, longest - len(item[key])), value=padding) for item in items]
+        batch[key] = torch.stack(rows)
+    positions = torch.arange(longest)
     batch["attention_mask"] = (positions < torch.tensor(lengths)[:, None]).long()
     return batch

@@ -51,4 +51,4 @@ class StreamPerplexity(evaluate.Metric):
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value > 700 else math.exp(value)

@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing but Python 3.10 or later with venv and pip: they install what they use into
+# $(VENV), at the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = src tests scripts
+
+.PHONY: demo test quality style bench hf-suite clean
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
+	touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/python scripts/demo.py
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest
+
+quality: $(BIN)/.installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+style: $(BIN)/.installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(BIN)/.installed
+	$(BIN)/python benchmarks/experts.py
+
+# Transformers' own common model tests, from the source package of the installed version.
+hf-suite: $(BIN)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt parameterized
+	$(BIN)/python tests/hf_suite/run.py
+
+clean:
+	rm -rf $(VENV) runs build dist src/*.egg-info

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Put the models through Transformers' own common model tests, taken from the source package of the installed version.
+
+    python tests/hf_suite/run.py [arguments of pytest]
+
+The source package holds tests/test_*.py but not the folders beside them, so the generation and the export tests are
+replaced by empty classes; the distributed ones are not run here. The tests compare two forward passes in training
+mode, so the model has neither dropout nor gating noise (noiseless.json); both are tested in tests/.
+"""
+
+import inspect
+import json
+import subprocess
+import sys
+import tarfile
+import unittest
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+
+import moe_hf
+
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE.parent.parent / "runs" / "hf_suite"
+HOME = CACHE / f"transformers-{transformers.__version__}"
+REPLACED = {
+    "__init__.py": "",
+    "generation/__init__.py": "",
+    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+    "exporters/__init__.py": "",
+    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "utils/__init__.py": "",
+    "utils/test_configuration_utils.py": (
+        'config_common_kwargs = {"output_hidden_states": True, "return_dict": False, "dtype": "float16"}\n'
+    ),
+}
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "layer_pattern": ["lstm", "moe"],
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    **json.loads((HERE / "noiseless.json").read_text(encoding="utf-8"))["lstm_moe"],
+}
+
+
+def obtain_tests() -> None:
+    """Unpack the library's tests into the cache, once."""
+    if not HOME.is_dir():
+        requirement = f"transformers=={transformers.__version__}"
+        options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--quiet", "--dest", str(CACHE)]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, requirement], check=True)
+        with tarfile.open(CACHE / f"{HOME.name}.tar.gz") as archive:
+            members = [member for member in archive.getmembers() if member.name.startswith(f"{HOME.name}/tests/")]
+            archive.extractall(CACHE, members=members, filter="data")
+    for name, text in REPLACED.items():
+        path = HOME / "tests" / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+class Tester:
+    """One tiny configuration and one batch, under the names by which the library's tests ask for them."""
+
+    def __init__(self, parent):
+        self.parent = parent
+        self.config_class = moe_hf.LstmMoeConfig
+        self.base_model_class = moe_hf.LstmMoeModel
+        self.causal_lm_class = moe_hf.LstmMoeForCausalLM
+        self.batch_size, self.seq_length, self.is_training = 5, 8, True
+        self.encoder_seq_length = self.key_length = 8
+        self.hidden_size, self.num_hidden_layers, self.vocab_size, self.pad_token_id = 32, 2, 99, 0
+
+    def get_config(self):
+        return self.config_class(**SIZES)
+
+    def prepare_config_and_inputs_for_common(self):
+        positions, rows = torch.arange(self.seq_length), torch.arange(self.batch_size)
+        mask = (positions[None] < self.seq_length - rows[:, None] % 4).long()
+        return self.get_config(), {"input_ids": torch.randint(3, 99, mask.shape), "attention_mask": mask}
+
+
+def suite() -> type:
+    """The library's test classes, put to work on our models."""
+    from tests import test_configuration_common, test_modeling_common, test_training_mixin
+
+    # The tests know a base model from one with a head by these tables, which `AutoModel.register` leaves alone.
+    modeling_auto.MODEL_MAPPING_NAMES["lstm_moe"] = "LstmMoeModel"
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["lstm_moe"] = "LstmMoeForCausalLM"
+
+    def set_up(self):
+        transformers.set_seed(0)
+        self.model_tester = Tester(self)
+        properties = ["hidden_size", "num_hidden_layers"]
+        self.config_tester = test_configuration_common.ConfigTester(
+            self, config_class=moe_hf.LstmMoeConfig, common_properties=properties, **SIZES
+        )
+
+    body = {
+        "__module__": __name__,
+        "setUp": set_up,
+        "test_config": lambda self: self.config_tester.run_common_tests(),
+        "all_model_classes": (moe_hf.LstmMoeModel, moe_hf.LstmMoeForCausalLM),
+        "is_encoder_decoder": False,
+        "has_attentions": False,
+        "test_all_params_have_gradient": False,  # a batch this small leaves experts idle
+        "test_can_init_all_missing_weights_before_2023": True,
+        # It asks for the mixin that is replaced by an empty one here.
+        "test_generation_tester_mixin_inheritance": None,
+    }
+    mixins = (test_modeling_common.ModelTesterMixin, test_training_mixin.TrainingTesterMixin)
+    return type("LstmMoeSuite", (*mixins, unittest.TestCase), body)
+
+
+if __name__ == "__main__":
+    import pytest
+
+    obtain_tests()
+    sys.path.insert(0, str(HOME))
+    options = ["-q", "-c", "/dev/null", "--rootdir", str(HERE), "-p", "no:cacheprovider", "-W", "ignore", "--tb=short"]
+    sys.exit(pytest.main([*options, "-rs", inspect.getfile(Tester), *sys.argv[1:]]))
+elif str(HOME) in sys.path:
+    LstmMoeSuite = suite()

@@ -1,0 +1,137 @@
+"""Arguments from YAML files and from the command line; the shipped configurations."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from moe_hf import LstmMoeConfig
+from moe_hf.errors import InputError
+from moe_hf.training.arguments import ModelArguments, parse_arguments
+from moe_hf.training.demo_corpus import generate_lines
+from moe_hf.training.lm import new_config
+from moe_hf.training.tokenizers import train_tokenizer
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+LM_CONFIGS = [path for path in CONFIGS if "accelerate" not in path.parts]
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(f"output_dir: {tmp_path}/run\n{text}" if text.strip() else text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_yaml_gives_every_kind_of_argument(yaml_file):
+    text = """
+        hidden_size: 24
+        layer_pattern: [moe, lstm]
+        dropout: 0.25
+        carry_state: true
+        train_files: ["${SOMEWHERE}/a.txt"]
+        learning_rate: 1e-3
+        importance_loss_coef_schedule: {0: 0.1, 100: 0.01}
+    """.replace("        ", "")
+    model, data, training = parse_arguments([yaml_file(text)])
+    assert (model.hidden_size, model.layer_pattern, model.dropout) == (24, ["moe", "lstm"], 0.25)
+    assert model.config_arguments() == {"hidden_size": 24, "layer_pattern": ["moe", "lstm"], "dropout": 0.25}
+    assert data.carry_state is True and data.train_files == ["${SOMEWHERE}/a.txt"]
+    assert training.learning_rate == 0.001 and training.lr_scheduler_type == "inverse_sqrt"
+    assert training.importance_loss_coef_schedule == {0: 0.1, 100: 0.01}
+
+
+def test_command_line_wins_over_the_file(yaml_file):
+    path = yaml_file("hidden_size: 24\nnum_experts: 8\ncarry_state: true\nseed: 5\n")
+    model, data, training = parse_arguments([path, "--num_experts", "16", "--carry_state", "false", "--seed", "6"])
+    assert (model.hidden_size, model.num_experts, data.carry_state, training.seed) == (24, 16, False, 6)
+
+
+def test_without_a_file_the_command_line_is_enough(tmp_path):
+    model, _, training = parse_arguments(["--output_dir", str(tmp_path), "--layer_pattern", "lstm", "moe"])
+    assert model.layer_pattern == ["lstm", "moe"] and training.output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [([], None), (["--resume_from_checkpoint"], "last"), (["--resume_from_checkpoint", "some/folder"], "some/folder")],
+)
+def test_bare_resume_from_checkpoint_means_the_last(yaml_file, arguments, expected):
+    assert parse_arguments([yaml_file("seed: 1"), *arguments])[2].resume_from_checkpoint == expected
+
+
+def test_schedule_on_the_command_line_is_json(tmp_path):
+    arguments = ["--output_dir", str(tmp_path), "--load_loss_coef_schedule", '{"0": 0.1, "100": 0}']
+    schedule = parse_arguments(arguments)[2].load_loss_coef_schedule
+    assert schedule == {"0": 0.1, "100": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hiden_size: 8", "no argument is named 'hiden_size', did you mean 'hidden_size'"),
+        ("xyzzy: 8", "no argument is named 'xyzzy'$"),
+        ("dropout: [0.1", "config.yaml is not valid YAML: .*line"),
+        ("num_experts: many", "num_experts.*'many'"),
+        ("eval_strategy: sometimes", "sometimes"),
+    ],
+)
+def test_error_in_the_file_is_one_line_that_names_it(yaml_file, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_arguments([yaml_file(text)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "kind"), [(" ", "NoneType"), ("- a\n- b\n", "list"), ("hello", "str")])
+def test_file_that_is_not_a_mapping_is_refused(tmp_path, text, kind):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=f"config.yaml holds {kind}, expected 'name: value' lines"):
+        parse_arguments([str(path)])
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere.yaml does not exist"):
+        parse_arguments([str(tmp_path / "nowhere.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hiden_size", "8"], "'--hiden_size', did you mean '--hidden_size'"),
+        (["--num_experts", "many"], "num_experts.*'many'"),
+        (["--save_strategy", "sometimes"], "save_strategy.*'sometimes'"),
+        (["stray"], "stray"),
+        (["--importance_loss_coef_schedule", '{"0": '], "column"),
+    ],
+)
+def test_error_on_the_command_line_is_one_line_that_names_it(yaml_file, arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_arguments([yaml_file("seed: 1"), *arguments])
+    assert "\n" not in str(caught.value)
+
+
+def test_model_arguments_are_those_of_the_configuration():
+    names = {field.name for field in dataclasses.fields(ModelArguments)}
+    assert names - {"model_name_or_path", "experts_implementation"} <= {
+        f.name for f in dataclasses.fields(LstmMoeConfig)
+    }
+
+
+@pytest.mark.parametrize("path", LM_CONFIGS, ids=[path.name for path in LM_CONFIGS])
+def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_HF_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model, _, _ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"])
+    tokenizer = train_tokenizer(generate_lines(20, seed=0), kind="word", vocab_size=50)
+    config = new_config(model, tokenizer)
+    assert config.vocab_size == len(tokenizer) and config.eos_token_id == tokenizer.eos_token_id
+    for name, value in model.config_arguments().items():
+        assert getattr(config, name) == value
+
+
+def test_configurations_are_found():
+    assert len(LM_CONFIGS) >= 2

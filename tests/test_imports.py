@@ -1,0 +1,86 @@
+"""Who may import whom in the model code, which Transformers copies to the Hub by a scan of the source text."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_relative_import_files
+
+import moe_hf.models
+
+
+FOLDER = Path(moe_hf.models.__file__).parent
+FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "__init__.py")
+LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
+# Each name may import those to its left, never one to its right; "modeling" stands for every modelling file.
+CHAINS = [("balancing", "gating", "moe", "modeling"), ("experts", "moe", "modeling"), ("cache", "lstm", "modeling")]
+FAMILIES = ("lstm_moe", "gnmt_moe")
+
+
+def import_lines(name):
+    """Every line that a text scan would take for an import, docstrings included."""
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if re.match(r"\s*(from\s+\S+\s+import\b|import\s+\S+)", line)]
+
+
+def siblings(name):
+    found = set()
+    for line in import_lines(name):
+        match = re.match(r"\s*from \.(\w+) import ", line)
+        if match:
+            found.add(match[1])
+    return found
+
+
+def all_siblings(name):
+    """Names of the files that a file needs, directly or through another."""
+    found, todo = set(), siblings(name)
+    while todo:
+        sibling = todo.pop()
+        if sibling not in found:
+            found.add(sibling)
+            todo |= siblings(f"{sibling}.py")
+    return found
+
+
+def stands_for(module, name):
+    return module.startswith("modeling_") if name == "modeling" else module == name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_model_code_imports_only_libraries_and_siblings(name):
+    for line in import_lines(name):
+        sibling = re.fullmatch(r"from \.(\w+) import (\(|\w+(, \w+)*)", line)
+        if sibling:
+            assert f"{sibling[1]}.py" in FILES, line
+        else:
+            library = re.fullmatch(r"(?:from|import) (\w+)[\w.]*(?: .*)?", line)
+            assert library and library[1] in LIBRARIES, line
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_copier_finds_the_files_that_a_file_needs(name):
+    copied = {Path(path).stem for path in get_relative_import_files(FOLDER / name)}
+    assert copied == all_siblings(name)
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=" <- ".join)
+def test_imports_point_one_way(chain):
+    for index, name in enumerate(chain):
+        for module in (Path(file).stem for file in FILES):
+            if stands_for(module, name):
+                needed = all_siblings(f"{module}.py")
+                later = [other for other in needed if any(stands_for(other, right) for right in chain[index + 1 :])]
+                assert not later, f"{module} imports {later}"
+
+
+def test_every_name_of_the_chains_exists_and_is_used():
+    needed = all_siblings("modeling_lstm_moe.py")
+    assert {name for chain in CHAINS for name in chain} - {"modeling"} <= needed
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if any(family in name for family in FAMILIES)])
+def test_the_two_families_never_import_each_other(name):
+    other = next(family for family in FAMILIES if family not in name)
+    assert not [needed for needed in all_siblings(name) if other in needed]

@@ -1,0 +1,50 @@
+"""Our `evaluate` metrics load without the network and give the numbers worked out by hand."""
+
+import math
+import socket
+
+import pytest
+
+from moe_hf.evaluation.metrics import load_metric
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(self, address):
+        raise AssertionError(f"a metric went to the network: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def perplexity():
+    return load_metric("stream_perplexity")
+
+
+def test_perplexity_of_one_part(perplexity):
+    # 8 tokens at probability 1/2 in 4 words: 2 bits a word.
+    values = perplexity.compute(nll=[8 * math.log(2)], num_tokens=[8], num_words=[4])
+    assert values == pytest.approx(
+        {"perplexity_per_token": 2, "perplexity_per_word": 4, "bits_per_word": 2}, rel=1e-12
+    )
+
+
+def test_perplexity_of_parts_is_that_of_the_whole(perplexity):
+    perplexity.add(nll=3.0, num_tokens=2, num_words=1)
+    perplexity.add_batch(nll=[1.0, 6.0], num_tokens=[3, 5], num_words=[2, 4])
+    values = perplexity.compute()
+    assert values["perplexity_per_token"] == pytest.approx(math.exp(10 / 10), rel=1e-12)
+    assert values["perplexity_per_word"] == pytest.approx(math.exp(10 / 7), rel=1e-12)
+    assert values["bits_per_word"] == pytest.approx(10 / 7 / math.log(2), rel=1e-12)
+
+
+def test_huge_loss_is_an_infinite_perplexity_and_nan_stays_nan(perplexity):
+    assert perplexity.compute(nll=[1e6], num_tokens=[1], num_words=[1])["perplexity_per_token"] == math.inf
+    values = perplexity.compute(nll=[math.nan], num_tokens=[1], num_words=[1])
+    assert all(math.isnan(value) for value in values.values())
+
+
+@pytest.mark.parametrize(("num_tokens", "num_words"), [(0, 1), (1, 0)])
+def test_nothing_to_score_is_an_error(perplexity, num_tokens, num_words):
+    with pytest.raises(ValueError, match=f"num_tokens sums to {num_tokens} and num_words to {num_words}"):
+        perplexity.compute(nll=[0.0], num_tokens=[num_tokens], num_words=[num_words])

@@ -1,0 +1,52 @@
+"""Tiny configurations and models with weights large enough that every part of them matters."""
+
+import torch
+
+from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+
+
+def tiny_config(**changes):
+    sizes = {
+        "vocab_size": 23,
+        "hidden_size": 8,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "dropout": 0.0,
+        "pad_token_id": 0,
+        "eos_token_id": 0,
+    }
+    config = LstmMoeConfig(**(sizes | changes))
+    config._experts_implementation = "eager"
+    return config
+
+
+def randomize(module, seed=0, std=0.7):
+    """Draw every parameter anew from a normal distribution (gates start at zero, which hides mistakes)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def tiny_model(dtype=torch.float64, seed=0, std=0.7, experts="eager", **changes):
+    """A randomized model in eval mode."""
+    model = LstmMoeForCausalLM(tiny_config(**changes))
+    model.set_experts_implementation(experts)
+    return randomize(model, seed, std).to(dtype).eval()
+
+
+def random_ids(batch, length, seed=0, vocab_size=23):
+    """(B, S) ids, none of them 0, the padding."""
+    return torch.randint(1, vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(output, inputs):
+    """Gradients of a scalar with respect to a dict of tensors; None becomes an error."""
+    values = torch.autograd.grad(output, list(inputs.values()))
+    return dict(zip(inputs, values))
+
+
+def assert_same(actual, expected, rtol=1e-9, atol=1e-11):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
