@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = src tests scripts
+SOURCES = src tests scripts benchmarks
 
 .PHONY: demo test quality style bench hf-suite clean
 

@@ -18,7 +18,6 @@ import transformers
 
 from moe_hf import LstmMoeConfig, MoeExperts
 
-
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 SHORT = [(256, 32, 4), (64, 32, 4), (8, 256, 4)]  # rows per expert, experts, experts per token
 FULL = [*SHORT, (128, 32, 4), (32, 64, 4), (4, 256, 4)]

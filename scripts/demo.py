@@ -14,7 +14,6 @@ from pathlib import Path
 from moe_hf.errors import InputError
 from moe_hf.training.demo import run_demo
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 

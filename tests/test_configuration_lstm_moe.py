@@ -6,7 +6,6 @@ from tiny_models import tiny_config
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 
-
 PAPER = {
     "LSTM-2048-512": ({"layer_pattern": ["lstm"], "lstm_hidden_size": 2048}, 9.4),
     "4xLSTM-512": ({"layer_pattern": ["lstm"] * 4}, 8.4),

@@ -11,7 +11,6 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moe_hf import LstmMoeForCausalLM
 from moe_hf.models.experts import MoeExperts
 
-
 LIBRARY_IMPLEMENTATIONS = ["batched_mm", "grouped_mm"]
 IMPLEMENTATIONS = ["eager", *LIBRARY_IMPLEMENTATIONS]
 
@@ -207,3 +206,8 @@ def test_the_whole_model_agrees_under_every_implementation(implementation, monke
     assert not calls
     assert_same(tiny_model(torch.float32, experts=implementation)(input_ids).logits, expected, rtol=1e-5, atol=1e-5)
     assert calls
+
+
+def test_an_unknown_activation_is_named():
+    with pytest.raises(ValueError, match="hidden_act='nope' is not known, use one of .*relu"):
+        experts(hidden_act="nope")

@@ -12,7 +12,6 @@ from tiny_models import assert_same, gradients, randomize
 from moe_hf.models.balancing import balancing_loss, cv_squared
 from moe_hf.models.gating import NoisyTopKGate, SoftmaxTopKGate
 
-
 EPSILON = 0.05
 
 

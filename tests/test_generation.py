@@ -10,7 +10,6 @@ from transformers import DynamicCache, pipeline
 from moe_hf.models.moe import MoeBlock
 from moe_hf.training.tokenizers import train_tokenizer
 
-
 PATTERNS = pytest.mark.parametrize(
     "changes",
     [{}, {"layer_pattern": ["moe", "lstm"]}, {"layer_pattern": ["lstm", "moe", "lstm"], "lstm_hidden_size": 12}],

@@ -9,7 +9,6 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import moe_hf.models
 
-
 FOLDER = Path(moe_hf.models.__file__).parent
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)

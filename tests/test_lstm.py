@@ -9,7 +9,6 @@ from tiny_models import assert_same, gradients, randomize, tiny_config
 
 from moe_hf.models.lstm import LstmLayer
 
-
 UNITS = pytest.mark.parametrize("units", [None, 5, 13])
 
 
@@ -118,7 +117,6 @@ def test_dropout_falls_on_the_output_but_not_on_the_recurrence():
     assert_same((output - x)[~is_zero], 2 * (expected - x)[~is_zero])
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize(
     "mask", [None, torch.tensor([[False, True, True], [True, True, True]])], ids=["full", "padded"]
 )

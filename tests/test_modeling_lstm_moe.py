@@ -8,9 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, LstmMoeModel
 
-
 # torch says so once per process on a CPU; nothing is wrong.
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 VARIANTS = {
     "default": {},

@@ -177,7 +177,7 @@ def kill_within_an_epoch(process, folder):
 
 
 def test_run_killed_within_an_epoch_and_resumed_equals_one_never_killed(tmp_path):
-    write_demo_corpus(tmp_path, num_train_lines=80, num_valid_lines=4)
+    write_demo_corpus(tmp_path, num_train_lines=60, num_valid_lines=4)
     paths = {"train_files": [f"{tmp_path}/train.txt"], "validation_files": [f"{tmp_path}/valid.txt"]}
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG + json.dumps(paths | {"cache_dir": f"{tmp_path}/cache"})[1:-1].replace(', "', '\n"'))

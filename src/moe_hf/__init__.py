@@ -12,8 +12,6 @@ from .models.modeling_lstm_moe import LstmMoeForCausalLM, LstmMoeModel
 from .models.moe import MoeBlock
 from .version import __version__
 
-
-
 AutoConfig.register("lstm_moe", LstmMoeConfig, exist_ok=True)
 AutoModel.register(LstmMoeConfig, LstmMoeModel, exist_ok=True)
 AutoModelForCausalLM.register(LstmMoeConfig, LstmMoeForCausalLM, exist_ok=True)

@@ -22,7 +22,6 @@ from transformers.models.auto import modeling_auto
 
 import moe_hf
 
-
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent.parent / "runs" / "hf_suite"
 HOME = CACHE / f"transformers-{transformers.__version__}"

@@ -25,6 +25,8 @@ class MoeExperts(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={config.hidden_act!r} is not known, use one of {', '.join(sorted(ACT2FN))}")
         self.num_experts = config.num_experts
         self.hidden_dim = config.hidden_size
         self.intermediate_dim = config.moe_intermediate_size

@@ -136,9 +136,7 @@ def _masked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 def _check_top_k(num_experts: int, num_experts_per_tok: int) -> None:
     if not 1 <= num_experts_per_tok <= num_experts:
-        raise ValueError(
-            f"num_experts_per_tok={num_experts_per_tok} must lie between 1 and num_experts={num_experts}"
-        )
+        raise ValueError(f"num_experts_per_tok={num_experts_per_tok} must lie between 1 and num_experts={num_experts}")
     if num_experts_per_tok == 1 and num_experts > 1:
         warnings.warn(
             "num_experts_per_tok=1: the softmax over one expert is always 1, so the gate gets no gradient from the "

@@ -19,7 +19,8 @@ class AuxLossCallback(TrainerCallback):
 
     Each number is the mean over the training batches since the last log of the training loss; under several
     processes, of the first process's batches:
-        importance_loss, load_loss: w CV^2, as they enter the loss; cv_importance, cv_load: the coefficients of variation;
+        importance_loss, load_loss: w CV^2, as they enter the loss;
+        cv_importance, cv_load: the coefficients of variation;
         max_over_mean_load: tokens of the busiest expert over the mean, batch by batch;
         dead_experts: experts that got not one token in all of these batches.
 
@@ -121,21 +122,21 @@ class AuxLossCallback(TrainerCallback):
         self._hooks.clear()
 
     def _append_history(self, rows: list[dict]) -> None:
-        new = not self.history_file.exists()
         self.history_file.parent.mkdir(parents=True, exist_ok=True)
         with self.history_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["step", "layer", *STATISTICS])
-            if new:
+            if file.tell() == 0:
                 writer.writeheader()
             writer.writerows(rows)
 
     def _cut_history(self, step: int) -> None:
         """Drop the rows that a killed run wrote after the checkpoint which is resumed from."""
         if self.history_file.exists():
-            with self.history_file.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
-            self.history_file.unlink()
-            self._append_history(rows)
+            header, *rows = self.history_file.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+            kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= step]
+            whole = self.history_file.with_suffix(".tmp")
+            whole.write_text("".join([header, *kept]), encoding="utf-8", newline="")
+            whole.replace(self.history_file)
 
 
 def interpolate(schedule: dict[int, float], step: int) -> float:

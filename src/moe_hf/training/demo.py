@@ -20,7 +20,8 @@ def run_demo(config_file: str, output_dir: str) -> dict[str, float]:
         output_dir: folder for the corpus and the model; must be empty or absent.
 
     Returns:
-        perplexity_before, perplexity_after (per word, held-out sentences), share_true (of finished held-out sentences).
+        perplexity_before and perplexity_after, per word of held-out sentences, and share_true: the share of held-out
+        sentences that the model finishes truly.
     """
     data_dir, model_dir = Path(output_dir) / "data", Path(output_dir) / "model"
     train_file, valid_file = write_demo_corpus(data_dir)
