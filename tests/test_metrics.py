@@ -2,9 +2,11 @@
 
 import math
 import socket
+import sys
 
 import pytest
 
+from moe_hf.errors import InputError
 from moe_hf.evaluation.metrics import load_metric
 
 
@@ -48,3 +50,9 @@ def test_huge_loss_is_an_infinite_perplexity_and_nan_stays_nan(perplexity):
 def test_nothing_to_score_is_an_error(perplexity, num_tokens, num_words):
     with pytest.raises(ValueError, match=f"num_tokens sums to {num_tokens} and num_words to {num_words}"):
         perplexity.compute(nll=[0.0], num_tokens=[num_tokens], num_words=[num_words])
+
+
+def test_a_missing_evaluate_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(InputError, match="the package 'evaluate', which is missing: pip install"):
+        load_metric("stream_perplexity")

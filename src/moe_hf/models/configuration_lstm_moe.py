@@ -28,7 +28,7 @@ class LstmMoeConfig(PreTrainedConfig):
         num_expert_layers: hidden layers of an expert; more than one needs the "eager" experts implementation.
         hidden_act: activation inside an expert.
         gating: "noisy_top_k" or "softmax_top_k".
-        noise_epsilon: the least standard deviation of the gating noise; 0 is the paper's formula to the letter, but its
+        noise_epsilon: the least standard deviation of the gating noise; 0 is the paper's formula to the letter, whose
             gradient is undefined where the softplus underflows.
         importance_loss_coef: weight of CV(Importance)^2 in the training loss (w_importance).
         load_loss_coef: weight of CV(Load)^2 in the training loss (w_load).

@@ -124,7 +124,7 @@ class AuxLossCallback(TrainerCallback):
     def _append_history(self, rows: list[dict]) -> None:
         self.history_file.parent.mkdir(parents=True, exist_ok=True)
         with self.history_file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["step", "layer", *STATISTICS])
+            writer = csv.DictWriter(file, ["step", "layer", *STATISTICS], lineterminator="\n")
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerows(rows)

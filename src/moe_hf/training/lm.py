@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
+from ..evaluation.metrics import load_metric
 from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, LmTrainingArguments, ModelArguments
@@ -80,6 +81,7 @@ def load_streams(model_args, data_args, training_args, checkpoint):
     """The tokenizer, and the token streams "train" and (when there is such text) "validation"."""
     texts = {"train": _load_text(data_args, "train")}
     if data_args.validation_files or (data_args.dataset_name and data_args.validation_split):
+        load_metric("stream_perplexity")  # better now than after hours of training
         texts["validation"] = _load_text(data_args, "validation")
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation_files or dataset_name")

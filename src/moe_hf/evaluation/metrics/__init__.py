@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+from ...errors import InputError
+
 
 def load_metric(name: str):
     """Load one of the metrics of this folder; needs no network.
 
     Raises:
-        ImportError: the package `evaluate` is missing (`pip install moe_hf[eval]`).
+        InputError: the package `evaluate` is missing (`pip install 'moe_hf[eval]'`).
     """
     try:
         import evaluate
     except ImportError as error:
-        raise ImportError("evaluation needs the package 'evaluate': pip install 'moe_hf[eval]'") from error
+        reason = "evaluation needs the package 'evaluate', which is missing: pip install 'moe_hf[eval]'"
+        raise InputError(reason) from error
     return evaluate.load(str(Path(__file__).parent / name / f"{name}.py"))
