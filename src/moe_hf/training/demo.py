@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..evaluation.routing import expert_load
+from ..evaluation.routing import expert_load, load_statistics
 from .arguments import parse_arguments
 from .demo_corpus import DIALECTS, PROMPTS, dialect_of, is_correct, prompt_of, write_demo_corpus
 from .lm import train_lm
@@ -89,8 +89,8 @@ def _print_load_table(model, tokenizer, lines: list[str]) -> None:
         print(f"{layer:12}" + "".join(f"{expert:4d}" for expert in range(len(total))))
         for name, share in shares.items():
             print(f"  {name:10}" + "".join(f"{100 * value:4.0f}" for value in share.tolist()))
-        mean = total.mean()
-        print(f"  max/mean load {total.max() / mean:.2f}, CV(load) {total.std(correction=0) / mean:.2f}")
+        statistics = load_statistics(total)
+        print(f"  max/mean load {statistics['max_over_mean_load']:.2f}, CV(load) {statistics['cv_load']:.2f}")
 
 
 def _one_line_of_each_dialect(file) -> dict[str, str]:

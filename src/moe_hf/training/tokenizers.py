@@ -85,6 +85,11 @@ def load_or_train_tokenizer(
             lowercase=lowercase,
             extra_special_tokens=extra_special_tokens,
         )
+    return load_tokenizer(name_or_path)
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; raises InputError: it cannot be loaded or has no eos token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:  # a broken tokenizer.json raises a bare Exception

@@ -26,6 +26,8 @@ class LmTrainer(Trainer):
 
     def __init__(self, *args, carry_state: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":  # there is nothing to pin memory for, and torch warns about it
+            self.args.dataloader_pin_memory = False
         self.carry_state = carry_state
         # One state for each micro-batch of an optimizer step: its rows are its own.
         self._carried: dict[int, DynamicCache] = {}
