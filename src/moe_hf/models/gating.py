@@ -127,8 +127,8 @@ class NoisyTopKGate(nn.Module):
 class SoftmaxTopKGate(nn.Module):
     """Softmax gating (equation 2) kept to the top k and renormalised: the noiseless baseline.
 
-    With K = E it is the dense gate of equation 2: every token goes to every expert. Its load is the token counts, which
-    have no gradient: only the importance loss balances it. Arguments and `forward` as for `NoisyTopKGate`.
+    With K = E it is the dense gate of equation 2: every token goes to every expert. Its load is the token counts,
+    which have no gradient: only the importance loss balances it. Arguments and `forward` as for `NoisyTopKGate`.
     """
 
     def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int):
