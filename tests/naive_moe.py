@@ -75,6 +75,40 @@ def gate(tokens, weight, k, noise_weight=None, noise=None, noise_epsilon=0.0):
     return Gating(gates, probabilities, importance, load, counts)
 
 
+def hierarchical_gate(tokens, weights, k_groups, k_per_group, noises=None, noise_epsilon=0.0):
+    """Appendix B. `weights`: the gate's parameters by name, those of the secondary gates stacked by group.
+
+    noises: (one draw per token and group, {(token, chosen group): one draw per expert of the group}), or None.
+    """
+    primary_noise, secondary_noise = (None, None) if noises is None else noises
+    primary = gate(
+        tokens, weights["primary.weight"], k_groups, weights["primary.noise_weight"], primary_noise, noise_epsilon
+    )
+    num_groups, per_group = weights["weight"].shape[:2]
+    gates = [{} for _ in tokens]
+    load, counts = [], []
+    for i in range(num_groups):
+        members = [t for t in range(len(tokens)) if i in primary.gates[t]]  # X^(i)
+        noise = None if noises is None else [secondary_noise[t, i] for t in members]
+        secondary = gate(
+            [tokens[t] for t in members],
+            weights["weight"][i],
+            k_per_group,
+            weights["noise_weight"][i],
+            noise,
+            noise_epsilon,
+        )
+        for t, gates_in_group in zip(members, secondary.gates):
+            for j, value in gates_in_group.items():
+                gates[t][i * per_group + j] = primary.gates[t][i] * value
+        for j in range(per_group):
+            load.append(primary.load[i] * secondary.load[j] / max(len(members), 1))
+        counts += secondary.counts
+    zero = torch.zeros((), dtype=weights["weight"].dtype)
+    importance = [sum((g[e] for g in gates if e in g), zero) for e in range(num_groups * per_group)]
+    return Gating(gates, [], torch.stack(importance), torch.stack(load), counts)
+
+
 def cv_squared(values):
     """Population variance over squared mean."""
     mean = sum(values) / len(values)

@@ -13,7 +13,11 @@ FOLDER = Path(moe_hf.models.__file__).parent
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
 # Each name may import those to its left, never one to its right; "modeling" stands for every modelling file.
-CHAINS = [("balancing", "gating", "moe", "modeling"), ("experts", "moe", "modeling"), ("cache", "lstm", "modeling")]
+CHAINS = [
+    ("balancing", "gating", "hierarchical_gating", "moe", "modeling"),
+    ("experts", "moe", "modeling"),
+    ("cache", "lstm", "modeling"),
+]
 FAMILIES = ("lstm_moe", "gnmt_moe")
 
 

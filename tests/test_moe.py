@@ -48,6 +48,23 @@ def test_block_is_the_papers_with_all_gradients_and_skips_padding(gating, traini
     assert (actual["hidden"][~mask] == 0).all()
 
 
+def test_dense_softmax_gating_mixes_every_expert_by_the_softmax_of_all():
+    module, hidden = block(gating="softmax", num_experts_per_tok=None), draw(1, 6, 8).requires_grad_()
+    output, importance, load, counts = module(hidden)
+    values_TE = (hidden[0] @ module.gate.weight.T).softmax(dim=-1)
+    experts = list(zip(module.experts.up_proj, module.experts.down_proj))
+    rows = [
+        x + torch.sigmoid(sum(value * naive_moe.expert(x, up, down) for value, (up, down) in zip(values, experts)))
+        for x, values in zip(hidden[0], values_TE)
+    ]
+    assert_same(output[0], torch.stack(rows))
+    assert_same(importance, values_TE.sum(dim=0))
+    assert load.tolist() == counts.tolist() == [6] * 5
+    inputs = {"hidden": hidden} | dict(module.named_parameters())
+    expected = torch.stack(rows).square().sum()
+    assert_same(gradients(output.square().sum(), inputs), gradients(expected, inputs))
+
+
 def test_content_of_padding_changes_nothing():
     module, mask = block(), torch.tensor([[True, True, False], [False, True, True]])
     hidden = draw(2, 3, 8)

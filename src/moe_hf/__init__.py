@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from .models.configuration_lstm_moe import LstmMoeConfig
 from .models.experts import MoeExperts
 from .models.gating import NoisyTopKGate, SoftmaxTopKGate
+from .models.hierarchical_gating import HierarchicalGate
 from .models.modeling_lstm_moe import LstmMoeForCausalLM, LstmMoeModel
 from .models.moe import MoeBlock
 from .version import __version__
@@ -17,6 +18,7 @@ AutoModel.register(LstmMoeConfig, LstmMoeModel, exist_ok=True)
 AutoModelForCausalLM.register(LstmMoeConfig, LstmMoeForCausalLM, exist_ok=True)
 
 __all__ = [
+    "HierarchicalGate",
     "LstmMoeConfig",
     "LstmMoeForCausalLM",
     "LstmMoeModel",

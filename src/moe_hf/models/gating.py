@@ -1,7 +1,9 @@
 """Gates: which experts a token goes to, and with which weight (section 2.1).
 
 Every gate maps hidden states (T, D) and a mask (T,) to a `GateOutput`. Gating is computed in at least float32,
-whatever the autocast mode. Shape suffixes: T tokens, D width, E experts, K experts per token.
+whatever the autocast mode. The two-level gate is in hierarchical_gating.py.
+
+Shape suffixes: T tokens, D width, E experts, K experts per token.
 """
 
 import warnings
@@ -18,7 +20,7 @@ class GateOutput(NamedTuple):
 
     top_k_index: (T, K) int64, global expert ids, the highest weight first.
     top_k_weights: (T, K), at least float32; 0 for an unused slot (a padding token has only such).
-    router_logits: (T, E), x W_g without noise.
+    router_logits: (T, E), x W_g without noise; of a hierarchical gate those over the groups, (T, G).
     importance: (E,), differentiable. load: (E,), differentiable where there is noise, else the token counts.
     tokens_per_expert: (E,), how many tokens each expert gets.
     """
@@ -31,11 +33,37 @@ class GateOutput(NamedTuple):
     tokens_per_expert: torch.Tensor | None = None
 
 
-def _linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x W^T in at least float32, also under autocast."""
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     with torch.autocast(hidden_states.device.type, enabled=False):
         return nn.functional.linear(hidden_states.to(dtype), weight.to(dtype))
+
+
+def noisy_top_k(
+    clean_logits: torch.Tensor, noise_stddev: torch.Tensor | None, k: int, need_probability: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """softmax(keep_top_k(H(x), k)) with H(x) = x W_g + N(0, 1) * stddev(x) (equations 3 to 5), the noise drawn here.
+
+    Args:
+        clean_logits: (T, E), x W_g.
+        noise_stddev: (T, E), or None for no noise.
+        k: K, at most E.
+        need_probability: also compute P(x, i) of equation 9.
+
+    Returns:
+        top_k_index (T, K) and top_k_weights (T, K), the highest weight first, and P (T, E), which is None when it was
+        not asked for or does not exist: without noise, or for K = E.
+    """
+    noisy_TE = clean_logits
+    if noise_stddev is not None:
+        noisy_TE = clean_logits + torch.randn_like(clean_logits) * noise_stddev
+    num_experts = clean_logits.shape[-1]
+    top_values, top_index = noisy_TE.topk(min(k + 1, num_experts), dim=-1)
+    probability_TE = None
+    if need_probability and noise_stddev is not None and k < num_experts:
+        probability_TE = probability_in_top_k(clean_logits, noisy_TE, noise_stddev, top_values)
+    return top_index[:, :k], top_values[:, :k].softmax(dim=-1), probability_TE
 
 
 class NoisyTopKGate(nn.Module):
@@ -49,11 +77,19 @@ class NoisyTopKGate(nn.Module):
         num_experts: E.
         num_experts_per_tok: K, at most E.
         noise_epsilon: the least standard deviation of the noise (not in the paper; the authors' code has 1e-2).
+        names: what errors and warnings call E and K.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int, noise_epsilon: float = 1e-2):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        num_experts_per_tok: int,
+        noise_epsilon: float = 1e-2,
+        names: tuple[str, str] = ("num_experts", "num_experts_per_tok"),
+    ):
         super().__init__()
-        _check_top_k(num_experts, num_experts_per_tok)
+        check_top_k(num_experts, num_experts_per_tok, names)
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok
         self.noise_epsilon = noise_epsilon
@@ -70,39 +106,34 @@ class NoisyTopKGate(nn.Module):
             mask: (T,) bool, False for padding: such a token is not routed (all its weights are 0) and not counted.
             need_balancing: also compute importance, load and the token counts.
         """
-        k, num_experts = self.num_experts_per_tok, self.num_experts
-        clean_TE = _linear_in_float32(hidden_states, self.weight)
-        noisy_TE = clean_TE
+        clean_TE = linear_in_float32(hidden_states, self.weight)
+        stddev_TE = None
         if self.training:
-            raw_stddev_TE = _linear_in_float32(hidden_states, self.noise_weight)
+            raw_stddev_TE = linear_in_float32(hidden_states, self.noise_weight)
             stddev_TE = nn.functional.softplus(raw_stddev_TE) + self.noise_epsilon
-            noisy_TE = clean_TE + torch.randn_like(clean_TE) * stddev_TE
-
-        top_values, top_index = noisy_TE.topk(min(k + 1, num_experts), dim=-1)
-        top_k_index = top_index[:, :k]
-        top_k_weights = _masked(top_values[:, :k].softmax(dim=-1), mask)
+        top_k_index, top_k_weights, probability_TE = noisy_top_k(
+            clean_TE, stddev_TE, self.num_experts_per_tok, need_probability=need_balancing
+        )
+        top_k_weights = masked(top_k_weights, mask)
         if not need_balancing:
             return GateOutput(top_k_index, top_k_weights, clean_TE)
 
-        counts_E = tokens_per_expert(top_k_index, top_k_weights, num_experts)
-        load_E = counts_E
-        if self.training and k < num_experts:
-            probability_TE = probability_in_top_k(clean_TE, noisy_TE, stddev_TE, top_values)
-            load_E = _masked(probability_TE, mask).sum(dim=0)
-        importance_E = importance(top_k_index, top_k_weights, num_experts)
+        counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)
+        load_E = counts_E if probability_TE is None else masked(probability_TE, mask).sum(dim=0)
+        importance_E = importance(top_k_index, top_k_weights, self.num_experts)
         return GateOutput(top_k_index, top_k_weights, clean_TE, importance_E, load_E, counts_E)
 
 
 class SoftmaxTopKGate(nn.Module):
     """Softmax gating (equation 2) kept to the top k and renormalised: the noiseless baseline.
 
-    Its load is the token counts, which have no gradient: only the importance loss balances it. Arguments and
-    `forward` as for `NoisyTopKGate`.
+    With K = E it is the dense gate of equation 2: every token goes to every expert. Its load is the token counts,
+    which have no gradient: only the importance loss balances it. Arguments and `forward` as for `NoisyTopKGate`.
     """
 
     def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int):
         super().__init__()
-        _check_top_k(num_experts, num_experts_per_tok)
+        check_top_k(num_experts, num_experts_per_tok)
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok
         self.weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
@@ -110,10 +141,10 @@ class SoftmaxTopKGate(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
     ) -> GateOutput:
-        logits_TE = _linear_in_float32(hidden_states, self.weight)
+        logits_TE = linear_in_float32(hidden_states, self.weight)
         top_values, top_k_index = logits_TE.topk(self.num_experts_per_tok, dim=-1)
         # The softmax over the kept logits is the softmax over all of them, renormalised over the kept.
-        top_k_weights = _masked(top_values.softmax(dim=-1), mask)
+        top_k_weights = masked(top_values.softmax(dim=-1), mask)
         if not need_balancing:
             return GateOutput(top_k_index, top_k_weights, logits_TE)
         counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)
@@ -121,25 +152,20 @@ class SoftmaxTopKGate(nn.Module):
         return GateOutput(top_k_index, top_k_weights, logits_TE, importance_E, counts_E, counts_E)
 
 
-def build_gate(config) -> nn.Module:
-    """The gate that `config.gating` names."""
-    sizes = (config.hidden_size, config.num_experts, config.num_experts_per_tok)
-    if config.gating == "noisy_top_k":
-        return NoisyTopKGate(*sizes, noise_epsilon=config.noise_epsilon)
-    return SoftmaxTopKGate(*sizes)
-
-
-def _masked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def masked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """`values` (T, ...) with the rows of padding tokens set to 0."""
     return values if mask is None else values.masked_fill(~mask.bool()[:, None], 0)
 
 
-def _check_top_k(num_experts: int, num_experts_per_tok: int) -> None:
+def check_top_k(
+    num_experts: int, num_experts_per_tok: int, names: tuple[str, str] = ("num_experts", "num_experts_per_tok")
+) -> None:
+    """Refuse a K out of range, and warn of a choice of one among several, which the task cannot teach."""
     if not 1 <= num_experts_per_tok <= num_experts:
-        raise ValueError(f"num_experts_per_tok={num_experts_per_tok} must lie between 1 and num_experts={num_experts}")
+        raise ValueError(f"{names[1]}={num_experts_per_tok} must lie between 1 and {names[0]}={num_experts}")
     if num_experts_per_tok == 1 and num_experts > 1:
         warnings.warn(
-            "num_experts_per_tok=1: the softmax over one expert is always 1, so the gate gets no gradient from the "
-            "task, only from the balancing losses; take at least 2",
+            f"{names[1]}=1: the softmax over one expert is always 1, so the gate gets no gradient from the task, only "
+            "from the balancing losses; take at least 2",
             stacklevel=3,
         )

@@ -21,6 +21,7 @@ from .cache import LstmCacheLayer
 from .configuration_lstm_moe import LstmMoeConfig
 from .experts import MoeExperts
 from .gating import NoisyTopKGate, SoftmaxTopKGate
+from .hierarchical_gating import HierarchicalGate
 from .lstm import LstmLayer
 from .moe import MoeBlock
 
@@ -43,6 +44,7 @@ class LstmMoePreTrainedModel(PreTrainedModel):
     _is_stateful = True
     _can_record_outputs = {
         "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0),
+        # A HierarchicalGate is recorded through its primary gate, which is a NoisyTopKGate: logits over the groups.
         "router_logits": [OutputRecorder(NoisyTopKGate, index=2), OutputRecorder(SoftmaxTopKGate, index=2)],
     }
 
@@ -67,7 +69,7 @@ class LstmMoePreTrainedModel(PreTrainedModel):
             if module.mid_proj is not None:
                 init.normal_(module.mid_proj, std=(2 / module.intermediate_dim) ** 0.5)
             init.normal_(module.down_proj, std=module.intermediate_dim**-0.5)
-        elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate)):
+        elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate)):
             for weight in module.parameters():
                 init.zeros_(weight)
 

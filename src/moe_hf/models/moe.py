@@ -8,7 +8,18 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .experts import MoeExperts
-from .gating import build_gate
+from .gating import NoisyTopKGate, SoftmaxTopKGate
+from .hierarchical_gating import HierarchicalGate
+
+
+def build_gate(config) -> nn.Module:
+    """The gate that `config.gating` and `config.num_expert_groups` name."""
+    sizes = (config.hidden_size, config.num_experts, config.num_experts_per_tok)
+    if config.num_expert_groups is not None:
+        return HierarchicalGate(*sizes, config.num_expert_groups, config.num_groups_per_tok, config.noise_epsilon)
+    if config.gating == "noisy_top_k":
+        return NoisyTopKGate(*sizes, noise_epsilon=config.noise_epsilon)
+    return SoftmaxTopKGate(*sizes)  # for "softmax", K = E
 
 
 class MoeBlock(GradientCheckpointingLayer):

@@ -1,0 +1,134 @@
+"""Hierarchical gating: a gate over groups of experts, and one more inside each group (appendix B).
+
+Shape suffixes: T tokens, D width, G groups, M experts of a group, E = G * M experts, K experts per token, P groups per
+token, Q = K / P experts per chosen group, R rows: the (token, chosen group) pairs, sorted by group.
+"""
+
+import torch
+from torch import nn
+
+from .balancing import importance, tokens_per_expert
+from .gating import GateOutput, NoisyTopKGate, check_top_k, linear_in_float32, noisy_top_k
+
+
+class HierarchicalGate(nn.Module):
+    """Noisy top-k gating on two levels: G(x)_ij = G_primary(x)_i G_i(x)_j, for expert number i * M + j.
+
+    A secondary gate is computed only for the tokens that chose its group, so a token costs G + P * M logits, not E.
+
+    Args:
+        hidden_size: D.
+        num_experts: E, over all groups.
+        num_experts_per_tok: K, over all groups; a multiple of P.
+        num_expert_groups: G, a divisor of E.
+        num_groups_per_tok: P, at most G.
+        noise_epsilon: as for `NoisyTopKGate`, on both levels.
+
+    Parameters: primary.weight and primary.noise_weight (G, D), weight and noise_weight (G, M, D); all start at zero.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        num_experts_per_tok: int,
+        num_expert_groups: int,
+        num_groups_per_tok: int = 2,
+        noise_epsilon: float = 1e-2,
+    ):
+        super().__init__()
+        if num_experts % num_expert_groups:
+            raise ValueError(f"num_expert_groups={num_expert_groups} does not divide num_experts={num_experts}")
+        self.primary = NoisyTopKGate(
+            hidden_size,
+            num_expert_groups,
+            num_groups_per_tok,
+            noise_epsilon,
+            names=("num_expert_groups", "num_groups_per_tok"),
+        )
+        if num_experts_per_tok % num_groups_per_tok:
+            raise ValueError(
+                f"num_experts_per_tok={num_experts_per_tok} must be a multiple of num_groups_per_tok="
+                f"{num_groups_per_tok}"
+            )
+        self.num_experts = num_experts
+        self.num_experts_per_group = num_experts // num_expert_groups
+        self.num_experts_per_tok = num_experts_per_tok
+        self.num_chosen_per_group = num_experts_per_tok // num_groups_per_tok
+        names = ("num_experts / num_expert_groups", "num_experts_per_tok / num_groups_per_tok")
+        check_top_k(self.num_experts_per_group, self.num_chosen_per_group, names)
+        self.noise_epsilon = noise_epsilon
+        shape = (num_expert_groups, self.num_experts_per_group, hidden_size)
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.noise_weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+    ) -> GateOutput:
+        """Route tokens; arguments as for `NoisyTopKGate`. `router_logits` are the primary gate's, (T, G)."""
+        primary = self.primary(hidden_states, mask, need_balancing)
+        order_R, group_R, counts = self._rows_by_group(primary)
+        rows_RD = hidden_states.index_select(0, order_R // primary.top_k_index.shape[-1])
+        clean_RM = self._secondary(rows_RD, self.weight, counts)
+        stddev_RM = None
+        if self.training:
+            raw_stddev_RM = self._secondary(rows_RD, self.noise_weight, counts)
+            stddev_RM = nn.functional.softplus(raw_stddev_RM) + self.noise_epsilon
+        index_RQ, weights_RQ, probability_RM = noisy_top_k(
+            clean_RM, stddev_RM, self.num_chosen_per_group, need_probability=need_balancing
+        )
+
+        weights_RQ = primary.top_k_weights.reshape(-1).index_select(0, order_R)[:, None] * weights_RQ
+        top_k_index, top_k_weights = self._per_token(
+            order_R, group_R[:, None] * self.num_experts_per_group + index_RQ, weights_RQ, len(hidden_states)
+        )
+        if not need_balancing:
+            return GateOutput(top_k_index, top_k_weights, primary.router_logits)
+        importance_E = importance(top_k_index, top_k_weights, self.num_experts)
+        counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)
+        load_E = self._load(primary, group_R, probability_RM, counts_E) if self.training else counts_E
+        return GateOutput(top_k_index, top_k_weights, primary.router_logits, importance_E, load_E, counts_E)
+
+    def _rows_by_group(self, primary: GateOutput) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """The pairs with G_primary(x)_i > 0, so none of padding: place (R,) in T * P, group (R,), number per group."""
+        num_groups = len(self.weight)
+        used = primary.top_k_weights.reshape(-1) > 0
+        group = primary.top_k_index.reshape(-1).masked_fill(~used, num_groups)  # unused ones come last
+        counts = group.bincount(minlength=num_groups)[:num_groups].tolist()
+        order_R = group.argsort(stable=True)[: sum(counts)]
+        return order_R, group.index_select(0, order_R), counts
+
+    @staticmethod
+    def _secondary(rows_RD: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """(R, M): each row by the matrix of its group."""
+        # `unbind` once and not `weight[group]` in the loop, as in `MoeExperts`: a select's backward would build a zero
+        # gradient for all groups. Through it an idle group gets a zero gradient, as long as one group is computed.
+        matrices = weight.unbind(0)
+        chosen = [group for group, count in enumerate(counts) if count] or [0]
+        rows = rows_RD.split(counts)
+        return torch.cat([linear_in_float32(rows[group], matrices[group]) for group in chosen])
+
+    def _per_token(
+        self, order_R: torch.Tensor, index_RQ: torch.Tensor, weights_RQ: torch.Tensor, num_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, K) ids and weights, the highest weight first; the slots of unused pairs keep id 0 and weight 0."""
+        k, per_group = self.num_experts_per_tok, self.num_chosen_per_group
+        pairs = (num_tokens * k // per_group, per_group)
+        index_TK = index_RQ.new_zeros(pairs).index_copy(0, order_R, index_RQ).view(num_tokens, k)
+        weights_TK = weights_RQ.new_zeros(pairs).index_copy(0, order_R, weights_RQ).view(num_tokens, k)
+        weights_TK, rank_TK = weights_TK.sort(dim=-1, descending=True, stable=True)
+        return index_TK.gather(1, rank_TK), weights_TK
+
+    def _load(
+        self,
+        primary: GateOutput,
+        group_R: torch.Tensor,
+        probability_RM: torch.Tensor | None,
+        counts_E: torch.Tensor,
+    ) -> torch.Tensor:
+        """Load_H(X)_ij = Load_primary(X)_i * Load_i(X^(i))_j / |X^(i)|, (E,); 0 for a group that nobody chose."""
+        load_GM = counts_E.view(len(self.weight), -1)
+        if probability_RM is not None:
+            load_GM = torch.zeros_like(load_GM).index_add(0, group_R, probability_RM)
+        group_size_G = primary.tokens_per_expert.clamp_min(1)
+        return ((primary.load / group_size_G)[:, None] * load_GM).view(-1)
