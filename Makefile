@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.10 or later with venv and pip: they install what they use into
+# `make demo` and `make test` need nothing but Python 3.11 or later with venv and pip: they install what they use into
 # $(VENV), at the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv

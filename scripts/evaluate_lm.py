@@ -9,7 +9,7 @@ import sys
 
 import moe_hf  # noqa: F401  (registers the models)
 from moe_hf.errors import InputError
-from moe_hf.evaluation.language_model import evaluate_lm
+from moe_hf.training.evaluate import evaluate_lm
 
 
 def main() -> int:

@@ -83,6 +83,7 @@ def train(folder, *, interrupt_at=None, carry_state=False, **arguments):
         eval_dataset=StreamWindows(ArrayStream(20, seed=1), 5, 1),
         train_sampling_strategy="sequential" if carry_state else "random",
         per_device_train_batch_size=2,
+        per_device_eval_batch_size=1,
         gradient_accumulation_steps=2,
         num_train_epochs=2,
         save_strategy="steps",

@@ -26,7 +26,7 @@ def counting_tokens(model) -> Iterator[dict[str, torch.Tensor]]:
         return hook
 
     hooks = [
-        module.register_forward_hook(observe(name[name.index("layers.") :]))
+        module.register_forward_hook(observe(name.removeprefix("model.")))
         for name, module in model.named_modules()
         if isinstance(module, MoeBlock)
     ]

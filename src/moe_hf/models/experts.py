@@ -5,6 +5,7 @@ Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidd
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
@@ -37,6 +38,15 @@ class MoeExperts(nn.Module):
             self.mid_proj = nn.Parameter(torch.empty(config.num_expert_layers - 1, shape[0], shape[1], shape[1]))
         self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
         self.act_fn = ACT2FN[config.hidden_act]
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Keep the variance in each expert (He, 2015): 2 / inputs before a ReLU, 1 / inputs for the output."""
+        init.normal_(self.up_proj, std=(2 / self.hidden_dim) ** 0.5)
+        if self.mid_proj is not None:
+            init.normal_(self.mid_proj, std=(2 / self.intermediate_dim) ** 0.5)
+        init.normal_(self.down_proj, std=self.intermediate_dim**-0.5)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

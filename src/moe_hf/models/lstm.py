@@ -6,6 +6,7 @@ Shape suffixes: B batch, S sequence, D width (hidden_size), U units of the cell.
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -31,6 +32,19 @@ class LstmLayer(GradientCheckpointingLayer):
         self.bias = nn.Parameter(torch.empty(4 * self.units))
         self.weight_hr = nn.Parameter(torch.empty(width, self.units)) if self.units != width else None
         self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Uniform with variance 1 / (3 * units), as torch.nn.LSTM; the forget gate starts open (Jozefowicz, 2015)."""
+        bound = self.units**-0.5
+        init.uniform_(self.weight_ih, -bound, bound)
+        init.uniform_(self.weight_hh, -bound, bound)
+        bias = torch.zeros_like(self.bias)
+        bias[self.units : 2 * self.units] = 1.0
+        init.copy_(self.bias, bias)
+        if self.weight_hr is not None:
+            init.uniform_(self.weight_hr, -bound, bound)
 
     def forward(
         self,

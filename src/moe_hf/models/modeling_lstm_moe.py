@@ -53,22 +53,8 @@ class LstmMoePreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Embedding, nn.Linear)):
             std = self.config.initializer_range
             init.normal_(module.weight, std=self.config.hidden_size**-0.5 if std is None else std)
-        elif isinstance(module, LstmLayer):
-            # Uniform with variance 1 / (3 * units), as torch.nn.LSTM; the forget gate starts open (Jozefowicz, 2015).
-            bound = module.units**-0.5
-            init.uniform_(module.weight_ih, -bound, bound)
-            init.uniform_(module.weight_hh, -bound, bound)
-            bias = torch.zeros_like(module.bias)
-            bias[module.units : 2 * module.units] = 1.0
-            init.copy_(module.bias, bias)
-            if module.weight_hr is not None:
-                init.uniform_(module.weight_hr, -bound, bound)
-        elif isinstance(module, MoeExperts):
-            # Variance-preserving for each expert (He, 2015): 2 / inputs before a ReLU, 1 / inputs for the output.
-            init.normal_(module.up_proj, std=(2 / module.hidden_dim) ** 0.5)
-            if module.mid_proj is not None:
-                init.normal_(module.mid_proj, std=(2 / module.intermediate_dim) ** 0.5)
-            init.normal_(module.down_proj, std=module.intermediate_dim**-0.5)
+        elif isinstance(module, (LstmLayer, MoeExperts)):
+            module.reset_parameters()
         elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate)):
             for weight in module.parameters():
                 init.zeros_(weight)
@@ -79,12 +65,16 @@ class LstmMoePreTrainedModel(PreTrainedModel):
         return True
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        reason = None
         if self.config.num_expert_layers > 1:
+            reason = f"computes one hidden layer, but num_expert_layers={self.config.num_expert_layers}"
+        elif requested_experts in (None, "grouped_mm"):
+            for name in ("hidden_size", "moe_intermediate_size"):
+                if getattr(self.config, name) % 8:
+                    reason = f"needs multiples of 8, but {name}={getattr(self.config, name)}"
+        if reason is not None:
             if requested_experts not in (None, "eager"):
-                raise ValueError(
-                    f"experts_implementation={requested_experts!r} computes one hidden layer, but num_expert_layers="
-                    f"{self.config.num_expert_layers}; use 'eager'"
-                )
+                raise ValueError(f"experts_implementation={requested_experts!r} {reason}; use 'eager'")
             return "eager"
         return super().get_correct_experts_implementation(requested_experts)
 
@@ -209,7 +199,6 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -219,7 +208,7 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache: see `LstmMoeModel`.
             labels: (B, S), the tokens themselves (shifted here); -100 and padding are not scored.
-            shift_labels: (B, S), instead of `labels`: the token that follows each position.
+            shift_labels (by name): (B, S), instead of `labels`: the token that follows each position.
             logits_to_keep: compute the logits of this many last positions only (0: all), or of these positions.
             num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches
                 and processes. The task loss is divided by it, and the balancing losses are weighed by this
@@ -229,6 +218,8 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
             loss: while training the task loss plus the balancing losses, in evaluation the task loss alone (so that
                 exp(loss) is a perplexity). aux_loss: the balancing losses, already weighted.
         """
+        # Not in the signature: the Trainer takes each argument named "label" there for one that every batch must have.
+        shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
         outputs: LstmMoeModelOutput = self.model(
             input_ids=input_ids,

@@ -85,6 +85,7 @@ class LmTrainingArguments(TrainingArguments):
     ]
 
     lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; the paper's is inverse_sqrt"})
+    use_cache: bool = field(default=True, metadata={"help": "use_cache in the saved configuration"})
     importance_loss_coef_schedule: dict | str | None = field(
         default=None, metadata={"help": 'w_importance by step, linear between: {"0": 0.1, "10000": 0.01}'}
     )

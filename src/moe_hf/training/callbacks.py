@@ -19,7 +19,7 @@ class AuxLossCallback(TrainerCallback):
 
     Each number is the mean over the training batches since the last log of the training loss; under several
     processes, of the first process's batches:
-        importance_loss, load_loss: w CV^2, as they enter the loss;
+        importance_loss, load_loss: w CV^2, as they enter the loss (w = 1 if the model's config has no coefficients);
         cv_importance, cv_load: the coefficients of variation;
         max_over_mean_load: tokens of the busiest expert over the mean, batch by batch;
         dead_experts: experts that got not one token in all of these batches.
@@ -59,10 +59,10 @@ class AuxLossCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._remove_hooks()
         self._forget()
-        self._config = model.config
+        self._config = getattr(model, "config", None)
         for name, module in model.named_modules():
             if isinstance(module, MoeBlock):
-                self._hooks.append(module.register_forward_hook(self._observer(name[name.index("layers.") :])))
+                self._hooks.append(module.register_forward_hook(self._observer(name.removeprefix("model."))))
         if self.history_file is not None and state.is_world_process_zero:
             self._cut_history(state.global_step)
 
@@ -98,8 +98,8 @@ class AuxLossCallback(TrainerCallback):
                 cv2_importance, cv2_load = cv_squared(importance), cv_squared(load)
                 values = torch.stack(
                     [
-                        self._config.importance_loss_coef * cv2_importance,
-                        self._config.load_loss_coef * cv2_load,
+                        getattr(self._config, "importance_loss_coef", 1.0) * cv2_importance,
+                        getattr(self._config, "load_loss_coef", 1.0) * cv2_load,
                         cv2_importance.sqrt(),
                         cv2_load.sqrt(),
                         counts.max() / counts.mean().clamp_min(torch.finfo(counts.dtype).tiny),

@@ -1,4 +1,4 @@
-"""Output folders and checkpoints: refuse to overwrite, find the last whole one, tell a broken one."""
+"""Output folders and checkpoints: refuse to overwrite, find the last whole one, tell a broken or a foreign one."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ from safetensors import safe_open
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
+RUN_FILE = "run_arguments.json"
 
 
 def prepare_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
@@ -90,3 +91,31 @@ def check_checkpoint(folder: str | Path) -> None:
             raise InputError(f"checkpoint {folder} is broken: {path.name} cannot be read ({error})") from error
         if damaged:
             raise InputError(f"checkpoint {folder} is broken: {path.name} is damaged in {damaged}")
+
+
+def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> None:
+    """Keep the arguments of a new run in its folder; those of a resumed run must be the same.
+
+    Args:
+        output_dir: folder of the run.
+        checkpoint: what is resumed from, None for a new run.
+        arguments: what decides the course of the run, as plain values.
+
+    Raises:
+        InputError: an argument differs from the run that the checkpoint belongs to; names it and both values.
+    """
+    arguments = json.loads(json.dumps(arguments, default=str))
+    if checkpoint is None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(output_dir) / RUN_FILE).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
+        return
+    file = Path(checkpoint).parent / RUN_FILE
+    if not file.is_file():
+        return
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in arguments.items():
+        if name in earlier and earlier[name] != value:
+            raise InputError(
+                f"{name}={value!r} differs from {name}={earlier[name]!r} of the run to be resumed ({file}); give the "
+                "same, or start a new run with --model_name_or_path"
+            )

@@ -16,7 +16,7 @@ from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, LmTrainingArguments, ModelArguments
 from .callbacks import AuxLossCallback
-from .checkpoints import prepare_output_dir
+from .checkpoints import check_same_run, prepare_output_dir
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_or_train_tokenizer
 from .trainer import LmTrainer
@@ -38,6 +38,8 @@ def train_lm(
         NonFiniteLossError: the training diverged.
     """
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    if training_args.should_save:
+        check_same_run(training_args.output_dir, checkpoint, course_of_run(model_args, data_args, training_args))
     set_seed(training_args.seed)
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
     if not sys.stderr.isatty():  # in a log file the bars only hide the messages
@@ -75,6 +77,20 @@ def train_lm(
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
     return trainer, metrics
+
+
+def course_of_run(model_args, data_args, training_args) -> dict:
+    """The arguments that decide which weights a run ends with, but for when it ends."""
+    names = ["per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed", "optim"]
+    names += ["learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
+    names += ["lr_scheduler_type", "warmup_steps", "importance_loss_coef_schedule", "load_loss_coef_schedule"]
+    names += ["bf16", "fp16"]
+    aside = ("validation_files", "validation_split", "preprocessing_num_workers", "cache_dir")
+    return {
+        **vars(model_args),
+        **{name: value for name, value in vars(data_args).items() if name not in aside},
+        **{name: getattr(training_args, name) for name in names},
+    }
 
 
 def load_streams(model_args, data_args, training_args, checkpoint):
@@ -138,6 +154,8 @@ def load_model(model_args: ModelArguments, tokenizer, on_cpu: bool) -> LstmMoeFo
         model = AutoModelForCausalLM.from_pretrained(path, config=config, experts_implementation=implementation)
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"model_name_or_path={path}: cannot be loaded ({_reason(error)})") from error
+    if not isinstance(model, LstmMoeForCausalLM):
+        raise InputError(f"model_name_or_path={path} is a {type(model).__name__}, expected a LstmMoeForCausalLM")
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
@@ -177,7 +195,13 @@ def cut_windows(streams, data_args: DataArguments, training_args: LmTrainingArgu
         longest = (len(streams["validation"]) - 1) // data_args.window_length
         rows["validation"] = max(processes, min(rows["validation"], longest // processes * processes))
         training_args.per_device_eval_batch_size = rows["validation"] // processes  # else batches would mix windows
-    return {name: StreamWindows(stream, data_args.window_length, rows[name]) for name, stream in streams.items()}
+    windows = {}
+    for name, stream in streams.items():
+        try:
+            windows[name] = StreamWindows(stream, data_args.window_length, rows[name])
+        except InputError as error:
+            raise InputError(f"{name} text: {error}") from error
+    return windows
 
 
 def report(model, streams, windows) -> None:

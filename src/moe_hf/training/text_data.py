@@ -17,7 +17,7 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
-from moe_hf.errors import InputError
+from ..errors import InputError
 
 TEXT_FEATURES = Features({"text": Value("string")})
 TOKEN_FEATURES = Features({"input_ids": List(Value("int32")), "num_words": Value("int32")})

@@ -9,7 +9,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from moe_hf.errors import InputError
+from ..errors import InputError
 
 EOS_TOKEN = "<eos>"
 UNK_TOKEN = "<unk>"

@@ -6,6 +6,7 @@ import time
 import torch
 from transformers import DynamicCache, Trainer
 
+from ..errors import InputError
 from ..evaluation.metrics import load_metric
 
 
@@ -28,10 +29,35 @@ class LmTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":  # there is nothing to pin memory for, and torch warns about it
             self.args.dataloader_pin_memory = False
+        self.args.remove_unused_columns = False  # `shift_labels` is no argument by name of the model
         self.carry_state = carry_state
+        if self.args.label_smoothing_factor:
+            raise InputError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
+                "with it the balancing losses; only 0 is allowed"
+            )
+        if carry_state:
+            self._check_rows()
         # One state for each micro-batch of an optimizer step: its rows are its own.
         self._carried: dict[int, DynamicCache] = {}
         self._micro_batch = 0
+
+    def _check_rows(self) -> None:
+        """The rows of the batches must be the rows of the dataset, or each would get the state of another."""
+        args, rows = self.args, getattr(self.train_dataset, "num_rows", None)
+        if args.n_gpu > 1 or args.auto_find_batch_size:
+            raise InputError(
+                f"carry_state needs one GPU a process (now {args.n_gpu}; start one for each with torchrun) and "
+                f"auto_find_batch_size=False (now {args.auto_find_batch_size})"
+            )
+        if self.train_dataset is None:
+            return
+        expected = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if rows != expected or args.train_sampling_strategy != "sequential":
+            raise InputError(
+                f"carry_state needs a dataset with num_rows={expected} (batch size * accumulation steps * processes), "
+                f"not {rows}, and train_sampling_strategy='sequential', not {args.train_sampling_strategy!r}"
+            )
 
     def _run_epoch(self, *args, **kwargs):
         self._carried, self._micro_batch = {}, 0
@@ -98,6 +124,9 @@ class LmTrainer(Trainer):
         `eval_tokens_per_second`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        expected = self.args.eval_batch_size * self.args.world_size
+        if self.carry_state and dataset.num_rows != expected:
+            raise InputError(f"the evaluation dataset has num_rows={dataset.num_rows}, not {expected}, a batch's rows")
         dataloader = self.get_eval_dataloader(eval_dataset)
         self.callback_handler.eval_dataloader = dataloader
         start = time.time()

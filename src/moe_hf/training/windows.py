@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
-from moe_hf.errors import InputError
+from ..errors import InputError
 
 
 class StreamWindows(Dataset):

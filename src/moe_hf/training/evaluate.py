@@ -5,12 +5,12 @@ import tempfile
 from transformers import AutoModelForCausalLM
 
 from ..errors import InputError
-from ..training.arguments import LmTrainingArguments
-from ..training.text_data import load_text_dataset, tokenize_to_stream
-from ..training.tokenizers import load_tokenizer
-from ..training.trainer import LmTrainer
-from ..training.windows import StreamWindows, collate_windows
-from .routing import counting_tokens, load_statistics
+from ..evaluation.routing import counting_tokens, load_statistics
+from .arguments import LmTrainingArguments
+from .text_data import load_text_dataset, tokenize_to_stream
+from .tokenizers import load_tokenizer
+from .trainer import LmTrainer
+from .windows import StreamWindows, collate_windows
 
 
 def evaluate_lm(
@@ -23,7 +23,8 @@ def evaluate_lm(
         files: text files, see `load_text_dataset`.
         window_length: tokens of a window; with `carry_state` it changes speed and memory, not the result.
         carry_state: go on from the state of the window before; otherwise each window starts from zero.
-        batch_size: rows that the text is cut into; the first token of each has no context.
+        batch_size: rows that the text is cut into (fewer for a short text); each starts from a state of zero, so that
+            perplexities compare exactly only at the same number of rows.
 
     Returns:
         the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_load, max_over_mean_load and dead_experts over
@@ -39,6 +40,7 @@ def evaluate_lm(
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"model_name_or_path={model_name_or_path}: cannot be loaded ({reason})") from error
     stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
+    batch_size = max(1, min(batch_size, (len(stream) - 1) // max(1, window_length)))
     with tempfile.TemporaryDirectory() as folder, counting_tokens(model) as counts:
         arguments = LmTrainingArguments(output_dir=folder, per_device_eval_batch_size=batch_size, report_to="none")
         trainer = LmTrainer(
@@ -49,6 +51,7 @@ def evaluate_lm(
             carry_state=carry_state,
         )
         metrics = trainer.evaluate()
+    metrics.pop("epoch", None)  # of a training that there was none of
     for layer, layer_counts in counts.items():
         metrics |= {f"{layer}/{name}": value for name, value in load_statistics(layer_counts).items()}
     return metrics
