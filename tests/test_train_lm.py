@@ -220,3 +220,17 @@ def test_evaluation_without_validation_text_is_refused(monkeypatch, capfd, corpu
     path.write_text("\n".join(line for line in lines if "validation_files" not in line), encoding="utf-8")
     overrides = ["--eval_strategy", "epoch", "--output_dir", tmp_path / "run"]
     assert_one_line_error(monkeypatch, capfd, tmp_path, overrides, "eval_strategy=epoch needs validation_files")
+
+
+def test_a_refused_run_leaves_nothing_behind(monkeypatch, capfd, corpus, tmp_path):
+    values = ["--output_dir", tmp_path / "run", "--gating", "softmux"]
+    assert_one_line_error(monkeypatch, capfd, corpus, values, "softmux")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_a_changed_argument_on_resumption_is_one_line(monkeypatch, capfd, corpus, tmp_path):
+    folder = ["--output_dir", tmp_path / "run", "--max_steps", "2", "--save_strategy", "steps"]
+    folder += ["--save_steps", "1"]
+    train(corpus, *folder)
+    values = [*folder, "--window_length", "7", "--resume_from_checkpoint"]
+    assert_one_line_error(monkeypatch, capfd, corpus, values, "window_length=7 differs from window_length=")

@@ -38,8 +38,6 @@ def train_lm(
         NonFiniteLossError: the training diverged.
     """
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    if training_args.should_save:
-        check_same_run(training_args.output_dir, checkpoint, course_of_run(model_args, data_args, training_args))
     set_seed(training_args.seed)
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
     if not sys.stderr.isatty():  # in a log file the bars only hide the messages
@@ -68,6 +66,8 @@ def train_lm(
         load_loss_coef_schedule=training_args.load_loss_coef_schedule,
     ).attach_to(trainer)
 
+    if training_args.should_save:
+        check_same_run(training_args.output_dir, checkpoint, course_of_run(model_args, data_args, training_args))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
