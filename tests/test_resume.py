@@ -207,3 +207,10 @@ def test_run_killed_within_an_epoch_and_resumed_equals_one_never_killed(tmp_path
     assert_same_run(folder, tmp_path / "whole", trainer.state.max_steps)
     for name in ("model.safetensors", "expert_history.csv", "config.json", "tokenizer.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finished_run_resumed_makes_no_further_step(tmp_path):
+    options = dict(carry_state=True, save_steps=1, max_steps=3)
+    train(tmp_path, **options)
+    assert train(tmp_path, **options).endswith("checkpoint-3")
+    assert list_checkpoints(tmp_path)[-1].name == "checkpoint-3"

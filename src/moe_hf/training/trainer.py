@@ -60,6 +60,9 @@ class LmTrainer(Trainer):
             )
 
     def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step
+            self.control.should_training_stop = True
+            return None
         self._carried, self._micro_batch = {}, 0
         return super()._run_epoch(*args, **kwargs)
 
