@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, gradients, randomize
+from tiny_models import assert_same, dense, gradients, naive_dense, randomize
 
 from moe_hf.models.balancing import balancing_loss, cv_squared
 from moe_hf.models.gating import NoisyTopKGate, SoftmaxTopKGate
@@ -29,17 +29,6 @@ def run(gate, hidden, mask=None, seed=7):
     noise = torch.randn(len(hidden), gate.num_experts, dtype=torch.promote_types(hidden.dtype, torch.float32))
     torch.manual_seed(seed)
     return gate(hidden, mask), noise
-
-
-def dense(output, num_experts):
-    """(T, E) gate values."""
-    zeros = output.top_k_weights.new_zeros(len(output.top_k_index), num_experts)
-    return zeros.scatter_add(1, output.top_k_index, output.top_k_weights)
-
-
-def naive_dense(gating, num_experts):
-    zero = torch.zeros((), dtype=torch.float64)
-    return torch.stack([torch.stack([g.get(i, zero) for i in range(num_experts)]) for g in gating.gates])
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, gradients, random_ids, randomize, tiny_config, tiny_model
+from tiny_models import assert_same, dense, gradients, naive_dense, random_ids, randomize, tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -54,18 +54,6 @@ def run(gate, hidden, mask=None, seed=7):
     expected = naive(gate, hidden, mask, seed)
     torch.manual_seed(seed)
     return gate(hidden, mask), expected
-
-
-def dense(output, num_experts):
-    """(T, E) gate values."""
-    zeros = output.top_k_weights.new_zeros(len(output.top_k_index), num_experts)
-    return zeros.scatter_add(1, output.top_k_index, output.top_k_weights)
-
-
-def naive_dense(gating, num_experts):
-    zero = torch.zeros((), dtype=torch.float64)
-    rows = [torch.stack([g.get(i, zero) for i in range(num_experts)]) for g in gating.gates]
-    return torch.stack(rows) if rows else torch.zeros(0, num_experts, dtype=torch.float64)
 
 
 def check(gate, hidden, mask=None, seed=7):

@@ -50,3 +50,16 @@ def gradients(output, inputs):
 
 def assert_same(actual, expected, rtol=1e-9, atol=1e-11):
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def dense(output, num_experts):
+    """(T, E) gate values of a `GateOutput`."""
+    zeros = output.top_k_weights.new_zeros(len(output.top_k_index), num_experts)
+    return zeros.scatter_add(1, output.top_k_index, output.top_k_weights)
+
+
+def naive_dense(gating, num_experts):
+    """(T, E) gate values of the reference, in float64."""
+    zero = torch.zeros((), dtype=torch.float64)
+    rows = [torch.stack([g.get(i, zero) for i in range(num_experts)]) for g in gating.gates]
+    return torch.stack(rows) if rows else torch.zeros(0, num_experts, dtype=torch.float64)

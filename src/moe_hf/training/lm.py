@@ -66,7 +66,7 @@ def train_lm(
         load_loss_coef_schedule=training_args.load_loss_coef_schedule,
     ).attach_to(trainer)
 
-    if training_args.should_save:
+    if checkpoint or training_args.should_save:  # every process checks, so that none waits for one that stopped
         check_same_run(training_args.output_dir, checkpoint, course_of_run(model_args, data_args, training_args))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
