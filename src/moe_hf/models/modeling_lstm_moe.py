@@ -7,23 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from .balancing import balancing_loss
 from .cache import LstmCacheLayer
 from .configuration_lstm_moe import LstmMoeConfig
-from .experts import MoeExperts
-from .gating import NoisyTopKGate, SoftmaxTopKGate
-from .hierarchical_gating import HierarchicalGate
 from .lstm import LstmLayer
 from .moe import MoeBlock
+from .pretrained_moe import MoePreTrainedModel
 
 
 @dataclass
@@ -33,50 +29,12 @@ class LstmMoeModelOutput(MoeModelOutputWithPast):
     aux_loss: torch.Tensor | None = None
 
 
-class LstmMoePreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and what Transformers needs to know of this family."""
+class LstmMoePreTrainedModel(MoePreTrainedModel):
+    """What Transformers needs to know of this family."""
 
     config_class = LstmMoeConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["LstmLayer", "MoeBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _is_stateful = True
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0),
-        # A HierarchicalGate is recorded through its primary gate, which is a NoisyTopKGate: logits over the groups.
-        "router_logits": [OutputRecorder(NoisyTopKGate, index=2), OutputRecorder(SoftmaxTopKGate, index=2)],
-    }
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, (nn.Embedding, nn.Linear)):
-            std = self.config.initializer_range
-            init.normal_(module.weight, std=self.config.hidden_size**-0.5 if std is None else std)
-        elif isinstance(module, (LstmLayer, MoeExperts)):
-            module.reset_parameters()
-        elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate)):
-            for weight in module.parameters():
-                init.zeros_(weight)
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # The library looks for `@use_experts_implementation` in this file; it stands in experts.py.
-        return True
-
-    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        reason = None
-        if self.config.num_expert_layers > 1:
-            reason = f"computes one hidden layer, but num_expert_layers={self.config.num_expert_layers}"
-        elif requested_experts in (None, "grouped_mm"):
-            for name in ("hidden_size", "moe_intermediate_size"):
-                if getattr(self.config, name) % 8:
-                    reason = f"needs multiples of 8, but {name}={getattr(self.config, name)}"
-        if reason is not None:
-            if requested_experts not in (None, "eager"):
-                raise ValueError(f"experts_implementation={requested_experts!r} {reason}; use 'eager'")
-            return "eager"
-        return super().get_correct_experts_implementation(requested_experts)
 
 
 class LstmMoeModel(LstmMoePreTrainedModel):

@@ -1,0 +1,122 @@
+"""What the configurations of both model families share: the MoE layers and how they are balanced."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+GATINGS = ("noisy_top_k", "softmax_top_k", "softmax")
+LAYER_NAMES = ("lstm", "moe")
+
+
+@strict
+class MoeConfig(PreTrainedConfig):
+    r"""
+    The arguments that say what a MoE layer is, for every model family.
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: width of embedding, layers and softmax input.
+        lstm_hidden_size: units of an LSTM's cell; when they differ from `hidden_size`, the output is projected to it.
+        dropout: on the output of the embedding and of every layer, before the residual sum.
+        num_experts: experts of a MoE layer (n).
+        num_experts_per_tok: experts that a token goes to (k), in all; None: 4, or all of them with gating="softmax".
+        moe_intermediate_size: hidden size of an expert (h).
+        num_expert_layers: hidden layers of an expert; more than one needs the "eager" experts implementation.
+        hidden_act: activation inside an expert.
+        gating: "noisy_top_k", "softmax_top_k" (no noise, renormalised over the kept experts), or "softmax" (dense:
+            every token goes to every expert).
+        num_expert_groups: groups of a hierarchical gate (a in appendix B), for gating="noisy_top_k"; they divide the
+            experts evenly. None: a flat gate.
+        num_groups_per_tok: groups that a token goes to, with num_experts_per_tok / num_groups_per_tok experts in each;
+            a flat gate does not use it.
+        noise_epsilon: the least standard deviation of the gating noise; 0 is the paper's formula to the letter, whose
+            gradient is undefined where the softplus underflows.
+        importance_loss_coef: weight of CV(Importance)^2 in the training loss (w_importance).
+        load_loss_coef: weight of CV(Load)^2 in the training loss (w_load).
+        output_router_logits: whether to return every gate's logits, a hierarchical gate's over its groups.
+        tie_word_embeddings: whether embedding and softmax share their matrix.
+        initializer_range: standard deviation of embedding and softmax at the start; None: hidden_size ** -0.5. LSTMs
+            and experts are scaled by their number of inputs, gates start at zero.
+
+    Raises:
+        a validation error that names the argument and the values allowed.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 512
+    lstm_hidden_size: int | None = None
+    dropout: float | int = 0.1
+    num_experts: int = 32
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int = 1024
+    num_expert_layers: int = 1
+    hidden_act: str = "relu"
+    gating: str = "noisy_top_k"
+    num_expert_groups: int | None = None
+    num_groups_per_tok: int = 2
+    noise_epsilon: float | int = 1e-2
+    importance_loss_coef: float | int = 0.1
+    load_loss_coef: float | int = 0.1
+    output_router_logits: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.num_experts_per_tok is None:
+            self.num_experts_per_tok = self.num_experts if self.gating == "softmax" else 4
+        super().__post_init__(**kwargs)
+
+    def validate_experts(self):
+        """Experts and gating."""
+        if self.gating not in GATINGS:
+            raise ValueError(f"gating={self.gating!r} is not known, use one of {', '.join(GATINGS)}")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} exceeds num_experts={self.num_experts}")
+        if self.gating == "softmax" and self.num_experts_per_tok != self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} must be num_experts={self.num_experts} (or left out) "
+                "with gating='softmax', which is dense; gating='softmax_top_k' keeps fewer"
+            )
+
+    def validate_groups(self):
+        """The two levels of a hierarchical gate."""
+        groups, per_tok = self.num_expert_groups, self.num_groups_per_tok
+        if groups is None or groups < 1 or per_tok < 1:
+            return  # flat, or refused by `validate_ranges`
+        if self.gating != "noisy_top_k":
+            raise ValueError(f"num_expert_groups={groups} needs gating='noisy_top_k', not {self.gating!r}")
+        if self.num_experts % groups:
+            raise ValueError(f"num_expert_groups={groups} does not divide num_experts={self.num_experts}")
+        if per_tok > groups:
+            raise ValueError(f"num_groups_per_tok={per_tok} exceeds num_expert_groups={groups}")
+        if self.num_experts_per_tok % per_tok:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} must be a multiple of num_groups_per_tok={per_tok}"
+            )
+        if self.num_experts_per_tok // per_tok > self.num_experts // groups:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} in num_groups_per_tok={per_tok} groups exceeds the "
+                f"num_experts / num_expert_groups = {self.num_experts // groups} experts of a group"
+            )
+
+    def validate_ranges(self):
+        """Sizes at least 1, the dropout a probability, the coefficients not negative."""
+        sizes = ["vocab_size", "hidden_size", "num_experts", "num_experts_per_tok", "moe_intermediate_size"]
+        sizes += ["num_expert_layers", "num_groups_per_tok"]
+        sizes += [name for name in ("lstm_hidden_size", "num_expert_groups") if getattr(self, name) is not None]
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+    @staticmethod
+    def check_layer_names(name: str, pattern: list[str]) -> None:
+        """Refuse a layer pattern with an unknown layer, or without a layer that keeps a state."""
+        unknown = [layer for layer in pattern if layer not in LAYER_NAMES]
+        if unknown:
+            raise ValueError(f"{name}={pattern}: {unknown[0]!r} is not a layer, use {' or '.join(LAYER_NAMES)}")
+        if "lstm" not in pattern:
+            raise ValueError(f"{name}={pattern} needs at least one 'lstm' layer")

@@ -1,0 +1,56 @@
+"""What both model families share as Transformers models: initialisation, loading, recording, the experts' backend."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.output_capturing import OutputRecorder
+
+from .experts import MoeExperts
+from .gating import NoisyTopKGate, SoftmaxTopKGate
+from .hierarchical_gating import HierarchicalGate
+from .lstm import LstmLayer
+
+
+class MoePreTrainedModel(PreTrainedModel):
+    """Base class of both families; `config` is a `MoeConfig`."""
+
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _is_stateful = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0),
+        # A HierarchicalGate is recorded through its primary gate, which is a NoisyTopKGate: logits over the groups.
+        "router_logits": [OutputRecorder(NoisyTopKGate, index=2), OutputRecorder(SoftmaxTopKGate, index=2)],
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, (nn.Embedding, nn.Linear)):
+            std = self.config.initializer_range
+            init.normal_(module.weight, std=self.config.hidden_size**-0.5 if std is None else std)
+        elif isinstance(module, (LstmLayer, MoeExperts)):
+            module.reset_parameters()
+        elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate)):
+            for weight in module.parameters():
+                init.zeros_(weight)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The library looks for `@use_experts_implementation` in this file; it stands in experts.py.
+        return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        reason = None
+        if self.config.num_expert_layers > 1:
+            reason = f"computes one hidden layer, but num_expert_layers={self.config.num_expert_layers}"
+        elif requested_experts in (None, "grouped_mm"):
+            for name in ("hidden_size", "moe_intermediate_size"):
+                if getattr(self.config, name) % 8:
+                    reason = f"needs multiples of 8, but {name}={getattr(self.config, name)}"
+        if reason is not None:
+            if requested_experts not in (None, "eager"):
+                raise ValueError(f"experts_implementation={requested_experts!r} {reason}; use 'eager'")
+            return "eager"
+        return super().get_correct_experts_implementation(requested_experts)
