@@ -6,7 +6,7 @@ from tiny_lm import tiny_model
 from torch.nn.functional import cross_entropy
 
 from moe_hf.errors import InputError
-from moe_hf.evaluation.routing import counting_tokens, expert_load, load_statistics
+from moe_hf.evaluation.routing import expert_load, load_statistics, routing_totals
 from moe_hf.training.evaluate import evaluate_lm
 from moe_hf.training.tokenizers import train_tokenizer
 
@@ -28,12 +28,12 @@ def test_evaluation_of_a_saved_model_is_one_pass_over_the_text(saved):
     model, tokenizer, folder = saved
     metrics = evaluate_lm(str(folder / "model"), [str(folder / "text.txt")], window_length=7, batch_size=1)
     ids = torch.tensor([[i for line in TEXT for i in [*tokenizer(line)["input_ids"], tokenizer.eos_token_id]]])
-    with torch.no_grad(), counting_tokens(model) as counts:
+    with torch.no_grad(), routing_totals(model) as totals:
         logits = model(ids[:, :-1], labels=ids[:, :-1]).logits
     loss = cross_entropy(logits[0], ids[0, 1:]).item()
     assert metrics["eval_loss"] == pytest.approx(loss, rel=1e-5)
-    (layer,) = counts
-    for name, value in load_statistics(counts[layer]).items():
+    ((layer, total),) = totals.items()
+    for name, value in load_statistics(total.tokens).items():
         assert metrics[f"{layer}/{name}"] == pytest.approx(value, rel=1e-6)
 
 

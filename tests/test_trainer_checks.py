@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, MoeBlock
 from moe_hf.errors import InputError
-from moe_hf.evaluation.routing import counting_tokens
+from moe_hf.evaluation.routing import routing_totals
 from moe_hf.training.checkpoints import check_same_run
 from moe_hf.training.windows import StreamWindows
 
@@ -91,7 +91,7 @@ def test_a_block_of_its_own_is_initialised_and_counted_by_its_full_name():
     config._experts_implementation = "eager"
     model = nn.ModuleDict({"encoder": nn.ModuleList([MoeBlock(config)]), "decoder": nn.ModuleList([MoeBlock(config)])})
     inputs = torch.randn(2, 3, 16)
-    with counting_tokens(model) as counts:
+    with routing_totals(model) as totals:
         for block in model.values():
             assert block[0](inputs)[0].abs().max() < 10
-    assert set(counts) == {"encoder.0", "decoder.0"}
+    assert set(totals) == {"encoder.0", "decoder.0"}

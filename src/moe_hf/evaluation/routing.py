@@ -2,26 +2,39 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
+from ..models.balancing import cv_squared
 from ..models.moe import MoeBlock
 
 
+class RoutingTotals(NamedTuple):
+    """What one layer's experts got: `importance` (E,), the sum of gate values, and `tokens` (E,), the counts."""
+
+    importance: torch.Tensor
+    tokens: torch.Tensor
+
+
 @contextmanager
-def counting_tokens(model) -> Iterator[dict[str, torch.Tensor]]:
-    """Count the tokens that each expert of each MoE layer gets from the forward passes inside the `with` block.
+def routing_totals(model) -> Iterator[dict[str, RoutingTotals]]:
+    """Add up what each expert of each MoE layer gets from the forward passes inside the `with` block.
 
     Yields:
-        {name of the layer ("layers.1"): (E,) counts}, filled by every pass that computes balancing statistics; their
-        sum is k times the number of tokens.
+        {name of the layer ("layers.1"): totals}, filled by every pass that computes balancing statistics. The tokens
+        sum up to k times the number of tokens.
     """
-    counts: dict[str, torch.Tensor] = {}
+    totals: dict[str, RoutingTotals] = {}
 
     def observe(name):
         def hook(module, inputs, outputs):
-            if outputs[3] is not None:
-                counts[name] = counts.get(name, 0) + outputs[3].cpu()
+            importance, tokens = outputs[1], outputs[3]
+            if tokens is not None:
+                seen = RoutingTotals(importance.detach().double().cpu(), tokens.double().cpu())
+                if name in totals:
+                    seen = RoutingTotals(*(old + new for old, new in zip(totals[name], seen, strict=True)))
+                totals[name] = seen
 
         return hook
 
@@ -31,7 +44,7 @@ def counting_tokens(model) -> Iterator[dict[str, torch.Tensor]]:
         if isinstance(module, MoeBlock)
     ]
     try:
-        yield counts
+        yield totals
     finally:
         for hook in hooks:
             hook.remove()
@@ -48,25 +61,24 @@ def expert_load(model, tokenizer, lines: Iterable[str], batch_size: int = 64) ->
         batch_size: lines at once.
 
     Returns:
-        as `counting_tokens`.
+        {name of the layer ("layers.1"): (E,) counts}.
     """
     lines, was_training = list(lines), model.training
     model.eval()
     try:
-        with counting_tokens(model) as counts:
+        with routing_totals(model) as totals:
             for start in range(0, len(lines), batch_size):
                 batch = tokenizer(lines[start : start + batch_size], return_tensors="pt", padding=True)
                 model.base_model(**batch.to(model.device), output_aux_loss=True, use_cache=False)
     finally:
         model.train(was_training)
-    return counts
+    return {layer: total.tokens for layer, total in totals.items()}
 
 
-def load_statistics(counts: torch.Tensor) -> dict[str, float]:
+def load_statistics(tokens: torch.Tensor) -> dict[str, float]:
     """CV(Load), max/mean load and the number of dead experts of one layer, from its (E,) token counts."""
-    mean = counts.mean()
     return {
-        "cv_load": (counts.std(correction=0) / mean).item(),
-        "max_over_mean_load": (counts.max() / mean).item(),
-        "dead_experts": int((counts == 0).sum()),
+        "cv_load": cv_squared(tokens).sqrt().item(),
+        "max_over_mean_load": (tokens.max() / tokens.mean()).item(),
+        "dead_experts": int((tokens == 0).sum()),
     }

@@ -5,7 +5,8 @@ import tempfile
 from transformers import AutoModelForCausalLM
 
 from ..errors import InputError
-from ..evaluation.routing import counting_tokens, load_statistics
+from ..evaluation.routing import load_statistics, routing_totals
+from ..models.balancing import cv_squared
 from .arguments import LmTrainingArguments
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_tokenizer
@@ -27,7 +28,7 @@ def evaluate_lm(
             perplexities compare exactly only at the same number of rows.
 
     Returns:
-        the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_load, max_over_mean_load and dead_experts over
+        the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_importance, cv_load, max_over_mean_load and dead_experts over
         the whole text.
 
     Raises:
@@ -41,7 +42,7 @@ def evaluate_lm(
         raise InputError(f"model_name_or_path={model_name_or_path}: cannot be loaded ({reason})") from error
     stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
     batch_size = max(1, min(batch_size, (len(stream) - 1) // max(1, window_length)))
-    with tempfile.TemporaryDirectory() as folder, counting_tokens(model) as counts:
+    with tempfile.TemporaryDirectory() as folder, routing_totals(model) as totals:
         arguments = LmTrainingArguments(output_dir=folder, per_device_eval_batch_size=batch_size, report_to="none")
         trainer = LmTrainer(
             model=model,
@@ -52,6 +53,7 @@ def evaluate_lm(
         )
         metrics = trainer.evaluate()
     metrics.pop("epoch", None)  # of a training that there was none of
-    for layer, layer_counts in counts.items():
-        metrics |= {f"{layer}/{name}": value for name, value in load_statistics(layer_counts).items()}
+    for layer, total in totals.items():
+        values = {"cv_importance": cv_squared(total.importance).sqrt().item(), **load_statistics(total.tokens)}
+        metrics |= {f"{layer}/{name}": value for name, value in values.items()}
     return metrics

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Train one small model with each pair of balancing coefficients of the paper's table 6, and write that table.
+
+    python scripts/table6.py configs/reproduction/table6.yaml [--seeds 1 2] [--name value ...]
+
+Every argument of scripts/train_lm.py can be given. Finished runs in output_dir are kept and a killed one goes on, so the
+same command can be given again. Writes table6.md and table6.png into output_dir.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_hf.errors import InputError
+from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
+from moe_hf.training.arguments import DataArguments, LmTrainingArguments, ModelArguments, parse_arguments
+from moe_hf.training.evaluate import evaluate_lm
+from moe_hf.training.sweep import train_variants
+from moe_hf.training.trainer import NonFiniteLossError
+
+
+@dataclass
+class SweepArguments:
+    """What is varied."""
+
+    seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
+
+
+def main() -> int:
+    classes = (ModelArguments, DataArguments, LmTrainingArguments, SweepArguments)
+    rows = {f"importance{w_i:g}-load{w_l:g}": BalanceRow(w_i, w_l) for w_i, w_l in TABLE_6}
+    variants = {
+        name: {"importance_loss_coef": row.w_importance, "load_loss_coef": row.w_load} for name, row in rows.items()
+    }
+    try:
+        model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+        if not data_args.validation_files:
+            raise InputError("validation_files is empty: the table is measured on validation text")
+        runs = train_variants(model_args, data_args, training_args, variants, sweep_args.seeds)
+        for name, _, folder in runs:
+            metrics = evaluate_lm(
+                str(folder),
+                data_args.validation_files,
+                window_length=data_args.window_length,
+                carry_state=data_args.carry_state,
+                batch_size=training_args.per_device_eval_batch_size,
+            )
+            rows[name].add(metrics, folder / "expert_history.csv")
+    except (InputError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    table = balance_table(list(rows.values()))
+    print(table)
+    folder = Path(training_args.output_dir)
+    (folder / "table6.md").write_text(table + "\n", encoding="utf-8")
+    plot_balance(list(rows.values()), folder / "table6.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

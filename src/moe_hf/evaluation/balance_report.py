@@ -1,0 +1,103 @@
+"""Table 6 of the paper for runs of ours: what the two balancing losses do to perplexity and balance."""
+
+import csv
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# (w_importance, w_load) of each row, and the paper's test perplexity, CV(Importance), CV(Load) and max/mean load.
+TABLE_6 = {
+    (0.0, 0.0): (39.8, 3.04, 3.01, 17.80),
+    (0.2, 0.0): (35.6, 0.06, 0.17, 1.47),
+    (0.0, 0.2): (35.7, 0.22, 0.04, 1.15),
+    (0.1, 0.1): (35.6, 0.06, 0.05, 1.14),
+    (0.01, 0.01): (35.7, 0.48, 0.11, 1.37),
+    (1.0, 1.0): (35.7, 0.03, 0.02, 1.07),
+}
+MEASURES = {
+    "perplexity": "validation perplexity per word",
+    "cv_importance": "CV(Importance)",
+    "cv_load": "CV(Load)",
+    "max_over_mean_load": "max/mean load",
+}
+
+
+@dataclass
+class BalanceRow:
+    """One row of the table: the coefficients, and {measure: one number for each seed}; `histories`: CSV files."""
+
+    w_importance: float
+    w_load: float
+    measures: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+    histories: list[Path] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return f"w_importance={self.w_importance:g}, w_load={self.w_load:g}"
+
+    def add(self, metrics: dict[str, float], history: Path) -> None:
+        """Take the metrics of `evaluate_lm` for one seed; several MoE layers are averaged."""
+        self.histories.append(history)
+        self.measures["perplexity"].append(metrics["eval_perplexity_per_word"])
+        for name in list(MEASURES)[1:]:
+            layers = [value for key, value in metrics.items() if key.endswith("/" + name)]
+            self.measures[name].append(statistics.fmean(layers))
+
+
+def balance_table(rows: list[BalanceRow]) -> str:
+    """The rows as a Markdown table, each number the mean over the seeds and, from two seeds on, the range."""
+    lines = ["| w_importance | w_load | " + " | ".join(MEASURES.values()) + " | the paper's four |"]
+    lines.append("|---" * (3 + len(MEASURES)) + "|")
+    for row in rows:
+        cells = [_mean_and_range(values) for values in row.measures.values()]
+        paper = TABLE_6.get((row.w_importance, row.w_load))
+        cells.append(" / ".join(map(str, paper)) if paper else "-")
+        lines.append(f"| {row.w_importance:g} | {row.w_load:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean_and_range(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.4g} to {max(values):.4g})"
+
+
+def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
+    """Perplexity of every row, and CV(Load) and max/mean load while training (from `AuxLossCallback`'s histories)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for position, row in enumerate(rows):
+        values = row.measures["perplexity"]
+        left.barh(position, statistics.fmean(values), color=f"C{position}")
+        left.plot(values, [position] * len(values), "k.", markersize=4)
+        for number, history in enumerate(row.histories):
+            label = row.label if number == 0 else None
+            steps, curves = read_history(history)
+            middle.plot(steps, curves["cv_load"], color=f"C{position}", linewidth=1, label=label)
+            right.plot(steps, curves["max_over_mean_load"], color=f"C{position}", linewidth=1, label=label)
+    every = [value for row in rows for value in row.measures["perplexity"]]
+    margin = max(max(every) - min(every), 0.01 * min(every))
+    left.set_xlim(min(every) - margin, max(every) + margin / 2)
+    left.set_yticks(range(len(rows)), [row.label for row in rows])
+    left.invert_yaxis()
+    left.set_xlabel(MEASURES["perplexity"])
+    for axes, name in ((middle, "cv_load"), (right, "max_over_mean_load")):
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"{MEASURES[name]}, of training batches")
+    right.legend(fontsize="x-small")
+    figure.savefig(file, dpi=110)
+
+
+def read_history(file: str | Path) -> tuple[list[int], dict[str, list[float]]]:
+    """Steps and the curves of CV(Load) and max/mean load of an `expert_history.csv`, MoE layers averaged."""
+    by_step: dict[int, list[dict]] = {}
+    with open(file, newline="", encoding="utf-8") as lines:
+        for line in csv.DictReader(lines):
+            by_step.setdefault(int(line["step"]), []).append(line)
+    curves = {
+        name: [statistics.fmean(float(line[name]) for line in by_step[step]) for step in by_step]
+        for name in ("cv_load", "max_over_mean_load")
+    }
+    return list(by_step), curves
