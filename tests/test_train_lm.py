@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import CONFIG
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,24 +21,6 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "train_lm.py"
 spec = importlib.util.spec_from_file_location("train_lm_script", SCRIPT)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
-
-CONFIG = """
-tokenizer_kind: word
-vocab_size: 50
-hidden_size: 8
-num_experts: 4
-num_experts_per_tok: 2
-moe_intermediate_size: 8
-window_length: 7
-per_device_train_batch_size: 4
-per_device_eval_batch_size: 4
-max_steps: 4
-logging_steps: 2
-save_strategy: "no"
-report_to: none
-use_cpu: true
-disable_tqdm: true
-"""
 
 
 @pytest.fixture(scope="module")

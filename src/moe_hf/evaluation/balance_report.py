@@ -82,8 +82,9 @@ def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
     left.set_yticks(range(len(rows)), [row.label for row in rows])
     left.invert_yaxis()
     left.set_xlabel(MEASURES["perplexity"])
+    middle.set_yscale("symlog", linthresh=0.1)  # a CV may be 0
+    right.set_yscale("log")
     for axes, name in ((middle, "cv_load"), (right, "max_over_mean_load")):
-        axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel(f"{MEASURES[name]}, of training batches")
     right.legend(fontsize="x-small")
