@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Train a GNMT-MoE translation model.
+
+    python scripts/train_translation.py CONFIG.yaml [--name value ...] [--resume_from_checkpoint]
+
+Every argument of the YAML file can be given on the command line too; `--help` lists them.
+"""
+
+import sys
+
+from moe_hf.errors import InputError
+from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from moe_hf.training.moe_trainer import NonFiniteLossError
+from moe_hf.training.translation import train_translation
+from moe_hf.training.translation_arguments import TranslationDataArguments
+
+CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+
+
+def main() -> int:
+    try:
+        _, metrics = train_translation(*parse_arguments(dataclasses_=CLASSES))
+    except (InputError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, value in metrics.items():
+        print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

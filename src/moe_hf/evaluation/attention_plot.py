@@ -1,0 +1,29 @@
+"""A heat map of the attention of one translation."""
+
+from pathlib import Path
+
+
+def plot_attention(translator, translation, file: str | Path) -> None:
+    """Save which source tokens the decoder looks at while it writes each target token.
+
+    Args:
+        translator: a `Translator`.
+        translation: one of its results, with at least one target token.
+        file: PNG or whatever matplotlib can write.
+    """
+    from matplotlib.figure import Figure
+
+    def names(ids):
+        return [translator.tokenizer.decode([token]).strip() or "␣" for token in ids]
+
+    weights = translator.attention(translation).float().cpu().numpy()
+    height, width = weights.shape
+    figure = Figure(figsize=(2 + 0.4 * width, 2 + 0.3 * height), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(width), names(translation.source_ids), rotation=60, ha="right")
+    axes.set_yticks(range(height), names(translation.target_ids))
+    axes.set_xlabel("source")
+    axes.set_ylabel("translation")
+    figure.colorbar(picture, label="attention")
+    figure.savefig(file, dpi=120)

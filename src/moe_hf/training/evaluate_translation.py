@@ -1,0 +1,57 @@
+"""Judge a trained translation model on sentence pairs: perplexity, BLEU and chrF."""
+
+import tempfile
+
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
+
+from ..errors import InputError
+from .arguments import TranslationTrainingArguments
+from .pair_sources import PairSource
+from .parallel_data import load_sentence_pairs
+from .translation import evaluation_pairs
+from .translation_tokenizers import load_or_train_translation_tokenizer
+from .translation_trainer import TranslationTrainer
+
+
+def evaluate_translation(
+    model: str,
+    source_file: str,
+    target_file: str,
+    *,
+    target_language: str | None = None,
+    **translate_arguments,
+) -> tuple[dict[str, float | str], list[str]]:
+    """Evaluate a model on two aligned text files.
+
+    Args:
+        model: folder or Hub name of the model and its tokenizer.
+        source_file, target_file: line n of both corresponds; pairs with an empty side are left out, and printed how many.
+        target_language: of a multilingual model.
+        translate_arguments: of `Translator`, such as num_beams.
+
+    Returns:
+        the metrics of `TranslationTrainer.evaluate`, and the translations.
+
+    Raises:
+        InputError: the model, its tokenizer or a file cannot be read, or the files do not fit together.
+    """
+    tokenizer = load_or_train_translation_tokenizer(model, [], vocab_size=0)
+    source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
+    pairs = load_sentence_pairs([source])
+    print(f"evaluated: {pairs}")
+    try:
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(model)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"model={model}: cannot be loaded ({reason})") from error
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TranslationTrainer(
+            model=loaded,
+            args=TranslationTrainingArguments(output_dir=folder, report_to="none", remove_unused_columns=False),
+            eval_dataset=evaluation_pairs(pairs, tokenizer),
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            processing_class=tokenizer,
+            translate_arguments=translate_arguments,
+        )
+        metrics = trainer.evaluate()
+    return metrics, trainer.translations

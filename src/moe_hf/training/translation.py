@@ -1,0 +1,167 @@
+"""Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
+
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
+
+from ..errors import InputError
+from ..evaluation.metrics import load_metric
+from ..models.configuration_gnmt_moe import GnmtMoeConfig
+from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
+from .arguments import TranslationModelArguments, TranslationTrainingArguments
+from .callbacks import AuxLossCallback
+from .checkpoints import check_same_run, prepare_output_dir
+from .optimizer import OptimizerSizeCallback
+from .parallel_data import load_sentence_pairs
+from .runs import course_of_training, quiet_logs, reason
+from .token_batches import TokenBatchSampler
+from .tokenized_pairs import leave_out_long_pairs, tokenize_pairs
+from .translation_arguments import TranslationDataArguments
+from .translation_tokenizers import load_or_train_translation_tokenizer
+from .translation_trainer import EvaluationPairs, TranslationTrainer
+
+
+def train_translation(
+    model_args: TranslationModelArguments,
+    data_args: TranslationDataArguments,
+    training_args: TranslationTrainingArguments,
+) -> tuple[TranslationTrainer, dict[str, float | str]]:
+    """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
+
+    Returns:
+        the trainer, and the last evaluation's metrics (empty without validation pairs).
+
+    Raises:
+        InputError: something in the arguments or the data is wrong.
+        NonFiniteLossError: the training diverged.
+    """
+    checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    set_seed(training_args.seed)
+    quiet_logs(training_args)
+    tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
+    model = load_model(model_args, tokenizer, on_cpu=training_args.device.type == "cpu")
+    report(model)
+
+    training_args.remove_unused_columns = False
+    columns = {name: train_tokens.with_format("numpy")[name][:] for name in ("source_length", "target_length", "direction")}
+    batches = TokenBatchSampler(
+        columns["source_length"],
+        columns["target_length"],
+        data_args.words_per_batch,
+        seed=training_args.seed,
+        directions=columns["direction"],
+        temperature=data_args.sampling_temperature,
+        bucket_width=data_args.length_bucket_width,
+        num_processes=training_args.world_size,
+    )
+    print(f"batches: {len(batches):,} an epoch, of at most {data_args.words_per_batch:,} tokens a side")
+    trainer = TranslationTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_tokens.select_columns(["input_ids", "labels"]),
+        eval_dataset=validation,
+        train_batch_sampler=batches,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+        translate_arguments={"num_beams": training_args.eval_num_beams},
+    )
+    AuxLossCallback(
+        history_file=Path(training_args.output_dir) / "expert_history.csv",
+        importance_loss_coef_schedule=training_args.importance_loss_coef_schedule,
+        load_loss_coef_schedule=training_args.load_loss_coef_schedule,
+    ).attach_to(trainer)
+    trainer.add_callback(OptimizerSizeCallback())
+
+    if checkpoint or training_args.should_save:  # every process checks, so that none waits for one that stopped
+        course = course_of_training(model_args, data_args, training_args)
+        check_same_run(training_args.output_dir, checkpoint, course)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    metrics = {}
+    if validation is not None:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+    return trainer, metrics
+
+
+def load_pairs(model_args, data_args, training_args, checkpoint):
+    """The tokenizer, the training pairs as tokens, and the validation pairs or None."""
+    train = load_pairs_of("train", data_args.train_sources(), data_args)
+    validation = None
+    if sources := data_args.validation_sources():
+        load_metric("sacrebleu_metrics")  # better now than after hours of training
+        validation = load_pairs_of("validation", sources, data_args)
+    elif training_args.eval_strategy != "no":
+        raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation pairs")
+    # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
+    source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
+    with training_args.main_process_first(desc="tokenisation"):
+        tokenizer = load_or_train_translation_tokenizer(
+            source, train.texts(), vocab_size=data_args.vocab_size, languages=train.tagged_languages
+        )
+        tokens = tokenize_pairs(train, tokenizer, num_proc=data_args.preprocessing_num_workers)
+        if validation is not None:
+            validation = evaluation_pairs(validation, tokenizer, data_args.preprocessing_num_workers)
+    tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
+    print(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
+    return tokenizer, tokens, validation
+
+
+def load_pairs_of(part: str, sources, data_args):
+    """The pairs of one part of the data, with a line that says how many."""
+    pairs = load_sentence_pairs(
+        sources,
+        max_pairs=data_args.max_train_pairs if part == "train" else None,
+        cache_dir=data_args.cache_dir,
+        num_proc=data_args.preprocessing_num_workers,
+    )
+    print(f"{part}: {pairs}")
+    return pairs
+
+
+def evaluation_pairs(pairs, tokenizer, num_proc: int | None = None) -> EvaluationPairs:
+    """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long."""
+    directions = [f"{source or '?'}-{target or '?'}" for source, target in pairs.directions]
+    return EvaluationPairs(tokenize_pairs(pairs, tokenizer, num_proc=num_proc), pairs.dataset["target"][:], directions)
+
+
+def load_model(model_args, tokenizer, on_cpu: bool) -> GnmtMoeForConditionalGeneration:
+    """A new model for the tokenizer's vocabulary, or the checkpoint named, which must fit the tokenizer."""
+    # "eager" adds up in the same order every time; on a CPU it is as fast as the others.
+    implementation = model_args.experts_implementation or ("eager" if on_cpu else None)
+    path = model_args.model_name_or_path
+    if path is None:
+        try:
+            config = GnmtMoeConfig(
+                vocab_size=len(tokenizer),
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                decoder_start_token_id=tokenizer.bos_token_id,
+                **model_args.config_arguments(),
+            )
+            config._experts_implementation = implementation
+            return GnmtMoeForConditionalGeneration(config)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise InputError(reason(error)) from error
+    try:
+        config = AutoConfig.from_pretrained(path, **model_args.config_arguments())
+        config.validate()
+        model = AutoModelForSeq2SeqLM.from_pretrained(path, config=config, experts_implementation=implementation)
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
+            f"{path}"
+        )
+    return model
+
+
+def report(model) -> None:
+    """Print the size of what is trained."""
+    total, embedded = model.num_parameters(), sum(p.numel() for n, p in model.named_parameters() if "embed" in n)
+    print(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")

@@ -1,0 +1,125 @@
+"""The Trainer of translation models: batches of about equally many words, perplexity and BLEU on held-out pairs."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import Seq2SeqTrainer
+
+from ..evaluation.metrics import load_metric
+from ..translation import Translator
+from .moe_trainer import MoeTrainerMixin
+from .schedule import warmup_constant_inverse_sqrt
+from .token_batch_trainer import TokenBatchTrainerMixin
+from .token_batches import TokenBatchSampler
+
+
+@dataclass(frozen=True)
+class EvaluationPairs:
+    """Held-out pairs: `tokens` as `tokenize_pairs` gives them, the `references` as text, and a name for each direction."""
+
+    tokens: Dataset
+    references: list[str]
+    directions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+
+class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer):
+    """`Seq2SeqTrainer` for the datasets of `tokenize_pairs`, evaluated on `EvaluationPairs`.
+
+    Args:
+        translate_arguments: for the `Translator` that writes the translations to be judged.
+
+    The rest as for `TokenBatchTrainerMixin` and `Seq2SeqTrainer`.
+    """
+
+    def __init__(self, *args, translate_arguments: dict | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.translate_arguments = translate_arguments or {}
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None and self.args.constant_steps:
+            warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = warmup_constant_inverse_sqrt(
+                self.optimizer if optimizer is None else optimizer, warmup_steps, self.args.constant_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def evaluate(self, eval_dataset: EvaluationPairs | None = None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
+        """Perplexity of the references, and BLEU and chrF of translations, of all pairs and of each direction.
+
+        Keys: `eval_loss` (nats per token, without label smoothing), `eval_perplexity_per_token`,
+        `eval_perplexity_per_word`, `eval_bleu`, `eval_bleu_lowercase`, `eval_chrf`, their signatures, `eval_runtime`
+        (seconds); with several directions also `eval_bleu_en-de` and so on, and `eval_bleu` is their mean.
+        """
+        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        start = time.time()
+        self.model.eval()
+        random_state = torch.get_rng_state()  # as a run without this evaluation would have it
+        metrics = self._perplexities(pairs)
+        scores, self.translations = self._scores(pairs)
+        torch.set_rng_state(random_state)
+        metrics |= scores | {"runtime": round(time.time() - start, 3)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log({name: value for name, value in metrics.items() if not isinstance(value, str)})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _perplexities(self, pairs: EvaluationPairs) -> dict[str, float]:
+        tokens = pairs.tokens.select_columns(["input_ids", "labels"])
+        sampler = TokenBatchSampler(
+            pairs.tokens["source_length"],
+            pairs.tokens["target_length"],
+            self.args.eval_words_per_batch,
+            num_processes=self.args.world_size,
+        )
+        loader = self.accelerator.prepare(DataLoader(tokens, batch_sampler=sampler, collate_fn=self.data_collator))
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in loader:
+            batch = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+                loss = self.model(**batch, num_items_in_batch=1).loss  # 1: the sum over the tokens
+            totals += torch.stack([loss.double(), (batch["labels"] != -100).sum().double()])
+        nll, num_tokens = self.accelerator.reduce(totals).tolist()
+        metric = load_metric("stream_perplexity")
+        metric.add(nll=nll, num_tokens=int(num_tokens), num_words=sum(pairs.tokens["target_words"]))
+        return {"loss": nll / num_tokens, **metric.compute()}
+
+    def _scores(self, pairs: EvaluationPairs) -> tuple[dict, list[str]]:
+        rank, world_size = self.args.process_index, self.args.world_size
+        sources = pairs.tokens["input_ids"][rank::world_size]
+        translator = Translator(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            **self.translate_arguments,
+        )
+        with tqdm(total=len(sources), desc="Translating", disable=None if rank == 0 else True, leave=False) as bar:
+            found = [results[0].text for results in translator.translate_ids(sources, on_batch=bar.update)]
+        parts = gather_object([list(zip(range(rank, len(pairs), world_size), found))])
+        translations = [text for _, text in sorted(entry for part in parts for entry in part)]
+        return score_translations(translations, pairs), translations
+
+
+def score_translations(translations: list[str], pairs: EvaluationPairs) -> dict[str, float | str]:
+    """BLEU, lower-case BLEU and chrF with their signatures; of each direction too when there are several."""
+    metric = load_metric("sacrebleu_metrics")
+    directions = pairs.tokens["direction"]
+    scores, means = {}, {}
+    for number, name in enumerate(pairs.directions):
+        rows = [row for row, direction in enumerate(directions) if direction == number]
+        values = metric.compute(
+            predictions=[translations[row] for row in rows], references=[pairs.references[row] for row in rows]
+        )
+        for key, value in values.items():
+            means.setdefault(key, []).append(value)
+            if len(pairs.directions) > 1 and not isinstance(value, str):
+                scores[f"{key}_{name}"] = value
+    means = {key: values[0] if isinstance(values[0], str) else sum(values) / len(values) for key, values in means.items()}
+    return means | scores
