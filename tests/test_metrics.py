@@ -5,6 +5,7 @@ import socket
 import sys
 
 import pytest
+import sacrebleu
 
 from moe_hf.errors import InputError
 from moe_hf.evaluation.metrics import load_metric
@@ -56,3 +57,57 @@ def test_a_missing_evaluate_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "evaluate", None)
     with pytest.raises(InputError, match="the package 'evaluate', which is missing: pip install"):
         load_metric("stream_perplexity")
+
+
+@pytest.fixture
+def translation():
+    return load_metric("sacrebleu_metrics")
+
+
+def test_bleu_is_that_of_its_definition(translation):
+    # Tokens: Ein Hund läuft durch das Gras . against the same with "grüne" before "Gras": 7 against 8.
+    values = translation.compute(
+        predictions=["Ein Hund läuft durch das Gras."], references=["Ein Hund läuft durch das grüne Gras."]
+    )
+    precisions = [7 / 7, 5 / 6, 3 / 5, 2 / 4]
+    expected = 100 * math.exp(1 - 8 / 7) * math.prod(precisions) ** 0.25
+    assert values["bleu"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_translations_are_scored_with_and_without_case(translation):
+    references = ["Zwei Männer stehen am Herd.", "Ein Kind (im Pool) lacht laut."]
+    assert translation.compute(predictions=references, references=references) == {
+        "bleu": pytest.approx(100),
+        "bleu_signature": f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}",
+        "bleu_lowercase": pytest.approx(100),
+        "bleu_lowercase_signature": f"nrefs:1|case:lc|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}",
+        "chrf": pytest.approx(100),
+        "chrf_signature": f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}",
+    }
+    lower = translation.compute(predictions=[text.lower() for text in references], references=references)
+    assert lower["bleu_lowercase"] == pytest.approx(100)
+    assert lower["bleu"] < 60
+
+
+def test_an_empty_translation_lowers_the_score(translation):
+    references = ["Zwei Männer stehen am Herd."] * 2
+    values = translation.compute(predictions=[references[0], ""], references=references)
+    assert 0 < values["bleu"] < 50
+
+
+@pytest.mark.parametrize(("predictions", "references"), [(["a"], ["a", "b"]), (["a", "b"], ["a"]), (["a"], [])])
+def test_missing_translations_are_an_error(translation, predictions, references):
+    message = f"{len(predictions)} predictions for {len(references)} references"
+    with pytest.raises(InputError, match=message):
+        translation.compute(predictions=predictions, references=references)
+
+
+def test_no_translation_is_an_error(translation):
+    with pytest.raises(InputError, match="empty, at least one"):
+        translation.compute(predictions=[], references=[])
+
+
+def test_a_missing_sacrebleu_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(InputError, match="'sacrebleu_metrics' needs a package that is missing: .*sacrebleu"):
+        load_metric("sacrebleu_metrics")

@@ -58,7 +58,7 @@ def load_text_dataset(
         features=TEXT_FEATURES,
         fn_kwargs={"text_column": text_column, "keep_empty_lines": keep_empty_lines},
         num_proc=num_proc,
-        new_fingerprint=_fingerprint("lines", documents._fingerprint, text_column, keep_empty_lines),
+        new_fingerprint=fingerprint("lines", documents._fingerprint, text_column, keep_empty_lines),
         desc="Splitting lines",
     )
     if len(lines) == 0:
@@ -88,31 +88,60 @@ def _environment(name: str, pattern: str) -> str:
     return os.environ[name]
 
 
-def _fingerprint(*parts) -> str:
+def fingerprint(*parts) -> str:
     """Hash plain values, equal in every process."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc) -> Dataset:
-    versions = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-    # `datasets` spreads a list over its processes and hands a tuple on whole; max_lines has to count in one process.
-    num_proc = min(num_proc or 1, len(paths)) if max_lines is None else 1
     options = {"keep_empty_lines": keep_empty_lines, "max_lines": max_lines}
+    return dataset_of_rows(
+        _generate_rows,
+        paths,
+        features=TEXT_FEATURES,
+        fingerprint=fingerprint("files", [file_version(path) for path in paths], options),
+        cache_dir=cache_dir,
+        num_proc=num_proc if max_lines is None else 1,  # max_lines has to count in one process
+        **options,
+    )
+
+
+def dataset_of_rows(
+    generate,
+    paths: list,
+    *,
+    features: Features,
+    fingerprint: str,
+    cache_dir: str | None,
+    num_proc: int | None,
+    **options,
+) -> Dataset:
+    """The rows of `generate(paths, **options)` as a memory-mapped dataset, cached under `fingerprint`.
+
+    Up to `num_proc` processes get a part of `paths` each. An InputError of `generate` is raised as such.
+    """
+    num_proc = min(num_proc or 1, len(paths))
     try:
         return Dataset.from_generator(
-            _generate_rows,
-            features=TEXT_FEATURES,
+            generate,
+            features=features,
             cache_dir=cache_dir,
-            gen_kwargs={"paths": paths if num_proc > 1 else tuple(paths), **options},
+            # `datasets` spreads a list over its processes and hands a tuple on whole.
+            gen_kwargs={"paths": list(paths) if num_proc > 1 else tuple(paths), **options},
             num_proc=num_proc if num_proc > 1 else None,
-            fingerprint=_fingerprint("files", versions, options),
+            fingerprint=fingerprint,
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
-        for _ in _generate_rows(paths, **options):  # worker processes lose the cause: reading again names the file
+        for _ in generate(paths, **options):  # worker processes lose the cause: reading again names the file
             pass
         raise
+
+
+def file_version(path: str) -> tuple[str, int, int]:
+    """What tells whether a file changed: path, size in bytes and time in nanoseconds."""
+    return path, os.stat(path).st_size, os.stat(path).st_mtime_ns
 
 
 def _generate_rows(paths, keep_empty_lines: bool, max_lines: int | None) -> Iterator[dict[str, str]]:
@@ -147,15 +176,22 @@ def read_lines(path: str) -> Iterator[str]:
 
 
 def _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_proc) -> Dataset:
+    dataset = load_hub_dataset(hub_name, hub_config, split, cache_dir=cache_dir, num_proc=num_proc)
+    if text_column not in dataset.column_names:
+        raise InputError(f"text_column={text_column!r} is not in {hub_name}, its columns are {dataset.column_names}")
+    return dataset.select_columns([text_column])
+
+
+def load_hub_dataset(
+    hub_name: str, hub_config: str | None, split: str, *, cache_dir: str | None, num_proc: int | None
+) -> Dataset:
+    """`datasets.load_dataset`; InputError: the data set, the configuration or the split cannot be loaded."""
     try:
-        dataset = load_dataset(hub_name, hub_config, split=split, cache_dir=cache_dir, num_proc=num_proc)
+        return load_dataset(hub_name, hub_config, split=split, cache_dir=cache_dir, num_proc=num_proc)
     except (OSError, ValueError) as error:  # also datasets' own "not found" errors and no connection
         reason = str(error).strip().partition("\n")[0]
         source = f"hub_name={hub_name}, hub_config={hub_config}, split={split}"
         raise InputError(f"{source}: the data set cannot be loaded ({reason})") from error
-    if text_column not in dataset.column_names:
-        raise InputError(f"text_column={text_column!r} is not in {hub_name}, its columns are {dataset.column_names}")
-    return dataset.select_columns([text_column])
 
 
 def _split_lines_of_batch(batch, text_column: str, keep_empty_lines: bool) -> dict[str, list[str]]:
@@ -230,7 +266,7 @@ def tokenize_to_stream(
         features=TOKEN_FEATURES,
         fn_kwargs={"tokenizer": tokenizer},
         num_proc=num_proc,
-        new_fingerprint=_fingerprint("tokens", dataset._fingerprint, _serialize_tokenizer(tokenizer)),
+        new_fingerprint=fingerprint("tokens", dataset._fingerprint, serialize_tokenizer(tokenizer)),
         desc="Tokenizing",
     )
     num_tokens = len(stream := TokenStream(tokens)) if len(tokens) else 0
@@ -248,7 +284,7 @@ def _tokenize_batch(batch, tokenizer: PreTrainedTokenizerBase) -> dict[str, list
     }
 
 
-def _serialize_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list:
+def serialize_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list:
     """All that decides the ids of a text; truncation and padding are settings of the last call and decide nothing."""
     options = [type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.split_special_tokens]
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:

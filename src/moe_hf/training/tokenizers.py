@@ -44,7 +44,7 @@ def train_tokenizer(
         parts = "the special tokens and " + ("256 bytes" if kind == "bpe" else "one word")
         raise InputError(f"vocab_size={vocab_size} is too small, at least {smallest} are needed: {parts}")
     normalizer = normalizers.Lowercase() if lowercase else None
-    lines = _require_text(lines)
+    lines = require_text(lines)
     if kind == "word":
         backend = _train_word_level(lines, normalizer, vocab_size, special_tokens)
     else:
@@ -105,7 +105,8 @@ def _iterate_text(dataset: Dataset) -> Iterator[str]:
         yield from batch["text"]
 
 
-def _require_text(lines: Iterable[str]) -> Iterator[str]:
+def require_text(lines: Iterable[str]) -> Iterator[str]:
+    """The same lines; InputError if the first of them with text does not exist."""
     lines = iter(lines)
     for line in lines:
         if line.strip():

@@ -1,0 +1,88 @@
+"""Where sentence pairs come from: the description of one source, as configurations write it."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from itertools import permutations
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSource:
+    """Sentence pairs of one translation direction. Exactly one of these says where they are:
+
+    `source_files` with `target_files`: aligned text files, line n of both corresponds; globs, paired in order.
+    `files`: files that hold both sides, .tsv (source, tab, target) or .jsonl; also .gz and .xz of them.
+    `dataset_name` (with `dataset_config_name`, `split`): whatever `datasets.load_dataset` takes.
+
+    `source_language` and `target_language` name the direction; data that are keyed by language need them.
+    Raises InputError: not exactly one origin.
+    """
+
+    source_files: list[str] | str | None = None
+    target_files: list[str] | str | None = None
+    files: list[str] | str | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    split: str = "train"
+    source_language: str | None = None
+    target_language: str | None = None
+
+    def __post_init__(self):
+        if bool(self.source_files) != bool(self.target_files):
+            given, other = ("source", "target") if self.source_files else ("target", "source")
+            raise InputError(f"{given}_files={getattr(self, given + '_files')} needs {other}_files as well")
+        origins = [self.source_files, self.files, self.dataset_name]
+        if sum(map(bool, origins)) != 1:
+            raise InputError(
+                "exactly one of source_files with target_files, files, and dataset_name is needed, got "
+                f"source_files={self.source_files}, files={self.files}, dataset_name={self.dataset_name}"
+            )
+
+    @property
+    def direction(self) -> str:
+        """A name such as "en-de"; a language that is not named is "?"."""
+        return f"{self.source_language or '?'}-{self.target_language or '?'}"
+
+
+def read_pair_sources(value: list | str, name: str) -> list[PairSource]:
+    """Pair sources from a configuration's list of mappings, or its JSON text; `name` is the argument's, for errors.
+
+    The keys of a mapping are the fields of `PairSource`. A mapping with the single key `parallel_files`,
+    {language: files}, means aligned files in several languages and stands for all their ordered pairs.
+
+    Raises InputError: not a list of mappings, an unknown key, and the errors of `PairSource`.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        raise InputError(f"{name}={value!r} must be a list of mappings, at least one")
+    sources = []
+    for number, entry in enumerate(value, start=1):
+        try:
+            sources += [PairSource(**fields) for fields in _all_directions(entry)]
+        except InputError as error:
+            raise InputError(f"{name}, entry {number}: {error}") from error
+    return sources
+
+
+def _all_directions(entry: dict) -> list[dict]:
+    known = [field.name for field in dataclasses.fields(PairSource)]
+    for key in entry:
+        if key not in known and key != "parallel_files":
+            near = difflib.get_close_matches(str(key), [*known, "parallel_files"], n=1)
+            raise InputError(f"no field is named {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    if "parallel_files" not in entry:
+        return [entry]
+    files = entry["parallel_files"]
+    if len(entry) > 1 or not isinstance(files, dict) or len(files) < 2:
+        raise InputError(f"parallel_files={files!r} must be {{language: files}} of two or more, without other fields")
+    return [
+        {"source_files": files[a], "target_files": files[b], "source_language": str(a), "target_language": str(b)}
+        for a, b in permutations(files, 2)
+    ]

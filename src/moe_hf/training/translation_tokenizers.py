@@ -1,0 +1,134 @@
+"""The subword tokenizer of translation models: one vocabulary for all languages, exact round trips, language tags."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..errors import InputError
+from .tokenizers import load_tokenizer, require_text
+
+PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<s>", "</s>"
+
+
+def train_translation_tokenizer(
+    lines: Iterable[str], *, vocab_size: int, languages: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE with at most `vocab_size` tokens on `lines`, which are those of all languages.
+
+    A space is put before the first word, so that a word has the same tokens there as anywhere else; decoding takes it
+    away again. Every text round-trips exactly, `decode(tokenizer(text).input_ids, skip_special_tokens=True) == text`;
+    there is no unknown token and no normalisation. Special tokens come first: "<pad>" (0), "<s>" (1, with which a
+    decoder starts), "</s>" (2, appended to every text), then a tag such as "<2de>" for each of `languages` (Johnson et
+    al., 2016), which `encode_sources` puts in front of a source. None of them arises from text that spells it.
+
+    Raises InputError: a language that is no plain name or given twice, `vocab_size` too small, no text in `lines`.
+    """
+    for language in languages:
+        if not re.fullmatch(r"\w+([-_.@]\w+)*", language):
+            raise InputError(f"languages={list(languages)}: {language!r} is no language name such as 'de' or 'pt-BR'")
+    if len(set(languages)) < len(languages):
+        raise InputError(f"languages={list(languages)} has a language twice")
+    special_tokens = [PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, *map(_tag, languages)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(special_tokens) + len(alphabet):
+        raise InputError(
+            f"vocab_size={vocab_size} is too small, at least {len(special_tokens) + len(alphabet)} are needed: "
+            f"{len(special_tokens)} special tokens and 256 bytes"
+        )
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Prepend(" ")
+    # It parts letters from other signs, so that no merge of bytes can spell a special token.
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", left=1, right=0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.encode_special_tokens = True
+    backend.train_from_iterator(require_text(lines), trainer)
+    eos = (EOS_TOKEN, special_tokens.index(EOS_TOKEN))
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS_TOKEN}", pair=f"$A {EOS_TOKEN} $B {EOS_TOKEN}", special_tokens=[eos]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD_TOKEN,
+        bos_token=BOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        unk_token=None,
+        extra_special_tokens=[_tag(language) for language in languages],
+        split_special_tokens=True,  # "</s>" in a text is text
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
+
+
+def load_or_train_translation_tokenizer(
+    name_or_path: str | None, lines: Iterable[str], *, vocab_size: int, languages: Sequence[str] = ()
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer `name_or_path`, or if it is None train one as `train_translation_tokenizer` does.
+
+    Raises InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`; and the
+    errors of `train_translation_tokenizer`.
+    """
+    if name_or_path is None:
+        return train_translation_tokenizer(lines, vocab_size=vocab_size, languages=languages)
+    tokenizer = load_tokenizer(name_or_path)
+    missing = [name for name in ("pad_token", "bos_token") if getattr(tokenizer, name) is None]
+    if missing:
+        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer has no {' and no '.join(missing)}")
+    for language in languages:
+        language_tag_id(tokenizer, language)
+    return tokenizer
+
+
+def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The target languages for which `tokenizer` has a tag; empty for the tokenizer of a single language pair."""
+    return [match[1] for token in tokenizer.all_special_tokens if (match := re.fullmatch("<2(.+)>", token))]
+
+
+def language_tag_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
+    """The id of the tag of a target language; InputError: `tokenizer` has no such tag."""
+    known = known_languages(tokenizer)
+    if language not in known:
+        raise InputError(
+            f"target_language={language!r} is unknown to the tokenizer, "
+            + (f"it knows {', '.join(known)}" if known else "which has no language tags")
+        )
+    return tokenizer.convert_tokens_to_ids(_tag(language))
+
+
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], target_language: str | None = None
+) -> list[list[int]]:
+    """Token ids of sentences to translate: the tag of the target language if there are tags, the text, "</s>".
+
+    Raises InputError: an empty sentence; a language that `tokenizer` has no tag for, or none where it has tags.
+    """
+    for number, sentence in enumerate(sentences, start=1):
+        if not sentence.strip():
+            raise InputError(f"sentence {number} of {len(sentences)} to translate is empty")
+    known = known_languages(tokenizer)
+    if known and target_language is None:
+        raise InputError(f"target_language is not given, the tokenizer's are {', '.join(known)}")
+    tag = [] if target_language is None else [language_tag_id(tokenizer, target_language)]
+    return [tag + ids for ids in encode_texts(tokenizer, sentences)]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text and "</s>", whatever special tokens `tokenizer` adds by itself."""
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        split_special_tokens=True,
+        truncation=False,
+        verbose=False,
+    )
+    return [ids + [tokenizer.eos_token_id] for ids in encoded["input_ids"]]
+
+
+def _tag(language: str) -> str:
+    return f"<2{language}>"
