@@ -3,8 +3,8 @@
 
     python scripts/table6.py configs/reproduction/table6.yaml [--seeds 1 2] [--name value ...]
 
-Every argument of scripts/train_lm.py can be given. Finished runs in output_dir are kept and a killed one goes on, so the
-same command can be given again. Writes table6.md and table6.png into output_dir.
+Every argument of scripts/train_lm.py can be given. Finished runs in output_dir are kept and a killed one goes on, so
+the same command can be given again. Writes table6.md and table6.png into output_dir.
 """
 
 import sys

@@ -28,8 +28,8 @@ def evaluate_lm(
             perplexities compare exactly only at the same number of rows.
 
     Returns:
-        the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_importance, cv_load, max_over_mean_load and dead_experts over
-        the whole text.
+        the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_importance, cv_load, max_over_mean_load and
+        dead_experts over the whole text.
 
     Raises:
         InputError: the model, its tokenizer or a file cannot be read, or the text is shorter than the rows.
