@@ -14,7 +14,7 @@ def counting_tokens(model) -> Iterator[dict[str, torch.Tensor]]:
 
     Yields:
         {name of the layer ("layers.1"): (E,) counts}, filled by every pass that computes balancing statistics; their
-        sum is k times the number of tokens.
+        sum is k times the number of tokens, with the thresholds of strictly balanced gating only about that.
     """
     counts: dict[str, torch.Tensor] = {}
 
