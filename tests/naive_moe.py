@@ -4,19 +4,24 @@ Written from the equations, not from the package. Everything is differentiable, 
 """
 
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 
 
 class Gating(NamedTuple):
-    """Per token a dict {expert: G(x)_i} and a list of P(x, i) (or None); then Importance, Load and token counts."""
+    """Per token a dict {expert: G(x)_i} and a list of P(x, i) (or None); then Importance, Load and token counts.
+
+    threshold_loss: L_batchwise over the number of tokens, of strictly balanced gating only.
+    """
 
     gates: list
     probabilities: list
     importance: torch.Tensor
     load: torch.Tensor
     counts: list
+    threshold_loss: torch.Tensor | None = None
 
 
 def softplus(x):
@@ -109,6 +114,36 @@ def hierarchical_gate(tokens, weights, k_groups, k_per_group, noises=None, noise
     return Gating(gates, [], torch.stack(importance), torch.stack(load), counts)
 
 
+def tokens_for_each_expert(num_tokens, num_experts, k):
+    """k B / n rounded to the nearest integer, a half up; at least 1, at most B."""
+    m = math.floor(Fraction(k * num_tokens, num_experts) + Fraction(1, 2))
+    return min(max(m, 1), num_tokens)
+
+
+def strictly_balanced_gate(tokens, weight, threshold, k, training):
+    """Appendix F: the batchwise mask in training, the thresholds in evaluation."""
+    num_experts, gates, loss = len(weight), [], 0 * (weight.sum() + threshold.sum())
+    m = tokens_for_each_expert(len(tokens), num_experts, k)
+    values = [softmax_over([x @ weight[i] for i in range(num_experts)], range(num_experts)) for x in tokens]
+    by_batch = set()
+    for i in range(num_experts):
+        falling = sorted(range(len(tokens)), key=lambda t: -values[t][i].item())  # stable: the earlier of equals first
+        by_batch |= {(t, i) for t in falling[:m]}
+    by_threshold = {(t, i) for t in range(len(tokens)) for i in range(num_experts) if values[t][i] > threshold[i]}
+    chosen = by_batch if training else by_threshold
+    for t in range(len(tokens)):
+        kept = [i for i in range(num_experts) if (t, i) in chosen]
+        total = sum(values[t][i] for i in kept)
+        gates.append({i: values[t][i] / total for i in kept})
+        for i in range(num_experts):
+            loss = loss + (((t, i) in by_threshold) - ((t, i) in by_batch)) * (values[t][i] - threshold[i])
+    zero = torch.zeros((), dtype=weight.dtype)
+    importance = torch.stack([sum((g[i] for g in gates if i in g), zero) for i in range(num_experts)])
+    counts = [sum(i in g for g in gates) for i in range(num_experts)]
+    load = torch.tensor(counts, dtype=weight.dtype)
+    return Gating(gates, [], importance, load, counts, loss / max(len(tokens), 1))
+
+
 def cv_squared(values):
     """Population variance over squared mean."""
     mean = sum(values) / len(values)
@@ -119,6 +154,13 @@ def cv_squared(values):
 
 def balancing_loss(gating, importance_coef, load_coef):
     return importance_coef * cv_squared(gating.importance) + load_coef * cv_squared(gating.load)
+
+
+def layer_loss(gating, config):
+    """The balancing losses of one layer; of strictly balanced gating that of the thresholds in place of Load's."""
+    if gating.threshold_loss is None:
+        return balancing_loss(gating, config.importance_loss_coef, config.load_loss_coef)
+    return balancing_loss(gating, config.importance_loss_coef, 0) + config.threshold_loss_coef * gating.threshold_loss
 
 
 def expert(x, up, down, mid=()):
@@ -137,9 +179,15 @@ def mix_experts(x, gates, up, down, mid=()):
     return y
 
 
-def moe_block(tokens, weights, k, noise=None, noise_epsilon=0.0):
-    """x + sigmoid(y) for a list of tokens, and the `Gating`. `weights`: the block's parameters by name."""
-    gating = gate(tokens, weights["gate.weight"], k, weights.get("gate.noise_weight"), noise, noise_epsilon)
+def moe_block(tokens, weights, k, noise=None, noise_epsilon=0.0, training=False):
+    """x + sigmoid(y) for a list of tokens, and the `Gating`. `weights`: the block's parameters by name.
+
+    training: for strictly balanced gating; the others draw noise or not.
+    """
+    if "gate.threshold" in weights:
+        gating = strictly_balanced_gate(tokens, weights["gate.weight"], weights["gate.threshold"], k, training)
+    else:
+        gating = gate(tokens, weights["gate.weight"], k, weights.get("gate.noise_weight"), noise, noise_epsilon)
     up, down, mid = weights["experts.up_proj"], weights["experts.down_proj"], weights.get("experts.mid_proj", ())
     outputs = [x + torch.sigmoid(mix_experts(x, g, up, down, mid)) for x, g in zip(tokens, gating.gates)]
     return outputs, gating
@@ -178,7 +226,7 @@ class LanguageModelOutput(NamedTuple):
     aux_loss: torch.Tensor
 
 
-def language_model(config, weights, input_ids, mask=None, noises=None, labels=None):
+def language_model(config, weights, input_ids, mask=None, noises=None, labels=None, training=False):
     """The whole model on (B, S) ids without dropout; `weights`: all parameters by their name in a checkpoint.
 
     noises: one (B * S, E) draw per MoE layer, rows in the order of the padded batch; None in evaluation.
@@ -199,10 +247,10 @@ def language_model(config, weights, input_ids, mask=None, noises=None, labels=No
             noise = next(noises, None)
             noise = None if noise is None else [noise[b * length + s] for b, s in hidden]
             outputs, gating = moe_block(
-                list(hidden.values()), layer, config.num_experts_per_tok, noise, config.noise_epsilon
+                list(hidden.values()), layer, config.num_experts_per_tok, noise, config.noise_epsilon, training
             )
             hidden = dict(zip(hidden, outputs))
-            aux_loss = aux_loss + balancing_loss(gating, config.importance_loss_coef, config.load_loss_coef)
+            aux_loss = aux_loss + layer_loss(gating, config)
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
     logits = {position: head @ x for position, x in hidden.items()}
     losses = []

@@ -121,6 +121,31 @@ def test_evaluation_within_a_logging_window_neither_counts_nor_ends_it(tmp_path)
     assert len(evaluations) == 3 and not any("/" in name for log in evaluations for name in log)
 
 
+def test_strictly_balanced_layers_report_their_threshold_loss_too(tmp_path):
+    changes = dict(gating="strictly_balanced", num_experts=4, threshold_loss_coef=0.6)
+    model, seen = tiny_model(**(MODEL | changes)), []
+    model.model.layers[2].register_forward_hook(lambda module, inputs, output: seen.append(output[4].item()))
+    trainer = tiny_trainer(model, windows(), tmp_path, **ARGUMENTS)
+    path = tmp_path / "history.csv"
+    path.write_text("step,layer,other columns\n3,layers.1,0\n")  # of an earlier run with another gating
+    AuxLossCallback(path).attach_to(trainer)
+    trainer.train()
+    expected = [0.6 * sum(seen[first : first + STEPS_PER_LOG]) / STEPS_PER_LOG for first in (0, STEPS_PER_LOG)]
+    logs, rows = statistics_of(trainer), rows_of(path)
+    assert [log["layers.2/threshold_loss"] for log in logs] == pytest.approx(expected, rel=1e-9)
+    assert min(expected) > 0
+    assert [float(row["threshold_loss"]) for row in rows if row["layer"] == "layers.2"] == pytest.approx(expected)
+    for log in logs:  # every expert has the same number of tokens
+        assert log["layers.1/load_loss"] == 0
+        assert log["layers.1/max_over_mean_load"] == 1
+    assert "layers.1/threshold_loss" not in by_hand()[0] and list(rows[0]) == [
+        "step",
+        "layer",
+        *STATISTICS,
+        "threshold_loss",
+    ]
+
+
 class LogRecorder(TrainerCallback):
     def __init__(self):
         self.logs, self.coefs = [], []

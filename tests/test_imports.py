@@ -15,6 +15,7 @@ LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module
 # Each name may import those to its left, never one to its right; "modeling" stands for every modelling file.
 CHAINS = [
     ("balancing", "gating", "hierarchical_gating", "moe", "modeling"),
+    ("balancing", "gating", "balanced_gating", "moe", "modeling"),
     ("experts", "moe", "modeling"),
     ("cache", "lstm", "modeling"),
 ]

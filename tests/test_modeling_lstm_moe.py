@@ -17,6 +17,7 @@ VARIANTS = {
     "projection": {"layer_pattern": ["lstm", "moe"], "lstm_hidden_size": 12},
     "two moe layers": {"layer_pattern": ["moe", "lstm", "moe"], "num_expert_layers": 2},
     "tied": {"tie_word_embeddings": True, "gating": "softmax_top_k"},
+    "strictly balanced": {"layer_pattern": ["moe", "lstm", "moe"], "gating": "strictly_balanced"},
 }
 
 
@@ -43,7 +44,7 @@ def test_model_is_the_papers_with_all_gradients(variant, training, mask):
     labels = input_ids.clone()
     labels[1, 2] = -100
     noises = noises_of(model, input_ids.numel())
-    expected = naive_moe.language_model(model.config, weights, input_ids, mask, noises, labels)
+    expected = naive_moe.language_model(model.config, weights, input_ids, mask, noises, labels, training)
     output = model(input_ids, attention_mask=mask, labels=labels)
 
     real = torch.ones(3, 4, dtype=torch.bool) if mask is None else mask.bool()

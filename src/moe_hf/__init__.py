@@ -5,6 +5,7 @@ Importing the package registers its models with `AutoConfig`, `AutoModel` and `A
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .models.balanced_gating import StrictlyBalancedGate
 from .models.configuration_lstm_moe import LstmMoeConfig
 from .models.experts import MoeExperts
 from .models.gating import NoisyTopKGate, SoftmaxTopKGate
@@ -26,5 +27,6 @@ __all__ = [
     "MoeExperts",
     "NoisyTopKGate",
     "SoftmaxTopKGate",
+    "StrictlyBalancedGate",
     "__version__",
 ]

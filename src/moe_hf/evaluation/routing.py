@@ -23,7 +23,7 @@ def routing_totals(model) -> Iterator[dict[str, RoutingTotals]]:
 
     Yields:
         {name of the layer ("layers.1"): totals}, filled by every pass that computes balancing statistics. The tokens
-        sum up to k times the number of tokens.
+        sum up to k times the number of tokens, with the thresholds of strictly balanced gating only about that.
     """
     totals: dict[str, RoutingTotals] = {}
 

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-GATINGS = ("noisy_top_k", "softmax_top_k", "softmax")
+GATINGS = ("noisy_top_k", "softmax_top_k", "softmax", "strictly_balanced")
 LAYER_NAMES = ("lstm", "moe")
 
 
@@ -22,8 +22,9 @@ class MoeConfig(PreTrainedConfig):
         moe_intermediate_size: hidden size of an expert (h).
         num_expert_layers: hidden layers of an expert; more than one needs the "eager" experts implementation.
         hidden_act: activation inside an expert.
-        gating: "noisy_top_k", "softmax_top_k" (no noise, renormalised over the kept experts), or "softmax" (dense:
-            every token goes to every expert).
+        gating: "noisy_top_k", "softmax_top_k" (no noise, renormalised over the kept experts), "softmax" (dense: every
+            token goes to every expert), or "strictly_balanced" (every expert gets the same number of tokens of a
+            training batch, a token num_experts_per_tok experts on average; in evaluation trained thresholds choose).
         num_expert_groups: groups of a hierarchical gate (a in appendix B), for gating="noisy_top_k"; they divide the
             experts evenly. None: a flat gate.
         num_groups_per_tok: groups that a token goes to, with num_experts_per_tok / num_groups_per_tok experts in each;
@@ -31,11 +32,13 @@ class MoeConfig(PreTrainedConfig):
         noise_epsilon: the least standard deviation of the gating noise; 0 is the paper's formula to the letter, whose
             gradient is undefined where the softplus underflows.
         importance_loss_coef: weight of CV(Importance)^2 in the training loss (w_importance).
-        load_loss_coef: weight of CV(Load)^2 in the training loss (w_load).
+        load_loss_coef: weight of CV(Load)^2 in the training loss (w_load); strictly balanced gating has no such term.
+        threshold_loss_coef: weight of L_batchwise per token, which trains the thresholds of strictly balanced gating
+            (the paper names no weight).
         output_router_logits: whether to return every gate's logits, a hierarchical gate's over its groups.
         tie_word_embeddings: whether embedding and softmax share their matrix.
         initializer_range: standard deviation of embedding and softmax at the start; None: hidden_size ** -0.5. LSTMs
-            and experts are scaled by their number of inputs, gates start at zero.
+            and experts are scaled by their number of inputs, gates start at zero (strictly balanced ones close to it).
 
     Raises:
         a validation error that names the argument and the values allowed.
@@ -56,6 +59,7 @@ class MoeConfig(PreTrainedConfig):
     noise_epsilon: float | int = 1e-2
     importance_loss_coef: float | int = 0.1
     load_loss_coef: float | int = 0.1
+    threshold_loss_coef: float | int = 0.1
     output_router_logits: bool = False
     tie_word_embeddings: bool = False
     initializer_range: float | None = None
@@ -108,7 +112,7 @@ class MoeConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef"):
+        for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef", "threshold_loss_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 

@@ -1,7 +1,8 @@
 """Gates: which experts a token goes to, and with which weight (section 2.1).
 
 Every gate maps hidden states (T, D) and a mask (T,) to a `GateOutput`. Gating is computed in at least float32,
-whatever the autocast mode. The two-level gate is in hierarchical_gating.py.
+whatever the autocast mode. The two-level gate is in hierarchical_gating.py, the strictly balanced one in
+balanced_gating.py.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token.
 """
@@ -16,13 +17,14 @@ from .balancing import importance, probability_in_top_k, tokens_per_expert
 
 
 class GateOutput(NamedTuple):
-    """What a gate decides and reports. The last three are None when no balancing statistics were asked for.
+    """What a gate decides and reports. The last four are None when no balancing statistics were asked for.
 
     top_k_index: (T, K) int64, global expert ids, the highest weight first.
     top_k_weights: (T, K), at least float32; 0 for an unused slot (a padding token has only such).
     router_logits: (T, E), x W_g without noise; of a hierarchical gate those over the groups, (T, G).
     importance: (E,), differentiable. load: (E,), differentiable where there is noise, else the token counts.
     tokens_per_expert: (E,), how many tokens each expert gets.
+    threshold_loss: a scalar, L_batchwise per token, from `StrictlyBalancedGate` only.
     """
 
     top_k_index: torch.Tensor
@@ -31,6 +33,7 @@ class GateOutput(NamedTuple):
     importance: torch.Tensor | None = None
     load: torch.Tensor | None = None
     tokens_per_expert: torch.Tensor | None = None
+    threshold_loss: torch.Tensor | None = None
 
 
 def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

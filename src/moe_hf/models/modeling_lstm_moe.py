@@ -14,11 +14,10 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .balancing import balancing_loss
 from .cache import LstmCacheLayer
 from .configuration_lstm_moe import LstmMoeConfig
 from .lstm import LstmLayer
-from .moe import MoeBlock
+from .moe import MoeBlock, layer_balancing_loss
 from .pretrained_moe import MoePreTrainedModel
 
 
@@ -96,10 +95,10 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 if past_key_values is not None:
                     past_key_values.update(h, c, index, num_tokens=hidden_states.shape[1])
             else:
-                hidden_states, importance, load, _ = layer(hidden_states, mask, output_aux_loss)
+                hidden_states, importance, load, _, threshold_loss = layer(hidden_states, mask, output_aux_loss)
                 if output_aux_loss:
-                    coefs = self.config.importance_loss_coef, self.config.load_loss_coef
-                    aux_loss = aux_loss.to(importance.device) + balancing_loss(importance, load, *coefs)
+                    layer_loss = layer_balancing_loss(self.config, importance, load, threshold_loss)
+                    aux_loss = aux_loss.to(layer_loss.device) + layer_loss
         return LstmMoeModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss)
 
     def _check_ids(self, input_ids: torch.Tensor) -> None:

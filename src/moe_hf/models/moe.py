@@ -1,14 +1,16 @@
 """The mixture-of-experts block: gate, experts, sigmoid, dropout, residual (sections 2 and 3, appendix C).
 
-Shape suffixes: B batch, S sequence, T = B * S tokens, D width, E experts.
+Shape suffixes: B batch, S sequence, T = B * S tokens, D width, E experts, K slots per token, R = used slots in all.
 """
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .balanced_gating import StrictlyBalancedGate
+from .balancing import balancing_loss, cv_squared
 from .experts import MoeExperts
-from .gating import NoisyTopKGate, SoftmaxTopKGate
+from .gating import GateOutput, NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 
 
@@ -19,7 +21,26 @@ def build_gate(config) -> nn.Module:
         return HierarchicalGate(*sizes, config.num_expert_groups, config.num_groups_per_tok, config.noise_epsilon)
     if config.gating == "noisy_top_k":
         return NoisyTopKGate(*sizes, noise_epsilon=config.noise_epsilon)
+    if config.gating == "strictly_balanced":
+        return StrictlyBalancedGate(*sizes)
     return SoftmaxTopKGate(*sizes)  # for "softmax", K = E
+
+
+def layer_balancing_loss(
+    config, importance: torch.Tensor, load: torch.Tensor, threshold_loss: torch.Tensor | None
+) -> torch.Tensor:
+    """The weighted balancing losses of one layer, a scalar.
+
+    They are w_importance CV(Importance)^2 + w_load CV(Load)^2 (section 4). Of strictly balanced gating the second term
+    is 0, since the loads are equal by construction, and w_threshold L_batchwise stands in its place (appendix F).
+
+    Args:
+        config: has importance_loss_coef, load_loss_coef and threshold_loss_coef.
+        importance, load, threshold_loss: as `MoeBlock` returns them.
+    """
+    if threshold_loss is None:
+        return balancing_loss(importance, load, config.importance_loss_coef, config.load_loss_coef)
+    return config.importance_loss_coef * cv_squared(importance) + config.threshold_loss_coef * threshold_loss
 
 
 class MoeBlock(GradientCheckpointingLayer):
@@ -37,7 +58,7 @@ class MoeBlock(GradientCheckpointingLayer):
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
             hidden_states: (B, S, D).
@@ -45,13 +66,27 @@ class MoeBlock(GradientCheckpointingLayer):
             need_balancing: also report the balancing statistics.
 
         Returns:
-            hidden_states (B, S, D), and importance, load and token counts, each (E,) or None. They are outputs, not
-            attributes, so that recomputation in the backward pass neither loses their gradient nor counts them twice.
+            hidden_states (B, S, D); importance, load and token counts, each (E,) or None; and the threshold loss, a
+            scalar, or None unless the gating is strictly balanced. They are outputs, not attributes, so that
+            recomputation in the backward pass neither loses their gradient nor counts them twice.
         """
         hidden_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         mask_T = None if mask is None else mask.reshape(-1)
         routed = self.gate(hidden_TD, mask_T, need_balancing)
-        output_TD = self.experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
+        output_TD = self.mix_experts(hidden_TD, routed)
         output = torch.sigmoid(output_TD).view_as(hidden_states)
         hidden_states = hidden_states + self.dropout(output)
-        return hidden_states, routed.importance, routed.load, routed.tokens_per_expert
+        return hidden_states, routed.importance, routed.load, routed.tokens_per_expert, routed.threshold_loss
+
+    def mix_experts(self, hidden_TD: torch.Tensor, routed: GateOutput) -> torch.Tensor:
+        """sum_i G(x)_i E_i(x), (T, D); 0 for a token without experts."""
+        if not isinstance(self.gate, StrictlyBalancedGate):
+            return self.experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
+        # The experts compute every slot, and there most are unused: one token with many experts gives slots to all. So
+        # they get each used slot as a token of its own (benchmarks/results/balanced-slots.md).
+        token_R, slot_R = (routed.top_k_weights > 0).nonzero(as_tuple=True)
+        index_R1 = routed.top_k_index[token_R, slot_R, None]
+        weights_R1 = routed.top_k_weights[token_R, slot_R, None]
+        rows_RD = self.experts(hidden_TD.index_select(0, token_R), index_R1, weights_R1)
+        zeros_TD = torch.zeros_like(hidden_TD, dtype=weights_R1.dtype)  # summed in at least float32
+        return zeros_TD.index_add(0, token_R, rows_RD.to(zeros_TD.dtype)).to(hidden_TD.dtype)

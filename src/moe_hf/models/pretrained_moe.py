@@ -7,6 +7,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
+from .balanced_gating import StrictlyBalancedGate
 from .experts import MoeExperts
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
@@ -22,7 +23,10 @@ class MoePreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0),
         # A HierarchicalGate is recorded through its primary gate, which is a NoisyTopKGate: logits over the groups.
-        "router_logits": [OutputRecorder(NoisyTopKGate, index=2), OutputRecorder(SoftmaxTopKGate, index=2)],
+        "router_logits": [
+            OutputRecorder(gate_class, index=2)
+            for gate_class in (NoisyTopKGate, SoftmaxTopKGate, StrictlyBalancedGate)
+        ],
     }
 
     @torch.no_grad()
@@ -30,7 +34,7 @@ class MoePreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Embedding, nn.Linear)):
             std = self.config.initializer_range
             init.normal_(module.weight, std=self.config.hidden_size**-0.5 if std is None else std)
-        elif isinstance(module, (LstmLayer, MoeExperts)):
+        elif isinstance(module, (LstmLayer, MoeExperts, StrictlyBalancedGate)):
             module.reset_parameters()
         elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate)):
             for weight in module.parameters():
@@ -40,6 +44,20 @@ class MoePreTrainedModel(PreTrainedModel):
     def _can_set_experts_implementation(cls) -> bool:
         # The library looks for `@use_experts_implementation` in this file; it stands in experts.py.
         return True
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        """Refuse a checkpoint without thresholds, where the library only warns (`from_pretrained` calls this)."""
+        names = [
+            f"{name}.threshold" for name, module in self.named_modules() if isinstance(module, StrictlyBalancedGate)
+        ]
+        missing = [name for name in names if name in loading_info.missing_keys]
+        if missing:
+            raise ValueError(
+                f"{missing[0]} is missing from the checkpoint, and gating='strictly_balanced' cannot choose experts "
+                "without trained thresholds: load the checkpoint with the gating that it was trained with, or, to "
+                "train thresholds for its weights, build a new model and call load_state_dict(..., strict=False)"
+            )
+        super()._adjust_missing_and_unexpected_keys(loading_info)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         reason = None

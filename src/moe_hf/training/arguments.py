@@ -25,11 +25,16 @@ class ModelArguments:
     num_experts_per_tok: int | None = field(default=None, metadata={"help": "experts that a token goes to (k)"})
     moe_intermediate_size: int | None = field(default=None, metadata={"help": "hidden size of an expert (h)"})
     num_expert_layers: int | None = field(default=None, metadata={"help": "hidden layers of an expert"})
-    gating: str | None = field(default=None, metadata={"help": "noisy_top_k, softmax_top_k or softmax"})
+    gating: str | None = field(
+        default=None, metadata={"help": "noisy_top_k, softmax_top_k, softmax or strictly_balanced"}
+    )
     num_expert_groups: int | None = field(default=None, metadata={"help": "groups of a hierarchical gate"})
     num_groups_per_tok: int | None = field(default=None, metadata={"help": "groups that a token goes to"})
     importance_loss_coef: float | None = field(default=None, metadata={"help": "w_importance"})
     load_loss_coef: float | None = field(default=None, metadata={"help": "w_load"})
+    threshold_loss_coef: float | None = field(
+        default=None, metadata={"help": "weight of L_batchwise, for gating strictly_balanced"}
+    )
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
     initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
     experts_implementation: str | None = field(

@@ -12,6 +12,7 @@ from ..models.balancing import cv_squared
 from ..models.moe import MoeBlock
 
 STATISTICS = ("importance_loss", "load_loss", "cv_importance", "cv_load", "max_over_mean_load", "dead_experts")
+THRESHOLD_STATISTICS = ("threshold_loss",)  # of layers with strictly balanced gating, besides the others
 
 
 class AuxLossCallback(TrainerCallback):
@@ -22,7 +23,8 @@ class AuxLossCallback(TrainerCallback):
         importance_loss, load_loss: w CV^2, as they enter the loss (w = 1 if the model's config has no coefficients);
         cv_importance, cv_load: the coefficients of variation;
         max_over_mean_load: tokens of the busiest expert over the mean, batch by batch;
-        dead_experts: experts that got not one token in all of these batches.
+        dead_experts: experts that got not one token in all of these batches;
+        threshold_loss: of strictly balanced gating only, w L_batchwise per token, as it enters the loss.
 
     They are added to the Trainer's log as `layers.N/name`. Use `AuxLossCallback(...).attach_to(trainer)`: the callback
     then comes first, so that every reporter (TensorBoard, ...) sees the numbers; given as `callbacks=[...]`, only the
@@ -47,7 +49,7 @@ class AuxLossCallback(TrainerCallback):
             if schedule is not None:
                 self.schedules[name] = _checked_schedule(name, schedule)
         self._hooks = []
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._counts: dict[str, torch.Tensor] = {}
         self._num_batches: dict[str, int] = {}
 
@@ -78,9 +80,9 @@ class AuxLossCallback(TrainerCallback):
         if not is_of_training or not self._sums:  # an evaluation's log may fall between two of training
             return
         rows = []
-        for layer, total in self._sums.items():
-            means = (total / self._num_batches[layer]).tolist()
-            values = dict(zip(STATISTICS, [*means, int((self._counts[layer] == 0).sum())], strict=True))
+        for layer, totals in self._sums.items():
+            values = {name: (total / self._num_batches[layer]).item() for name, total in totals.items()}
+            values["dead_experts"] = int((self._counts[layer] == 0).sum())
             logs.update({f"{layer}/{name}": value for name, value in values.items()})
             rows.append({"step": state.global_step, "layer": layer, **values})
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
@@ -91,21 +93,23 @@ class AuxLossCallback(TrainerCallback):
 
     def _observer(self, layer: str):
         def observe(module, inputs, outputs):
-            _, importance, load, counts = outputs
+            _, importance, load, counts, threshold_loss = outputs
             if not module.training or importance is None:
                 return
             with torch.no_grad():
                 cv2_importance, cv2_load = cv_squared(importance), cv_squared(load)
-                values = torch.stack(
-                    [
-                        getattr(self._config, "importance_loss_coef", 1.0) * cv2_importance,
-                        getattr(self._config, "load_loss_coef", 1.0) * cv2_load,
-                        cv2_importance.sqrt(),
-                        cv2_load.sqrt(),
-                        counts.max() / counts.mean().clamp_min(torch.finfo(counts.dtype).tiny),
-                    ]
-                )
-                self._sums[layer] = self._sums.get(layer, 0) + values
+                values = {
+                    "importance_loss": getattr(self._config, "importance_loss_coef", 1.0) * cv2_importance,
+                    "load_loss": getattr(self._config, "load_loss_coef", 1.0) * cv2_load,
+                    "cv_importance": cv2_importance.sqrt(),
+                    "cv_load": cv2_load.sqrt(),
+                    "max_over_mean_load": counts.max() / counts.mean().clamp_min(torch.finfo(counts.dtype).tiny),
+                }
+                if threshold_loss is not None:
+                    values["threshold_loss"] = getattr(self._config, "threshold_loss_coef", 1.0) * threshold_loss
+                totals = self._sums.setdefault(layer, {})
+                for name, value in values.items():
+                    totals[name] = totals.get(name, 0) + value
                 self._counts[layer] = self._counts.get(layer, 0) + counts
                 self._num_batches[layer] = self._num_batches.get(layer, 0) + 1
 
@@ -124,7 +128,10 @@ class AuxLossCallback(TrainerCallback):
     def _append_history(self, rows: list[dict]) -> None:
         self.history_file.parent.mkdir(parents=True, exist_ok=True)
         with self.history_file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["step", "layer", *STATISTICS], lineterminator="\n")
+            names = [
+                name for name in (*STATISTICS, *THRESHOLD_STATISTICS) if name in rows[0]
+            ]  # one gating, all layers
+            writer = csv.DictWriter(file, ["step", "layer", *names], lineterminator="\n")
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerows(rows)
@@ -135,7 +142,8 @@ class AuxLossCallback(TrainerCallback):
             header, *rows = self.history_file.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
             kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= step]
             whole = self.history_file.with_suffix(".tmp")
-            whole.write_text("".join([header, *kept]), encoding="utf-8", newline="")
+            # A header without rows goes too: the columns depend on the gating.
+            whole.write_text("".join([header, *kept] if kept else []), encoding="utf-8", newline="")
             whole.replace(self.history_file)
 
 

@@ -1,0 +1,151 @@
+"""Strictly balanced gating: every expert gets the same number of tokens (appendix F).
+
+Shape suffixes: T tokens, D width, E experts, K slots per token.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .balancing import importance
+from .gating import GateOutput, linear_in_float32
+
+
+def tokens_for_each_expert(num_tokens: int, num_experts: int, num_experts_per_tok: int) -> int:
+    """m = k B / n: the nearest integer (a half goes up), at least 1, and at most B: no token is taken twice."""
+    nearest = (2 * num_experts_per_tok * num_tokens + num_experts) // (2 * num_experts)
+    return min(max(nearest, 1), num_tokens)
+
+
+def batchwise_mask(gates: torch.Tensor, m: int, is_token: torch.Tensor) -> torch.Tensor:
+    """M_batchwise(X, m) (appendix F): each expert keeps its m highest values over the tokens of the batch.
+
+    Among equal values the earlier token is kept. Only real tokens stand in line, so padding decides nothing.
+
+    Args:
+        gates: (T, E), G_sigma(x); not negative.
+        m: at most the number of real tokens.
+        is_token: (T, 1) bool, False for padding.
+
+    Returns:
+        (T, E) bool, m times True in each column.
+    """
+    if m == 0:
+        return torch.zeros_like(gates, dtype=torch.bool)
+    # The m-th highest value decides, and then the order in the batch among its equals. That takes no sort of all T.
+    gates = gates.detach().masked_fill(~is_token, -1)
+    last_kept_E = gates.topk(m, dim=0).values[-1]
+    above_TE, equal_TE = gates > last_kept_E, gates == last_kept_E
+    places_left_E = m - above_TE.sum(dim=0)
+    return above_TE | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E))
+
+
+def threshold_mask(gates: torch.Tensor, threshold: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+    """M_threshold(x, T)_i = 1 if G_sigma(x)_i > T_i, of each token alone: (T, E) bool."""
+    return (gates.detach() > threshold.detach()) & is_token
+
+
+def batchwise_loss(
+    gates: torch.Tensor, threshold: torch.Tensor, by_threshold: torch.Tensor, by_batch: torch.Tensor
+) -> torch.Tensor:
+    """L_batchwise(X, T, m) (appendix F): it is 0 where the two masks agree, and teaches the thresholds to.
+
+    sum_j sum_i (M_threshold(x_j, T)_i - M_batchwise(X, m)_ji) * (G_sigma(x_j)_i - T_i), not negative. The gradient
+    goes to G_sigma and to T; the masks are constants.
+
+    Args:
+        gates: (T, E), G_sigma(x).
+        threshold: (E,), T.
+        by_threshold, by_batch: (T, E) bool, the two masks, both False for padding.
+
+    Returns:
+        a scalar, the sum over tokens and experts.
+    """
+    disagreement_TE = by_threshold.to(gates.dtype) - by_batch.to(gates.dtype)
+    return (disagreement_TE * (gates - threshold)).sum()
+
+
+class StrictlyBalancedGate(nn.Module):
+    """G(x)_i = G_sigma(x)_i M_i / sum_j G_sigma(x)_j M_j, with G_sigma(x) = softmax(x W_g) (appendix F).
+
+    While training, M is the batchwise mask: each expert keeps its m = k B / n best of the batch's B tokens. A token
+    goes to k experts on average; it may get none (then all its weights are 0) or more than k. In evaluation, where a
+    token must not depend on the others, M_i is G_sigma(x)_i > T_i, with thresholds T that `batchwise_loss` trains to
+    agree. Tokens that are equal (a MoE layer right on the embedding sees many) are told apart by the first mask only.
+
+    W_g starts small, not at zero: with all values equal, every expert would keep the same first m tokens of the batch.
+    T starts at 1 / E, the mean of G_sigma, which is a little too low: the gradient of L_batchwise is larger on a
+    threshold that lets too many tokens pass than on one that lets none pass. Weight decay on T pulls it towards more
+    experts per token.
+
+    Args:
+        hidden_size: D.
+        num_experts: E, n in the paper.
+        num_experts_per_tok: k, the mean number of experts per token, at most E.
+
+    Parameters: weight (E, D), threshold (E,).
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int):
+        super().__init__()
+        if not 1 <= num_experts_per_tok <= num_experts:
+            raise ValueError(
+                f"num_experts_per_tok={num_experts_per_tok} must lie between 1 and num_experts={num_experts}"
+            )
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.threshold = nn.Parameter(torch.empty(num_experts))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Break ties and no more: the ranking of the tokens does not depend on the scale of W_g."""
+        init.normal_(self.weight, std=0.01)
+        init.constant_(self.threshold, 1 / self.num_experts)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+    ) -> GateOutput:
+        """Route tokens.
+
+        Args:
+            hidden_states: (T, D).
+            mask: (T,) bool, False for padding: such a token takes no expert's place and is not counted.
+            need_balancing: also compute importance, the token counts and the threshold loss.
+
+        Returns:
+            K is the most experts that a token of this batch has, at least 1. Load is the token counts, the same m for
+            each expert while training. The threshold loss is L_batchwise per real token, in both modes.
+        """
+        logits_TE = linear_in_float32(hidden_states, self.weight)
+        gates_TE = logits_TE.softmax(dim=-1)
+        threshold_E = self.threshold.to(gates_TE.dtype)
+        is_token_T1 = (
+            logits_TE.new_ones((len(logits_TE), 1), dtype=torch.bool) if mask is None else mask.bool()[:, None]
+        )
+        if self.training or need_balancing:
+            num_tokens = len(logits_TE) if mask is None else int(is_token_T1.sum())
+            m = tokens_for_each_expert(num_tokens, self.num_experts, self.num_experts_per_tok)
+            by_batch_TE = batchwise_mask(gates_TE, m, is_token_T1)
+        if not self.training or need_balancing:
+            by_threshold_TE = threshold_mask(gates_TE, threshold_E, is_token_T1)
+
+        chosen_TE = by_batch_TE if self.training else by_threshold_TE
+        top_k_index, top_k_weights = self._slots(logits_TE, chosen_TE)
+        if not need_balancing:
+            return GateOutput(top_k_index, top_k_weights, logits_TE)
+        counts_E = chosen_TE.sum(dim=0).to(top_k_weights.dtype)
+        importance_E = importance(top_k_index, top_k_weights, self.num_experts)
+        loss = batchwise_loss(gates_TE, threshold_E, by_threshold_TE, by_batch_TE) / max(num_tokens, 1)
+        return GateOutput(top_k_index, top_k_weights, logits_TE, importance_E, counts_E, counts_E, loss)
+
+    @staticmethod
+    def _slots(logits_TE: torch.Tensor, chosen_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, K) ids and weights, the highest weight first; an unused slot has some expert's id and weight 0."""
+        # G_sigma renormalised over the chosen experts is the softmax over them alone, which cannot underflow to 0 / 0.
+        lowest = torch.finfo(logits_TE.dtype).min
+        weights_TE = logits_TE.masked_fill(~chosen_TE, lowest).softmax(dim=-1).masked_fill(~chosen_TE, 0)
+        num_slots = int(chosen_TE.sum(dim=-1).max()) if len(chosen_TE) else 0
+        top_k_weights, top_k_index = weights_TE.topk(max(num_slots, 1), dim=-1)
+        return top_k_index, top_k_weights
