@@ -94,9 +94,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
             if isinstance(layer, MoeBlock):
                 hidden_states, aux_loss = self.run_moe(layer, hidden_states, mask, aux_loss)
                 continue
-            h, c = (
-                (None, None) if past_key_values is None else past_key_values.self_attention_cache.layers[index].state
-            )
+            h, c = states[index]
             if index == 0:
                 hidden_states, context, _, h, c, keys = layer(hidden_states, source, keys, source_mask, mask, h, c)
             else:
