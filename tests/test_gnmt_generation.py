@@ -44,7 +44,7 @@ def states(cache):
 
 def soft_model(**changes):
     """Its outputs are uncertain enough that beams cross."""
-    model = tiny_model(seed=3, std=1.0, **changes)
+    model = tiny_model(seed=8, std=1.0, **changes)
     model.lm_head.weight.data *= 0.4
     return model
 
