@@ -39,6 +39,15 @@ class GnmtMoePreTrainedModel(MoePreTrainedModel):
         if isinstance(module, GnmtAttention):
             module.reset_parameters()
 
+    def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
+        # The library resizes the source's embedding and the softmax, and ties the latter again afterwards.
+        decoder = self.get_decoder()
+        if not self.config.share_embeddings and decoder is not self:
+            decoder.embed_tokens = self._get_resized_embeddings(
+                decoder.embed_tokens, new_num_tokens, pad_to_multiple_of, mean_resizing
+            )
+        return super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
 
 class GnmtMoeStack(GnmtMoePreTrainedModel):
     """What encoder and decoder have in common."""
