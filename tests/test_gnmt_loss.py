@@ -113,7 +113,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(feeding, use_
     model, inputs, results = tiny_model(dropout=0.3, attention_feeding=feeding).train(), batch(3, 1, 2), []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
         model.zero_grad()
         torch.manual_seed(4)
         output = model(**inputs)
@@ -142,10 +142,17 @@ def test_training_under_autocast_is_finite_and_close_to_float32(dtype, feeding, 
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02
 
 
-@pytest.mark.parametrize("changes", [{}, {"gating": "softmax", "num_experts_per_tok": None}, {"gating": "softmax_top_k"},
-                                     {"num_experts": 8, "num_expert_groups": 4, "num_experts_per_tok": 4}])  # fmt: skip
-def test_every_gate_trains_in_both_stacks(changes):
-    model, inputs = tiny_model(torch.float32, std=0.3, **changes).train(), batch(4, 4, 4, 4)
+GATES = {
+    "noisy": {},
+    "softmax top k": {"gating": "softmax_top_k"},
+    "dense": {"gating": "softmax", "num_experts_per_tok": None},
+    "hierarchical": {"num_experts": 8, "num_expert_groups": 4, "num_experts_per_tok": 4},
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_gate_trains_in_both_stacks(gate):
+    model, inputs = tiny_model(torch.float32, std=0.3, **GATES[gate]).train(), batch(4, 4, 4, 4)
     model(**inputs).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

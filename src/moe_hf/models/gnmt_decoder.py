@@ -76,11 +76,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         if past_key_values is not None:
             self._check_cache(past_key_values)
         mask = padding_mask("decoder_attention_mask", attention_mask, inputs_embeds)
-        source_mask = padding_mask("attention_mask", encoder_attention_mask, encoder_hidden_states)
-        if source_mask is not None and source_mask.shape[1] != encoder_attention_mask.shape[1]:
-            raise ValueError(
-                f"attention_mask has shape {tuple(encoder_attention_mask.shape)}, expected {tuple(source_mask.shape)}"
-            )
+        source_mask = padding_mask("attention_mask", encoder_attention_mask, encoder_hidden_states, has_past=False)
         source, keys = encoder_hidden_states, None
         states = [(None, None)] * len(self.layers)
         if past_key_values is not None:

@@ -81,7 +81,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
         if inputs_embeds is None:
             check_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
-        mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
+        mask = padding_mask("attention_mask", attention_mask, inputs_embeds, has_past=False)
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self.no_aux_loss(hidden_states, output_aux_loss)
         both_directions = None

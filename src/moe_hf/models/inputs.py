@@ -14,17 +14,23 @@ def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
         )
 
 
-def padding_mask(name: str, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
+def padding_mask(
+    name: str, mask: torch.Tensor | None, hidden_states: torch.Tensor, has_past: bool = True
+) -> torch.Tensor | None:
     """(B, S) bool for the positions of `hidden_states` (B, S, D), or None when there is no padding among them.
 
     Args:
         name: what errors call the mask.
-        mask: (B, S or more), 0 for padding; the last S positions count, those before are past. None: no padding.
+        mask: (B, S), 0 for padding, or with `has_past` (B, S or more), of which the last S positions count. None: no
+            padding.
+        has_past: whether positions may stand before those of `hidden_states`.
     """
     if mask is None:
         return None
     batch, length = hidden_states.shape[:2]
-    if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < length:
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected ({batch}, {length} or more)")
+    fits = mask.dim() == 2 and mask.shape[0] == batch
+    if not fits or mask.shape[1] < length or (mask.shape[1] > length and not has_past):
+        expected = f"({batch}, {length} or more)" if has_past else f"({batch}, {length})"
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected}")
     mask = mask[:, mask.shape[1] - length :].to(hidden_states.device, torch.bool)
     return None if mask.all() else mask
