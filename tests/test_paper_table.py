@@ -1,13 +1,14 @@
-"""The configurations of configs/lm are the paper's models: parameters, operations and training settings."""
+"""The configurations of configs/ are the paper's models: parameters, operations and training settings."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
+import tiny_gnmt
 from tiny_models import tiny_config
 
-from moe_hf.evaluation import count_parameters, ops_per_timestep
-from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100
+from moe_hf.evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
+from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
 from moe_hf.training.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +48,9 @@ def test_table_prints_each_row_with_its_mark(capsys):
     assert script.main() == 0
     lines = capsys.readouterr().out.splitlines()
     marked = [line.split() for line in lines if "✓" in line]
-    assert [line[0] for line in marked] == [row.name for row in ROWS.values()]
+    assert [line[0] for line in marked] == [row.name for row in (*ROWS.values(), *TRANSLATION)]
     assert [line[0] for line in marked if line[-1] == "*"] == ["MoE-256"]
-    assert marked[-1][1:6] == ["256", "9.7", "9.699", "137577.6", "137577.632"]
+    assert marked[19][1:6] == ["256", "9.7", "9.699", "137577.6", "137577.632"]
 
 
 @pytest.mark.parametrize("change", [{"mparams": 37.7}, {"mops": 8.5}, {"dropout": 0.2}])
@@ -57,6 +58,33 @@ def test_a_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
     row = ROWS["moe-32.yaml"]._replace(**change)
     monkeypatch.setattr(script, "BILLION_WORDS_1", (row,))
     monkeypatch.setattr(script, "BILLION_WORDS_100", ())
+    monkeypatch.setattr(script, "TRANSLATION", ())
+    assert script.main() == 1
+    assert "differs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", TRANSLATION, ids=lambda row: row.name)
+def test_translation_model_has_the_papers_operations_and_parameters(row):
+    config = script.read_translation_config(script.TRANSLATION_CONFIGS / row.config)
+    assert abs(ops_per_timestep(config) / (row.mops * 1e6) - 1) <= 0.03 and row.has_ops(ops_per_timestep(config))
+    params = count_parameters(config) + count_embedding_parameters(config)
+    assert row.has_params(params) and (row.gparams is None or abs(params / 8.7e9 - 1) < 0.01)
+    assert (config.hidden_size, config.lstm_hidden_size, config.dropout) == (512, 2048, 0.4)
+    assert config.importance_loss_coef == config.load_loss_coef == 0.01
+
+
+def test_every_translation_configuration_is_a_row_and_every_row_has_one():
+    assert {path.name for path in script.TRANSLATION_CONFIGS.iterdir()} == {row.config for row in TRANSLATION}
+    assert len(TRANSLATION) == 5
+
+
+@pytest.mark.parametrize("change", [{"mops": 90}, {"gparams": 8.6}])
+def test_a_translation_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
+    for name in ("BILLION_WORDS_1", "BILLION_WORDS_100"):
+        monkeypatch.setattr(script, name, ())
+    monkeypatch.setattr(script, "TRANSLATION", (TRANSLATION[3],))
+    assert script.main() == 0
+    monkeypatch.setattr(script, "TRANSLATION", (TRANSLATION[3]._replace(**change),))
     assert script.main() == 1
     assert "differs" in capsys.readouterr().out
 
@@ -79,3 +107,31 @@ def test_a_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
 )
 def test_operations_are_those_of_what_a_token_meets(changes, ops):
     assert ops_per_timestep(tiny_config(**changes)) == ops
+
+
+# Both directions, the LSTM that reads both, the one behind; the two of the decoder that read the context; U and W.
+LSTMS = 2 * 512 + 768 + 512 + 2 * 768 + 2 * 64
+MOE = 2 * 128 + 2 * 5 * 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "ops"),
+    [
+        ({}, LSTMS + 2 * MOE),
+        ({"attention_type": "additive"}, LSTMS + 2 * MOE),
+        ({"attention_feeding": "parallel"}, LSTMS - 256 + 2 * MOE),
+        ({"encoder_bidirectional_first": False}, LSTMS - 512 - 256 + 2 * MOE),
+        ({"decoder_layer_pattern": ["lstm"]}, LSTMS - 768 + MOE),
+    ],
+)
+def test_operations_of_a_translation_are_those_of_both_stacks(changes, ops):
+    assert ops_per_timestep(tiny_gnmt.tiny_config(**changes)) == ops
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_all_parameters_are_layers_embeddings_and_softmax(shared, tied):
+    model = tiny_gnmt.tiny_model(share_embeddings=shared, tie_word_embeddings=tied)
+    model.tie_weights()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == count_parameters(model.config) + count_embedding_parameters(model.config)

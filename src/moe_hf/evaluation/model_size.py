@@ -1,24 +1,34 @@
-"""How large a language model is and what a token costs, by the paper's convention: embedding and softmax left out."""
+"""How large a model is and what a token costs, by the paper's convention: embedding and softmax left out."""
 
 import torch
 
-from ..models.configuration_lstm_moe import LstmMoeConfig
+from ..models.configuration_gnmt_moe import GnmtMoeConfig
+from ..models.configuration_moe import MoeConfig
 from ..models.experts import MoeExperts
 from ..models.hierarchical_gating import HierarchicalGate
+from ..models.modeling_gnmt_moe import GnmtMoeModel
 from ..models.modeling_lstm_moe import LstmMoeModel
 
 
-def count_parameters(config: LstmMoeConfig) -> int:
+def count_parameters(config: MoeConfig) -> int:
     """Number of parameters of all layers, without embedding and softmax. Nothing is allocated, whatever the size."""
     return sum(parameter.numel() for parameter in _layers_without_memory(config).parameters())
 
 
-def ops_per_timestep(config: LstmMoeConfig) -> int:
+def count_embedding_parameters(config: MoeConfig) -> int:
+    """Number of parameters of embedding and softmax, each matrix that is shared counted once."""
+    embeddings = 2 if isinstance(config, GnmtMoeConfig) and not config.share_embeddings else 1
+    return (embeddings + (not config.tie_word_embeddings)) * config.vocab_size * config.hidden_size
+
+
+def ops_per_timestep(config: MoeConfig) -> int:
     """Multiply-and-adds of the forward pass for one token while training, without embedding and softmax.
 
     Each matrix that a token meets counts with its number of elements: those of the LSTMs, of the k experts used, and
     W_g and W_noise of the gates, of a hierarchical gate all over the groups and those of the chosen groups. Biases,
-    activations and the gate's choice are not multiply-and-adds.
+    activations and the gate's choice are not multiply-and-adds. A translation's time step is one source token through
+    the encoder and one target token through the decoder, with the attention's U and W; what grows with the length of
+    the source, the scores and their weighted sum, is left out.
     """
     ops = 0
     for module in _layers_without_memory(config).modules():
@@ -31,6 +41,9 @@ def ops_per_timestep(config: LstmMoeConfig) -> int:
     return ops
 
 
-def _layers_without_memory(config: LstmMoeConfig) -> torch.nn.ModuleList:
+def _layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
     with torch.device("meta"):
+        if isinstance(config, GnmtMoeConfig):
+            model = GnmtMoeModel(config)
+            return torch.nn.ModuleList([*model.encoder.layers, *model.decoder.layers])
         return LstmMoeModel(config).layers

@@ -1,4 +1,4 @@
-"""The language models of the paper's tables 7 and 8 (appendices C and D), with its numbers."""
+"""The models of the paper, language models (tables 7 and 8, appendices C and D) and translation (appendix E)."""
 
 from typing import NamedTuple
 
@@ -51,4 +51,40 @@ BILLION_WORDS_100 = (  # table 8: 100 billion words of news; no dropout is named
     PaperRow("MoE-16384-h", "100b-moe-16384-h.yaml", 8.8, 17201.0, None, 29.7),
     PaperRow("MoE-65536-h", "100b-moe-65536-h.yaml", 9.2, 68791.0, None, 28.9),
     PaperRow("MoE-131072-h", "100b-moe-131072-h.yaml", 9.7, 137577.6, None, 29.2),
+)
+
+
+class TranslationRow(NamedTuple):
+    """One translation model. `config` is a file of configs/translation; ops are millions, parameters billions.
+
+    The paper prints 85 (102 for the multilingual model) million operations per time step, and 8.7 billion parameters
+    for the largest; it does not say what it counts to the digit, so a row matches within `OPS_TOLERANCE`.
+    """
+
+    name: str
+    config: str
+    mops: float
+    gparams: float | None = None
+
+    def has_ops(self, ops: int) -> bool:
+        """Whether `ops` is what the paper prints, to `OPS_TOLERANCE`."""
+        return abs(ops / 1e6 - self.mops) <= OPS_TOLERANCE * self.mops
+
+    def has_params(self, params: int) -> bool:
+        """Whether `params`, embedding and softmax included, rounded to the nearest, is what the paper prints."""
+        return self.gparams is None or round(params / 1e9, 1) == self.gparams
+
+
+OPS_TOLERANCE = 0.03
+# The reading: both directions of the encoder's first LSTM are 512 wide, and the second LSTM reads them concatenated;
+# both LSTMs of the decoder read their input and the attention context; LSTMs have 2048 units and a projection to 512.
+# These are 69.2 million operations, U and W of the attention 0.5 more, and two MoE layers of four experts with 2048
+# hidden units 16.8. To keep the operations, the model without a choice of experts (n = 0) has one expert as large as
+# those four in each MoE layer's place; without such layers it would have 69.7.
+TRANSLATION = (
+    TranslationRow("MoE-0", "moe-0.yaml", 85),
+    TranslationRow("MoE-32", "moe-32.yaml", 85),
+    TranslationRow("MoE-512-h", "moe-512-h.yaml", 85),
+    TranslationRow("MoE-2048-h", "moe-2048-h.yaml", 85, 8.7),
+    TranslationRow("multilingual", "multilingual-moe-512.yaml", 102, 8.7),
 )

@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache import LstmCacheLayer
 from .configuration_lstm_moe import LstmMoeConfig
+from .inputs import check_ids, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock, layer_balancing_loss
 from .pretrained_moe import MoePreTrainedModel
@@ -74,7 +75,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         if inputs_embeds is None:
-            self._check_ids(input_ids)
+            check_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
@@ -85,7 +86,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         if output_aux_loss is None:
             output_aux_loss = self.training
 
-        mask = self._padding_mask(attention_mask, inputs_embeds)
+        mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = hidden_states.new_zeros((), dtype=torch.float32) if output_aux_loss else None
         for index, layer in enumerate(self.layers):
@@ -101,16 +102,6 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                     aux_loss = aux_loss.to(layer_loss.device) + layer_loss
         return LstmMoeModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss)
 
-    def _check_ids(self, input_ids: torch.Tensor) -> None:
-        if torch.compiler.is_compiling() or input_ids.numel() == 0 or input_ids.device.type == "meta":
-            return
-        low, high = (int(value) for value in input_ids.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"input_ids holds {low if low < 0 else high}, allowed are 0 to vocab_size - 1 = "
-                f"{self.config.vocab_size - 1}"
-            )
-
     def _check_cache(self, past_key_values: Cache) -> None:
         layers = past_key_values.layers
         for index, name in enumerate(self.config.layer_pattern):
@@ -119,19 +110,6 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                     f"past_key_values={past_key_values} keeps no LSTM state for layer {index}, build it with "
                     "DynamicCache(config=model.config)"
                 )
-
-    @staticmethod
-    def _padding_mask(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
-        """(B, S) bool for the present positions, or None when there is no padding among them."""
-        if attention_mask is None:
-            return None
-        batch, length = inputs_embeds.shape[:2]
-        if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {length} or more)"
-            )
-        mask = attention_mask[:, attention_mask.shape[1] - length :].to(inputs_embeds.device, torch.bool)
-        return None if mask.all() else mask
 
 
 class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):

@@ -11,7 +11,7 @@ from .balanced_gating import StrictlyBalancedGate
 from .experts import MoeExperts
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
-from .lstm import LstmLayer
+from .lstm import Lstm
 
 
 class MoePreTrainedModel(PreTrainedModel):
@@ -34,7 +34,7 @@ class MoePreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Embedding, nn.Linear)):
             std = self.config.initializer_range
             init.normal_(module.weight, std=self.config.hidden_size**-0.5 if std is None else std)
-        elif isinstance(module, (LstmLayer, MoeExperts, StrictlyBalancedGate)):
+        elif isinstance(module, (Lstm, MoeExperts, StrictlyBalancedGate)):
             module.reset_parameters()
         elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate)):
             for weight in module.parameters():

@@ -1,0 +1,225 @@
+"""Beam search with GNMT's score (Wu et al., 2016, section 7), plugged into generate() of an encoder-decoder model:
+
+    model.generate(**inputs, num_beams=4, custom_generate=gnmt_beam_search, length_alpha=0.2, coverage_beta=0.2)
+
+    score(Y, X) = log P(Y | X) / lp(Y) + cp(X, Y)
+
+The library's own `length_penalty` plays no part in it.
+
+Shape suffixes: B batch, K beams, C candidates, S source length, L longest output.
+"""
+
+from typing import NamedTuple
+
+import torch
+from transformers.generation import (
+    GenerateBeamEncoderDecoderOutput,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
+
+
+def length_penalty(length: torch.Tensor | int, alpha: float) -> torch.Tensor | float:
+    """lp(Y) = ((5 + |Y|) / 6)^alpha. |Y| is the number of generated tokens, the end-of-sentence token included."""
+    return ((5 + length) / 6) ** alpha
+
+
+def coverage_penalty(coverage: torch.Tensor, mask: torch.Tensor, beta: float) -> torch.Tensor:
+    """cp(X, Y) = beta * sum_i log(min(sum_j p_ij, 1)).
+
+    Args:
+        coverage: (..., S), the attention that each source position got over all steps, the last one's included.
+        mask: (..., S) bool, False for source padding, which is not summed over.
+        beta: its weight, not negative.
+
+    Returns:
+        (...), not positive. A position without any attention counts with the logarithm of the least normal number.
+    """
+    tiny = torch.finfo(coverage.dtype).tiny
+    return beta * coverage.clamp(tiny, 1).log().masked_fill(~mask, 0).sum(dim=-1)
+
+
+class Hypotheses(NamedTuple):
+    """Some outputs for each source. Places that are not written yet hold padding and beam -1."""
+
+    tokens: torch.Tensor  # (B, C, prompt + L)
+    beams: torch.Tensor  # (B, C, L), the row of the batch that gave each token
+    log_probs: torch.Tensor  # (B, C), of all tokens together
+    coverage: torch.Tensor  # (B, C, S), attention that each source position got
+
+    def take(self, index_BC: torch.Tensor) -> "Hypotheses":
+        """Those with the given numbers, for each source."""
+        return Hypotheses(*(x.take_along_dim(index_BC.view(*index_BC.shape, *[1] * (x.dim() - 2)), 1) for x in self))
+
+    def joined_with(self, other: "Hypotheses") -> "Hypotheses":
+        """Both, for each source."""
+        return Hypotheses(*(torch.cat(pair, dim=1) for pair in zip(self, other)))
+
+
+def gnmt_beam_search(
+    model,
+    input_ids: torch.LongTensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    length_alpha: float = 0.2,
+    coverage_beta: float = 0.2,
+    **model_kwargs,
+) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
+    """Beam search whose finished hypotheses are ranked by GNMT's score; give it to generate() as `custom_generate`.
+
+    Unfinished hypotheses, which all have the same length, are ranked by log P. The search of a sentence ends when none
+    of them can beat the `num_return_sequences` best finished ones any more (log P only falls, lp is largest at the
+    maximal length, cp is at most 0), so a beam that is wide enough finds the very best; with `early_stopping=True` it
+    ends as soon as `num_beams` are finished. An output that reaches `max_length` counts as finished there.
+
+    Args:
+        length_alpha: alpha of the length normalisation; 0 for none.
+        coverage_beta: beta of the coverage penalty; 0 for none.
+        and what generate() hands to a decoding method: `num_beams`, `num_return_sequences`, `early_stopping`,
+        `max_length`, `return_dict_in_generate` and `output_attentions` of `generation_config` are used.
+
+    Returns:
+        sequences (B * num_return_sequences, length), best first; with `return_dict_in_generate` also
+        sequences_scores, beam_indices, and, if asked for, cross_attentions. A place for which there was no hypothesis
+        has score -inf.
+
+    Raises:
+        ValueError: a negative `length_alpha` or `coverage_beta`, sampling, or a model without cross-attention.
+    """
+    _check_arguments(length_alpha, coverage_beta, generation_config)
+    num_beams, num_returned = generation_config.num_beams, generation_config.num_return_sequences
+    prompt, max_new_tokens = input_ids.shape[1], generation_config.max_length - input_ids.shape[1]
+    source_mask = _source_mask(model_kwargs)
+    running = _start(input_ids, source_mask, max_new_tokens, generation_config)
+    source_mask_B1S = source_mask.view(*running.log_probs.shape, -1)[:, :1]
+    finished = finished_scores = None
+    is_open_B = torch.ones_like(running.log_probs[:, 0], dtype=torch.bool)
+    cross_attentions = ()
+    for length in range(1, max_new_tokens + 1):
+        flat_ids = running.tokens[..., : prompt + length - 1].flatten(0, 1)
+        outputs = _run_model(model, flat_ids, model_kwargs, is_first=length == 1)
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
+        cross_attentions += (outputs.cross_attentions,)
+        candidates = _extend(running, outputs, flat_ids, length, logits_processor, generation_config)
+        ends = stopping_criteria(candidates.tokens[..., : prompt + length].flatten(0, 1), None)
+        ends_BC = ends.view_as(candidates.log_probs)
+
+        # As in every beam search, only the best `num_beams` candidates may finish; the others are there so that
+        # `num_beams` unfinished ones remain.
+        may_finish_BC = ends_BC & is_open_B[:, None]
+        may_finish_BC[:, num_beams:] = False
+        scores_BC = candidates.log_probs / length_penalty(length, length_alpha)
+        scores_BC = scores_BC + coverage_penalty(candidates.coverage, source_mask_B1S, coverage_beta)
+        scores_BC = scores_BC.masked_fill(~may_finish_BC, -torch.inf)
+        if finished is not None:
+            scores_BC = torch.cat([finished_scores, scores_BC], dim=1)
+        finished_scores, best_BC = scores_BC.topk(num_beams, dim=1)
+        finished = (candidates if finished is None else finished.joined_with(candidates)).take(best_BC)
+
+        log_probs_BK, left_BK = candidates.log_probs.masked_fill(ends_BC, -torch.inf).topk(num_beams, dim=1)
+        running = candidates.take(left_BK)._replace(log_probs=log_probs_BK)
+        highest_B = log_probs_BK[:, 0] / length_penalty(max_new_tokens, length_alpha)
+        is_open_B &= highest_B > finished_scores[:, num_returned - 1]
+        if generation_config.early_stopping is True:
+            is_open_B &= finished_scores[:, -1].isinf()
+        if not is_open_B.any():
+            break
+        if model_kwargs.get("past_key_values") is not None:
+            model_kwargs["past_key_values"].reorder_cache(running.beams[..., length - 1].flatten())
+    attentions = cross_attentions if generation_config.output_attentions else None
+    best = Hypotheses(*(x[:, :num_returned] for x in finished))
+    return _output(best, finished_scores[:, :num_returned], prompt, generation_config, attentions)
+
+
+def _check_arguments(length_alpha: float, coverage_beta: float, generation_config: GenerationConfig) -> None:
+    for name, value in (("length_alpha", length_alpha), ("coverage_beta", coverage_beta)):
+        if value < 0:
+            raise ValueError(f"{name}={value} must not be negative")
+    if generation_config.do_sample:
+        raise ValueError("do_sample=True: gnmt_beam_search does not sample, only False is allowed")
+
+
+def _source_mask(model_kwargs: dict) -> torch.Tensor:
+    """(B * K, S) bool, False for source padding."""
+    mask = model_kwargs.get("attention_mask")
+    if mask is None:
+        return torch.ones_like(model_kwargs["encoder_outputs"].last_hidden_state[..., 0], dtype=torch.bool)
+    return mask.bool()
+
+
+def _start(
+    input_ids: torch.Tensor, source_mask: torch.Tensor, max_new_tokens: int, generation_config: GenerationConfig
+) -> Hypotheses:
+    """The prompt in the first beam of each source; the other beams are impossible, so that none is searched twice."""
+    num_beams = generation_config.num_beams
+    padding, eos = generation_config._pad_token_tensor, generation_config._eos_token_tensor
+    padding = eos[0] if padding is None and eos is not None else padding
+    new_tokens = input_ids.new_full((len(input_ids), max_new_tokens), -1 if padding is None else int(padding))
+    rows = (len(input_ids) // num_beams, num_beams, -1)
+    coverage = source_mask.new_zeros(source_mask.shape, dtype=torch.float32).view(rows)
+    log_probs = coverage.new_full(rows[:2], -torch.inf)
+    log_probs[:, 0] = 0
+    tokens = torch.cat([input_ids, new_tokens], dim=1).view(rows)
+    return Hypotheses(tokens, torch.full_like(new_tokens, -1).view(rows), log_probs, coverage)
+
+
+def _run_model(model, input_ids: torch.Tensor, model_kwargs: dict, is_first: bool):
+    """The model's outputs for the next token, with the attention that leads to it."""
+    inputs = model.prepare_inputs_for_generation(
+        input_ids,
+        next_sequence_length=1 if model_kwargs.get("use_cache") and not is_first else None,
+        is_first_iteration=is_first,
+        **model_kwargs,
+    )
+    outputs = model(**(inputs | {"output_attentions": True}), return_dict=True)
+    if not outputs.cross_attentions:
+        raise ValueError(f"gnmt_beam_search needs cross-attention, {type(model).__name__} gives none")
+    return outputs
+
+
+def _extend(
+    running: Hypotheses,
+    outputs,
+    flat_ids: torch.Tensor,
+    length: int,
+    logits_processor: LogitsProcessorList,
+    generation_config: GenerationConfig,
+) -> Hypotheses:
+    """The best continuations by one token, the `length`-th new one, of all hypotheses of each source."""
+    batch, num_beams = running.log_probs.shape
+    logits = outputs.logits[:, -1]
+    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    log_probs = logits_processor(flat_ids, log_probs).view(batch, num_beams, -1)
+    vocab_size = log_probs.shape[-1]
+    eos = generation_config._eos_token_tensor
+    num_kept = min((1 + max(1, 0 if eos is None else len(eos))) * num_beams, num_beams * vocab_size)
+    values, index = (running.log_probs[..., None] + log_probs).flatten(1).topk(num_kept, dim=1)
+    beam_BC, token_BC = index // vocab_size, index % vocab_size
+
+    attention = outputs.cross_attentions[-1][:, :, -1].mean(dim=1).view_as(running.coverage)
+    candidates = running._replace(coverage=running.coverage + attention).take(beam_BC)
+    candidates.tokens[..., flat_ids.shape[1]] = token_BC
+    candidates.beams[..., length - 1] = beam_BC + num_beams * torch.arange(batch, device=index.device)[:, None]
+    return candidates._replace(log_probs=values)
+
+
+def _output(
+    finished: Hypotheses, scores: torch.Tensor, prompt: int, generation_config: GenerationConfig, cross_attentions
+):
+    """What generate() returns."""
+    beams = finished.beams.flatten(0, 1)
+    longest = int((beams >= 0).sum(dim=1).max())
+    sequences = finished.tokens.flatten(0, 1)[:, : prompt + longest]
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return GenerateBeamEncoderDecoderOutput(
+        sequences=sequences,
+        sequences_scores=scores.flatten(),
+        beam_indices=beams[:, :longest],
+        cross_attentions=cross_attentions,
+    )
+
+
+__all__ = ["coverage_penalty", "gnmt_beam_search", "length_penalty"]

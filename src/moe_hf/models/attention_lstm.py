@@ -1,0 +1,96 @@
+"""The decoder's first layer: an LSTM whose output queries the attention (GNMT, section 3; appendices E and G).
+
+Shape suffixes: B batch, S source length, T target length, D width, U units of the cell.
+"""
+
+import torch
+from torch import nn
+
+from .attention import GnmtAttention
+from .lstm import LstmLayer, run_lstm
+
+
+class AttentionLstmLayer(LstmLayer):
+    """x + dropout(LSTM(x)), and the attention context for every target position.
+
+    The query is h, the LSTM's output before dropout and residual sum.
+    attention_feeding="recurrent": context_t = attend(h_{t-1}), and the LSTM reads [x_t, context_t]; h before the first
+    step is zero. One step after the other; what does not depend on the step before is computed for all at once.
+    attention_feeding="parallel": the LSTM reads x_t, in one call, and context_t = attend(h_t).
+
+    Args:
+        config: as for `LstmLayer` and `GnmtAttention`, and attention_feeding.
+
+    Parameters: those of an LSTM layer, with weight_ih (4U, 2D) under recurrent feeding, and attention.*.
+    """
+
+    def __init__(self, config):
+        self_feeding = config.attention_feeding == "recurrent"
+        super().__init__(config, 2 * config.hidden_size if self_feeding else None)
+        self.self_feeding = self_feeding
+        self.attention = GnmtAttention(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        source: torch.Tensor,
+        keys: torch.Tensor | None = None,
+        source_mask: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        h: torch.Tensor | None = None,
+        c: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        Args:
+            hidden_states: (B, T, D).
+            source: (B, S, D), the encoder's output.
+            keys: (B, S, D), what an earlier call returned for this source; None: computed here.
+            source_mask, mask: (B, S) and (B, T) bool, False for padding; None when there is none.
+            h, c: (B, D) and (B, U), the state before the first position; None for zeros.
+
+        Returns:
+            hidden_states (B, T, D), context (B, T, D), attention weights (B, 1, T, S), h, c and keys.
+        """
+        h, c = self.start(hidden_states, h, c)
+        if keys is None:
+            keys = self.attention.project_source(source)
+        if self.self_feeding:
+            run = self._run_step_by_step
+        else:
+            run = self._run_at_once
+        output, context, weights, h, c = run(hidden_states, source, keys, source_mask, mask, h, c)
+        dtype = hidden_states.dtype  # autocast would leave the state in the lower precision, or only a part of it
+        hidden_states = hidden_states + self.dropout(output)
+        return hidden_states, context, weights[:, None], h.to(dtype), c.to(dtype), keys
+
+    def _run_at_once(self, hidden_states, source, keys, source_mask, mask, h, c):
+        output, h, c = run_lstm(hidden_states, mask, h[None], c[None], self.kernel_weights(), self.training)
+        context, weights = self.attention(output, keys, source, source_mask)
+        return output, context, weights, h[0], c[0]
+
+    def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
+        dtype, width = hidden_states.dtype, hidden_states.shape[-1]
+        from_x = nn.functional.linear(hidden_states, self.weight_ih[:, :width], self.bias).unbind(1)
+        recurrent_weight = torch.cat([self.weight_ih[:, width:], self.weight_hh], dim=1)
+        is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
+        outputs, contexts, all_weights = [], [], []
+        for gates_x, is_real_B1 in zip(from_x, is_real):
+            context, weights = self.attention(h[:, None], keys, source, source_mask)
+            fed_back = torch.cat([context[:, 0].to(h.dtype), h], dim=-1)
+            new_h, new_c = self._cell(gates_x + nn.functional.linear(fed_back, recurrent_weight), c)
+            new_h, new_c = new_h.to(dtype), new_c.to(dtype)
+            output = new_h
+            if is_real_B1 is not None:
+                output = output * is_real_B1
+                new_h, new_c = torch.where(is_real_B1, new_h, h), torch.where(is_real_B1, new_c, c)
+            h, c = new_h, new_c
+            outputs.append(output)
+            contexts.append(context)
+            all_weights.append(weights)
+        return torch.stack(outputs, dim=1), torch.cat(contexts, dim=1), torch.cat(all_weights, dim=1), h, c
+
+    def _cell(self, gates, c):
+        input_gate, forget_gate, new_values, output_gate = gates.chunk(4, dim=-1)
+        c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(new_values)
+        h = torch.sigmoid(output_gate) * torch.tanh(c)
+        return (h if self.weight_hr is None else nn.functional.linear(h, self.weight_hr)), c

@@ -1,0 +1,70 @@
+"""What the parts of the translation model share: Transformers' hooks, and the one place where a MoE layer is run."""
+
+import torch
+from transformers.utils.output_capturing import OutputRecorder
+
+from .attention import GnmtAttention
+from .attention_lstm import AttentionLstmLayer
+from .balancing import balancing_loss
+from .configuration_gnmt_moe import GnmtMoeConfig
+from .moe import MoeBlock
+from .pretrained_moe import MoePreTrainedModel
+
+# The plans stand on encoder and decoder, not in the configuration, whose plans would get a wrong prefix.
+STACK_TP_PLAN = {
+    "layers.*.experts.up_proj": "colwise",
+    "layers.*.experts.down_proj": "rowwise",
+    "layers.*.experts": "moe_tp_experts",
+}
+STACK_EP_PLAN = {
+    "layers.*.experts.up_proj": "grouped_gemm",
+    "layers.*.experts.down_proj": "grouped_gemm",
+    "layers.*.experts": "ep_dispatch_experts",
+}
+
+
+class GnmtMoePreTrainedModel(MoePreTrainedModel):
+    """What Transformers needs to know of this family."""
+
+    config_class = GnmtMoeConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["LstmLayer", "BidirectionalLstmLayer", "AttentionLstmLayer", "MoeBlock"]
+    _can_record_outputs = MoePreTrainedModel._can_record_outputs | {
+        "cross_attentions": OutputRecorder(AttentionLstmLayer, index=2),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, GnmtAttention):
+            module.reset_parameters()
+
+    def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
+        # The library resizes the source's embedding and the softmax, and ties the latter again afterwards.
+        decoder = self.get_decoder()
+        if not self.config.share_embeddings and decoder is not self:
+            decoder.embed_tokens = self._get_resized_embeddings(
+                decoder.embed_tokens, new_num_tokens, pad_to_multiple_of, mean_resizing
+            )
+        return super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+
+class GnmtMoeStack(GnmtMoePreTrainedModel):
+    """What encoder and decoder have in common."""
+
+    _tp_plan = STACK_TP_PLAN
+    _ep_plan = STACK_EP_PLAN
+
+    def no_aux_loss(self, hidden_states: torch.Tensor, is_asked_for: bool) -> torch.Tensor | None:
+        """What the balancing losses are added to: zero, or None when they are not asked for."""
+        return hidden_states.new_zeros((), dtype=torch.float32) if is_asked_for else None
+
+    def run_moe(
+        self, layer: MoeBlock, hidden_states: torch.Tensor, mask: torch.Tensor | None, aux_loss: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run a MoE layer, and add its balancing losses to `aux_loss` unless that is None."""
+        hidden_states, importance, load, _ = layer(hidden_states, mask, aux_loss is not None)
+        if aux_loss is not None:
+            coefs = self.config.importance_loss_coef, self.config.load_loss_coef
+            aux_loss = aux_loss.to(importance.device) + balancing_loss(importance, load, *coefs)
+        return hidden_states, aux_loss

@@ -1,0 +1,158 @@
+"""The configuration of the translation model: what it refuses, what follows from it, the Auto classes, saving."""
+
+import pytest
+import torch
+from tiny_gnmt import FEEDINGS, sentences, tiny_config, tiny_model
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+
+from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, GnmtMoeModel
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_type": "dot"}, "attention_type='dot' is not known, use one of product, additive"),
+        ({"attention_feeding": "none"}, "attention_feeding='none' is not known, use one of recurrent, parallel"),
+        ({"encoder_layer_pattern": ["lstm", "gru"]}, r"encoder_layer_pattern=\['lstm', 'gru'\].*lstm or moe"),
+        ({"encoder_layer_pattern": ["moe"]}, r"encoder_layer_pattern=\['moe'\] needs at least one 'lstm'"),
+        (
+            {"encoder_layer_pattern": ["moe", "lstm"]},
+            "must start with 'lstm', or encoder_bidirectional_first be False",
+        ),
+        ({"decoder_layer_pattern": ["lstm", 3]}, "decoder_layer_pattern"),
+        ({"decoder_layer_pattern": []}, r"decoder_layer_pattern=\[\] needs at least one 'lstm'"),
+        (
+            {"decoder_layer_pattern": ["moe", "lstm"]},
+            r"decoder_layer_pattern=\['moe', 'lstm'\] must start with 'lstm'",
+        ),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be at least 0 and below 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing=-0.1"),
+        ({"num_experts_per_tok": 6}, "num_experts_per_tok=6 exceeds num_experts=5"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"num_hidden_layers": 7}, "num_hidden_layers=7 .*decoder_layer_pattern"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(changes, message):
+    with pytest.raises(Exception, match=message):
+        tiny_config(**changes)
+
+
+def test_defaults_are_the_papers_for_translation():
+    config = GnmtMoeConfig()
+    assert (config.dropout, config.importance_loss_coef, config.load_loss_coef) == (0.4, 0.01, 0.01)
+    assert (config.hidden_size, config.moe_intermediate_size, config.num_experts_per_tok) == (512, 2048, 4)
+    assert (config.attention_type, config.attention_feeding) == ("product", "recurrent")
+    assert config.is_encoder_decoder and config.share_embeddings and config.label_smoothing == 0
+
+
+def test_numbers_of_layers_follow_from_the_patterns():
+    config = tiny_config(encoder_layer_pattern=("lstm",), decoder_layer_pattern=("lstm", "moe", "lstm"))
+    assert (config.encoder_layers, config.decoder_layers, config.num_hidden_layers) == (1, 3, 3)
+    assert config.get_text_config(decoder=True) is config
+    model = GnmtMoeForConditionalGeneration(config)
+    assert (len(model.model.encoder.layers), len(model.model.decoder.layers)) == (1, 3)
+
+
+def test_family_is_registered_with_the_auto_classes():
+    config = AutoConfig.for_model(**tiny_config().to_dict())
+    assert type(config) is GnmtMoeConfig
+    assert type(AutoModel.from_config(config)) is GnmtMoeModel
+    assert type(AutoModelForSeq2SeqLM.from_config(config)) is GnmtMoeForConditionalGeneration
+
+
+VARIANTS = {
+    "default": {},
+    "tied": {"tie_word_embeddings": True},
+    "own embeddings": {"share_embeddings": False},
+    "own embeddings, tied": {"share_embeddings": False, "tie_word_embeddings": True},
+    "parallel": {"attention_feeding": "parallel", "attention_type": "additive", "lstm_hidden_size": 12},
+    "hierarchical": {"num_experts": 8, "num_expert_groups": 4, "num_experts_per_tok": 4},
+    "one direction": {"encoder_bidirectional_first": False, "label_smoothing": 0.1},
+}
+
+
+def logits(model):
+    source, target = torch.stack(sentences(4, 4)), torch.stack(sentences(3, 3, seed=1))
+    return model(input_ids=source, decoder_input_ids=target).logits
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saving_and_loading_keeps_config_and_logits(variant, tmp_path):
+    model = tiny_model(torch.float32, **VARIANTS[variant])
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(
+        tmp_path, experts_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert loaded.config.to_diff_dict().items() >= VARIANTS[variant].items()
+    assert torch.equal(logits(loaded), logits(model))
+    base = AutoModel.from_pretrained(tmp_path, experts_implementation="eager")
+    assert torch.equal(base.encoder.embed_tokens.weight, model.get_input_embeddings().weight)
+
+
+def test_loading_in_bfloat16_and_with_a_device_map(tmp_path):
+    model = tiny_model(torch.float32, std=0.3)
+    model.save_pretrained(tmp_path)
+    half = GnmtMoeForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    placed = GnmtMoeForConditionalGeneration.from_pretrained(tmp_path, device_map="auto", dtype=torch.bfloat16)
+    assert torch.equal(logits(placed), logits(half))
+    expected = logits(model.to(torch.bfloat16).float())
+    assert (logits(half).float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_which_matrices_are_shared(shared, tied):
+    model = GnmtMoeForConditionalGeneration(tiny_config(share_embeddings=shared, tie_word_embeddings=tied))
+    source, target = model.model.encoder.embed_tokens, model.model.decoder.embed_tokens
+    assert (target is None) == shared
+    assert (model.lm_head.weight is (source if shared else target).weight) == tied
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_resizing_the_vocabulary_resizes_every_matrix(shared, tied):
+    model = GnmtMoeForConditionalGeneration(tiny_config(share_embeddings=shared, tie_word_embeddings=tied)).eval()
+    before = logits(model)
+    model.resize_token_embeddings(29)
+    assert model.config.vocab_size == 29
+    after = logits(model)
+    assert after.shape[-1] == 29
+    torch.testing.assert_close(after[..., :23], before)
+    new = torch.full((1, 2), 28)
+    assert model(input_ids=new, labels=new).loss.isfinite()
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == (tied and shared)
+
+
+def test_a_model_of_eight_billion_parameters_is_built_without_memory():
+    config = GnmtMoeConfig(lstm_hidden_size=2048, num_experts=2048, num_expert_groups=32)
+    with torch.device("meta"):
+        model = GnmtMoeForConditionalGeneration(config)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e9, 1) == 8.7
+
+
+def test_parameters_have_the_names_that_plans_and_adapters_match_on():
+    names = dict(tiny_model(lstm_hidden_size=12).named_parameters())
+    for feeding in FEEDINGS:
+        model = GnmtMoeForConditionalGeneration(tiny_config(attention_feeding=feeding))
+        attention = [name for name, _ in model.named_parameters() if "attention" in name]
+        prefix = "model.decoder.layers.0.attention."
+        assert attention == [prefix + name for name in ("source_weight", "query_weight", "score_weight")]
+    for stack, index in (("encoder", 2), ("decoder", 1)):
+        assert names[f"model.{stack}.layers.{index}.gate.weight"].shape == (5, 8)
+        assert names[f"model.{stack}.layers.{index}.experts.up_proj"].shape == (5, 8, 8)
+    assert names["model.encoder.layers.1.weight_ih"].shape == (48, 16)
+    assert names["model.decoder.layers.2.weight_ih"].shape == (48, 16)
+    assert names["model.encoder.layers.0.backward_lstm.weight_hr"].shape == (8, 12)
+
+
+def test_experts_of_both_stacks_stand_in_the_plans():
+    model = GnmtMoeForConditionalGeneration(tiny_config())
+    for stack in ("encoder", "decoder"):
+        assert model.ep_plan[f"model.{stack}.layers.*.experts"] == "ep_dispatch_experts"
+        assert model.ep_plan[f"model.{stack}.layers.*.experts.up_proj"] == "grouped_gemm"
+        assert model.tp_plan[f"model.{stack}.layers.*.experts.down_proj"] == "rowwise"
