@@ -73,7 +73,11 @@ def layer_table(num_tokens: int, rounds: int, width: int = 256, hidden: int = 12
     inputs = torch.randn(num_tokens, width, requires_grad=True)
     names = ["gate", "experts", "fused AdamW", "FactoredAdam"]
     lines = [f"A layer at d = {width}, h = {hidden}; milliseconds and multiples of the dense layer of {K} x {hidden}:"]
-    lines += ["", "| experts | groups | parameters | dense | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
+    lines += [
+        "",
+        "| experts | groups | parameters | dense | " + " | ".join(names) + " |",
+        "|---" * (4 + len(names)) + "|",
+    ]
     parts = {}
     for n, groups in LAYERS:
         gate = build_gate(width, n, groups)

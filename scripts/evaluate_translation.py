@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Perplexity, BLEU and chrF of a translation model on sentence pairs, with sacrebleu's signatures.
 
-    python scripts/evaluate_translation.py MODEL SOURCE_FILE TARGET_FILE [--num_beams 4] [--output translations.txt]
+python scripts/evaluate_translation.py MODEL SOURCE_FILE TARGET_FILE [--num_beams 4] [--output translations.txt]
 """
 
 import argparse

@@ -15,8 +15,8 @@ from moe_hf.errors import InputError
 from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.training.arguments import DataArguments, LmTrainingArguments, ModelArguments, parse_arguments
 from moe_hf.training.evaluate import evaluate_lm
+from moe_hf.training.moe_trainer import NonFiniteLossError
 from moe_hf.training.sweep import train_variants
-from moe_hf.training.trainer import NonFiniteLossError
 
 
 @dataclass

@@ -11,7 +11,7 @@ import sys
 from moe_hf.errors import InputError
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.lm import train_lm
-from moe_hf.training.trainer import NonFiniteLossError
+from moe_hf.training.moe_trainer import NonFiniteLossError
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM
 import moe_hf  # noqa: F401  (registers the models)
 from moe_hf.errors import InputError
 from moe_hf.evaluation.attention_plot import plot_attention
-from moe_hf.training.text_data import read_lines, read_stream
+from moe_hf.training.text_data import read_lines
 from moe_hf.training.translation_tokenizers import load_or_train_translation_tokenizer
 from moe_hf.translation import Translator
 
@@ -32,7 +32,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
     parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
     parser.add_argument("--length_penalty", type=float, default=1.0, help="the library's own, without GNMT's score")
-    parser.add_argument("--batch_tokens", type=int, default=8000, help="positions of a batch, all beams (default: 8000)")
+    parser.add_argument(
+        "--batch_tokens", type=int, default=8000, help="positions of a batch, all beams (default: 8000)"
+    )
     parser.add_argument("--buffer_lines", type=int, default=2000, help="lines of a portion (default: 2000)")
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")
     parser.add_argument("--attention_plot", type=Path, help="PNG file: heat map of the attention of the first line")
@@ -43,7 +45,7 @@ def main() -> int:
     arguments = parse()
     try:
         translator = build_translator(arguments)
-        lines = read_stream(sys.stdin.buffer) if arguments.file == "-" else read_lines(arguments.file)
+        lines = read_lines(arguments.file, allow_no_text=True)
         for number, results in enumerate(tqdm(translator.translate(lines), unit=" lines", disable=None)):
             for found in results:
                 print(f"{found.score:.4f}\t{found.text}" if arguments.scores else found.text, flush=True)

@@ -9,7 +9,7 @@ from moe_hf import LstmMoeConfig
 from moe_hf.errors import InputError
 from moe_hf.training.arguments import ModelArguments, parse_arguments
 from moe_hf.training.demo_corpus import generate_lines
-from moe_hf.training.lm import new_config
+from moe_hf.training.runs import new_config
 from moe_hf.training.tokenizers import train_tokenizer
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -55,6 +55,13 @@ def test_without_a_file_the_command_line_is_enough(tmp_path):
     assert model.layer_pattern == ["lstm", "moe"] and training.output_dir == str(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["factored_adam", "adamw_torch", "sgd"])
+def test_optimizer_is_ours_or_one_of_the_librarys(yaml_file, name):
+    assert parse_arguments([yaml_file(f"optim: {name}")])[2].optim == name
+    assert parse_arguments([yaml_file("seed: 1"), "--optim", name])[2].optim == name
+    assert parse_arguments([yaml_file("seed: 1")])[2].optim == "adamw_torch_fused"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [([], None), (["--resume_from_checkpoint"], "last"), (["--resume_from_checkpoint", "some/folder"], "some/folder")],
@@ -77,6 +84,7 @@ def test_schedule_on_the_command_line_is_json(tmp_path):
         ("dropout: [0.1", "config.yaml is not valid YAML: .*line"),
         ("num_experts: many", "num_experts.*'many'"),
         ("eval_strategy: sometimes", "sometimes"),
+        ("optim: adam", "optim='adam' is not known, use one of factored_adam, adamw_torch, .*adafactor"),
     ],
 )
 def test_error_in_the_file_is_one_line_that_names_it(yaml_file, text, message):
@@ -127,7 +135,7 @@ def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model, _, _ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"])
     tokenizer = train_tokenizer(generate_lines(20, seed=0), kind="word", vocab_size=50)
-    config = new_config(model, tokenizer)
+    config = new_config(LstmMoeConfig, model, tokenizer)
     assert config.vocab_size == len(tokenizer) and config.eos_token_id == tokenizer.eos_token_id
     for name, value in model.config_arguments().items():
         assert getattr(config, name) == value

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from moe_hf.training.checkpoints import check_checkpoint
-from moe_hf.training.trainer import NonFiniteLossError
+from moe_hf.training.moe_trainer import NonFiniteLossError
 from moe_hf.training.windows import StreamWindows
 
 WINDOW = 5

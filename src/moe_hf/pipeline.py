@@ -20,7 +20,11 @@ class TranslationPipeline:
     task = "translation"
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target_language: str | None = None, **arguments
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        target_language: str | None = None,
+        **arguments,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.target_language, self.arguments = target_language, arguments

@@ -5,6 +5,7 @@ Shape suffixes: B batch, S sequence, T = B * S tokens, D width, E experts, K slo
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .balanced_gating import StrictlyBalancedGate
@@ -55,6 +56,7 @@ class MoeBlock(GradientCheckpointingLayer):
         self.gate = build_gate(config)
         self.experts = MoeExperts(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.recompute_experts = config.recompute_experts
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
@@ -81,12 +83,18 @@ class MoeBlock(GradientCheckpointingLayer):
     def mix_experts(self, hidden_TD: torch.Tensor, routed: GateOutput) -> torch.Tensor:
         """sum_i G(x)_i E_i(x), (T, D); 0 for a token without experts."""
         if not isinstance(self.gate, StrictlyBalancedGate):
-            return self.experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
+            return self._run_experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
         # The experts compute every slot, and there most are unused: one token with many experts gives slots to all. So
         # they get each used slot as a token of its own (benchmarks/results/balanced-slots.md).
         token_R, slot_R = (routed.top_k_weights > 0).nonzero(as_tuple=True)
         index_R1 = routed.top_k_index[token_R, slot_R, None]
         weights_R1 = routed.top_k_weights[token_R, slot_R, None]
-        rows_RD = self.experts(hidden_TD.index_select(0, token_R), index_R1, weights_R1)
+        rows_RD = self._run_experts(hidden_TD.index_select(0, token_R), index_R1, weights_R1)
         zeros_TD = torch.zeros_like(hidden_TD, dtype=weights_R1.dtype)  # summed in at least float32
         return zeros_TD.index_add(0, token_R, rows_RD.to(zeros_TD.dtype)).to(hidden_TD.dtype)
+
+    def _run_experts(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.recompute_experts and torch.is_grad_enabled():
+            # Nothing is random inside an expert, so that no random state need be kept.
+            return checkpoint(self.experts, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return self.experts(*inputs)

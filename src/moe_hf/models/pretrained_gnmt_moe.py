@@ -5,9 +5,8 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .attention import GnmtAttention
 from .attention_lstm import AttentionLstmLayer
-from .balancing import balancing_loss
 from .configuration_gnmt_moe import GnmtMoeConfig
-from .moe import MoeBlock
+from .moe import MoeBlock, layer_balancing_loss
 from .pretrained_moe import MoePreTrainedModel
 
 # The plans stand on encoder and decoder, not in the configuration, whose plans would get a wrong prefix.
@@ -63,8 +62,8 @@ class GnmtMoeStack(GnmtMoePreTrainedModel):
         self, layer: MoeBlock, hidden_states: torch.Tensor, mask: torch.Tensor | None, aux_loss: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run a MoE layer, and add its balancing losses to `aux_loss` unless that is None."""
-        hidden_states, importance, load, _ = layer(hidden_states, mask, aux_loss is not None)
+        hidden_states, importance, load, _, threshold_loss = layer(hidden_states, mask, aux_loss is not None)
         if aux_loss is not None:
-            coefs = self.config.importance_loss_coef, self.config.load_loss_coef
-            aux_loss = aux_loss.to(importance.device) + balancing_loss(importance, load, *coefs)
+            layer_loss = layer_balancing_loss(self.config, importance, load, threshold_loss)
+            aux_loss = aux_loss.to(layer_loss.device) + layer_loss
         return hidden_states, aux_loss

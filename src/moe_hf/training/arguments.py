@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ..errors import InputError
+from .optimizer import FACTORED_ADAM
 
 
 @dataclass
-class ModelArguments:
-    """The model: a checkpoint to go on from, or a new one. What is not given has the default of `LstmMoeConfig`."""
+class MoeModelArguments:
+    """The model: a checkpoint to go on from, or a new one. What is not given has the default of its configuration."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "checkpoint or Hub name to fine-tune"})
     hidden_size: int | None = field(default=None, metadata={"help": "width of embedding and layers"})
     lstm_hidden_size: int | None = field(default=None, metadata={"help": "units of an LSTM, projected to the width"})
-    layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
     dropout: float | None = field(default=None, metadata={"help": "dropout on embedding and layer outputs"})
     num_experts: int | None = field(default=None, metadata={"help": "experts of a MoE layer (n)"})
     num_experts_per_tok: int | None = field(default=None, metadata={"help": "experts that a token goes to (k)"})
@@ -37,15 +38,40 @@ class ModelArguments:
     )
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
     initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
+    recompute_experts: bool | None = field(
+        default=None, metadata={"help": "recompute the experts' hidden activations in the backward pass"}
+    )
     experts_implementation: str | None = field(
         default=None,
         metadata={"help": "eager, batched_mm or grouped_mm; by default eager on a CPU (the same bits every time)"},
     )
 
     def config_arguments(self) -> dict:
-        """The given arguments of `LstmMoeConfig`."""
+        """The given arguments of the configuration."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         return {name: given[name] for name in given if name not in ("model_name_or_path", "experts_implementation")}
+
+
+@dataclass
+class ModelArguments(MoeModelArguments):
+    """A language model: the arguments of `LstmMoeConfig`."""
+
+    layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
+
+
+@dataclass
+class TranslationModelArguments(MoeModelArguments):
+    """A translation model: the arguments of `GnmtMoeConfig`."""
+
+    encoder_layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
+    decoder_layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
+    encoder_bidirectional_first: bool | None = field(
+        default=None, metadata={"help": "whether the encoder's first layer reads in both directions"}
+    )
+    attention_type: str | None = field(default=None, metadata={"help": "product or additive"})
+    attention_feeding: str | None = field(default=None, metadata={"help": "recurrent or parallel"})
+    share_embeddings: bool | None = field(default=None, metadata={"help": "one embedding for source and target"})
+    label_smoothing: float | None = field(default=None, metadata={"help": "share spread over the vocabulary"})
 
 
 @dataclass
@@ -79,7 +105,7 @@ class DataArguments:
 
 
 @dataclass
-class LmTrainingArguments(TrainingArguments):
+class MoeTrainingArguments(TrainingArguments):
     """Transformers' training arguments with the paper's schedule as default, and those of the balancing losses."""
 
     # What may be given as JSON on the command line.
@@ -89,6 +115,10 @@ class LmTrainingArguments(TrainingArguments):
         "load_loss_coef_schedule",
     ]
 
+    optim: str = field(
+        default=TrainingArguments.default_optim,
+        metadata={"help": "optimizer: factored_adam, the paper's (appendix D), or one of Transformers'"},
+    )
     lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; the paper's is inverse_sqrt"})
     use_cache: bool = field(default=True, metadata={"help": "use_cache in the saved configuration"})
     importance_loss_coef_schedule: dict | str | None = field(
@@ -97,6 +127,44 @@ class LmTrainingArguments(TrainingArguments):
     load_loss_coef_schedule: dict | str | None = field(
         default=None, metadata={"help": 'w_load by step, linear between: {"0": 0.1, "10000": 0.01}'}
     )
+
+    def __post_init__(self):
+        names = [FACTORED_ADAM, *(name.value for name in OptimizerNames)]
+        optim = getattr(self.optim, "value", self.optim)
+        if optim not in names:
+            raise InputError(f"optim={optim!r} is not known, use one of {', '.join(names)}")
+        if optim == FACTORED_ADAM:  # the library's check knows its own names only
+            self.optim = TrainingArguments.default_optim
+        super().__post_init__()
+        if optim == FACTORED_ADAM:
+            self.optim = FACTORED_ADAM
+
+
+@dataclass
+class LmTrainingArguments(MoeTrainingArguments):
+    """Of language models."""
+
+
+@dataclass
+class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArguments):
+    """Of translation models."""
+
+    constant_steps: int = field(
+        default=0, metadata={"help": "steps at the peak learning rate between warm-up and 1/sqrt(step) (paper: 8000)"}
+    )
+    eval_words_per_batch: int = field(default=8000, metadata={"help": "tokens of a batch that perplexity is taken of"})
+    eval_num_beams: int = field(default=1, metadata={"help": "beams of the translations that are judged; 1: greedy"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.constant_steps < 0 or (self.constant_steps and self.lr_scheduler_type != "inverse_sqrt"):
+            raise InputError(
+                f"constant_steps={self.constant_steps} must be at least 0, and is for lr_scheduler_type=inverse_sqrt, "
+                f"not {self.lr_scheduler_type}"
+            )
+        for name in ("eval_words_per_batch", "eval_num_beams"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def parse_arguments(

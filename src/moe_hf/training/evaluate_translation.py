@@ -25,7 +25,7 @@ def evaluate_translation(
 
     Args:
         model: folder or Hub name of the model and its tokenizer.
-        source_file, target_file: line n of both corresponds; pairs with an empty side are left out, and printed how many.
+        source_file, target_file: line n of both corresponds; pairs with an empty side are left out and counted.
         target_language: of a multilingual model.
         translate_arguments: of `Translator`, such as num_beams.
 

@@ -1,28 +1,19 @@
 """Train an LSTM-MoE language model: text files in, a model folder with tokenizer and history out."""
 
-import logging
 import math
-import sys
-from pathlib import Path
 
-from datasets import disable_progress_bars
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, set_seed
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
-from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, LmTrainingArguments, ModelArguments
-from .callbacks import AuxLossCallback
-from .checkpoints import check_same_run, prepare_output_dir
+from .checkpoints import prepare_output_dir
+from .runs import build_model, course_of_run, quiet_logs, run_training
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_or_train_tokenizer
 from .trainer import LmTrainer
 from .windows import StreamWindows, collate_windows
-
-logger = logging.getLogger(__name__)
 
 
 def train_lm(
@@ -39,13 +30,10 @@ def train_lm(
     """
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
-    transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
-    if not sys.stderr.isatty():  # in a log file the bars only hide the messages
-        disable_progress_bars()
-        transformers_logging.disable_progress_bar()
-
+    quiet_logs(training_args)
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
-    model = load_model(model_args, tokenizer, on_cpu=training_args.device.type == "cpu")
+    on_cpu = training_args.device.type == "cpu"
+    model = build_model(LstmMoeForCausalLM, AutoModelForCausalLM, model_args, tokenizer, on_cpu)
     windows = cut_windows(streams, data_args, training_args)
     report(model, streams, windows)
 
@@ -60,37 +48,7 @@ def train_lm(
         processing_class=tokenizer,
         carry_state=data_args.carry_state,
     )
-    AuxLossCallback(
-        history_file=Path(training_args.output_dir) / "expert_history.csv",
-        importance_loss_coef_schedule=training_args.importance_loss_coef_schedule,
-        load_loss_coef_schedule=training_args.load_loss_coef_schedule,
-    ).attach_to(trainer)
-
-    if checkpoint or training_args.should_save:  # every process checks, so that none waits for one that stopped
-        check_same_run(training_args.output_dir, checkpoint, course_of_run(model_args, data_args, training_args))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
-    metrics = {}
-    if "validation" in windows:
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
-    return trainer, metrics
-
-
-def course_of_run(model_args, data_args, training_args) -> dict:
-    """The arguments that decide which weights a run ends with, but for when it ends."""
-    names = ["per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed", "optim"]
-    names += ["learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
-    names += ["lr_scheduler_type", "warmup_steps", "importance_loss_coef_schedule", "load_loss_coef_schedule"]
-    names += ["bf16", "fp16"]
-    aside = ("validation_files", "validation_split", "preprocessing_num_workers", "cache_dir")
-    return {
-        **vars(model_args),
-        **{name: value for name, value in vars(data_args).items() if name not in aside},
-        **{name: getattr(training_args, name) for name in names},
-    }
+    return trainer, run_training(trainer, checkpoint, course_of_run(model_args, data_args, training_args))
 
 
 def load_streams(model_args, data_args, training_args, checkpoint):
@@ -134,54 +92,6 @@ def _load_text(data_args: DataArguments, part: str):
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
     )
-
-
-def load_model(model_args: ModelArguments, tokenizer, on_cpu: bool) -> LstmMoeForCausalLM:
-    """A new model for the tokenizer's vocabulary, or the checkpoint named, which must fit the tokenizer."""
-    # "eager" adds up in the same order every time; on a CPU it is as fast as the others.
-    implementation = model_args.experts_implementation or ("eager" if on_cpu else None)
-    path = model_args.model_name_or_path
-    if path is None:
-        config = new_config(model_args, tokenizer)
-        config._experts_implementation = implementation
-        try:
-            return LstmMoeForCausalLM(config)
-        except ValueError as error:
-            raise InputError(_reason(error)) from error
-    try:
-        config = AutoConfig.from_pretrained(path, **model_args.config_arguments())
-        config.validate()
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, experts_implementation=implementation)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({_reason(error)})") from error
-    if not isinstance(model, LstmMoeForCausalLM):
-        raise InputError(f"model_name_or_path={path} is a {type(model).__name__}, expected a LstmMoeForCausalLM")
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
-            f"{path}"
-        )
-    return model
-
-
-def _reason(error: Exception) -> str:
-    """The first line of the message; a configuration's own is the cause of the library's."""
-    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
-    return str(cause or error).strip().partition("\n")[0]
-
-
-def new_config(model_args: ModelArguments, tokenizer) -> LstmMoeConfig:
-    """The configuration of a new model, with the tokenizer's vocabulary and special tokens."""
-    try:
-        return LstmMoeConfig(
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **model_args.config_arguments(),
-        )
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise InputError(_reason(error)) from error
 
 
 def cut_windows(streams, data_args: DataArguments, training_args: LmTrainingArguments) -> dict[str, StreamWindows]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..errors import InputError
 from .arguments import DataArguments, LmTrainingArguments, ModelArguments
 from .checkpoints import check_same_run
-from .lm import course_of_run, train_lm
+from .lm import train_lm
+from .runs import course_of_run
 
 
 def train_variants(

@@ -7,8 +7,10 @@ import json
 import lzma
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -155,12 +157,14 @@ def _generate_rows(paths, keep_empty_lines: bool, max_lines: int | None) -> Iter
                     return
 
 
-def read_lines(path: str) -> Iterator[str]:
-    """Yield the lines of a plain, .gz or .xz text file; InputError if it cannot be read, is not UTF-8 or is empty."""
-    open_file = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
-    number, has_text = 0, False
+def read_lines(path: str, allow_no_text: bool = False) -> Iterator[str]:
+    """Yield the lines of a plain, .gz or .xz text file; "-" is standard input.
+
+    Raises InputError: the file cannot be read, is not UTF-8 or has no text, unless that is allowed.
+    """
+    number, has_text = 0, allow_no_text
     try:
-        with open_file(path, "rb") as file:
+        with _open_bytes(path) as file:
             for number, raw_line in enumerate(file, start=1):
                 line = raw_line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
                 has_text = has_text or bool(line.strip())
@@ -173,6 +177,12 @@ def read_lines(path: str) -> Iterator[str]:
         raise InputError(f"{path}: cannot be read ({error})") from error
     if not has_text:
         raise InputError(f"{path}: the file has no text ({number} lines, all empty)")
+
+
+def _open_bytes(path: str):
+    if path == "-":
+        return nullcontext(sys.stdin.buffer)
+    return {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)(path, "rb")
 
 
 def _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_proc) -> Dataset:

@@ -1,4 +1,4 @@
-"""The Trainer of language models: carried LSTM state, exact resumption, stream perplexity, a stop on NaN."""
+"""The Trainer of language models: carried LSTM state, exact resumption, stream perplexity."""
 
 import os
 import time
@@ -8,13 +8,10 @@ from transformers import DynamicCache, Trainer
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
+from .moe_trainer import MoeTrainerMixin
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient became NaN or infinite; the message says at which step and what was kept."""
-
-
-class LmTrainer(Trainer):
+class LmTrainer(MoeTrainerMixin, Trainer):
     """`Trainer` for `StreamWindows` datasets.
 
     Args:
@@ -27,15 +24,8 @@ class LmTrainer(Trainer):
 
     def __init__(self, *args, carry_state: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.args.device.type == "cpu":  # there is nothing to pin memory for, and torch warns about it
-            self.args.dataloader_pin_memory = False
         self.args.remove_unused_columns = False  # `shift_labels` is no argument by name of the model
         self.carry_state = carry_state
-        if self.args.label_smoothing_factor:
-            raise InputError(
-                f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
-                "with it the balancing losses; only 0 is allowed"
-            )
         if carry_state:
             self._check_rows()
         # One state for each micro-batch of an optimizer step: its rows are its own.
@@ -60,9 +50,6 @@ class LmTrainer(Trainer):
             )
 
     def _run_epoch(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step
-            self.control.should_training_stop = True
-            return None
         self._carried, self._micro_batch = {}, 0
         return super()._run_epoch(*args, **kwargs)
 
@@ -77,25 +64,6 @@ class LmTrainer(Trainer):
         self._carried[self._micro_batch] = detached(outputs.past_key_values)
         self._micro_batch = (self._micro_batch + 1) % self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._stop_unless_finite("loss", loss)
-        return loss
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        if not self.args.fp16:  # the fp16 scaler skips such a step by itself
-            self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
-        return grad_norm
-
-    def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value):
-            # `output_dir` still holds the checkpoints of earlier steps: this step's update was not made.
-            raise NonFiniteLossError(
-                f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, the "
-                f"checkpoints of earlier steps are kept in {self.args.output_dir}"
-            )
 
     # The carried state is saved and restored with the random state: both belong to the process, not to the model,
     # and both are written before trainer_state.json, which marks a checkpoint as whole.

@@ -1,22 +1,16 @@
 """Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
 
-from pathlib import Path
-
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
-from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
-from .callbacks import AuxLossCallback
-from .checkpoints import check_same_run, prepare_output_dir
-from .optimizer import OptimizerSizeCallback
+from .checkpoints import prepare_output_dir
 from .parallel_data import load_sentence_pairs
-from .runs import course_of_training, quiet_logs, reason
+from .runs import build_model, course_of_run, quiet_logs, run_training
 from .token_batches import TokenBatchSampler
-from .tokenized_pairs import leave_out_long_pairs, tokenize_pairs
+from .tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from .translation_arguments import TranslationDataArguments
 from .translation_tokenizers import load_or_train_translation_tokenizer
 from .translation_trainer import EvaluationPairs, TranslationTrainer
@@ -40,17 +34,23 @@ def train_translation(
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
-    model = load_model(model_args, tokenizer, on_cpu=training_args.device.type == "cpu")
+    model = build_model(
+        GnmtMoeForConditionalGeneration,
+        AutoModelForSeq2SeqLM,
+        model_args,
+        tokenizer,
+        on_cpu=training_args.device.type == "cpu",
+        decoder_start_token_id=tokenizer.bos_token_id,
+    )
     report(model)
 
     training_args.remove_unused_columns = False
-    columns = {name: train_tokens.with_format("numpy")[name][:] for name in ("source_length", "target_length", "direction")}
     batches = TokenBatchSampler(
-        columns["source_length"],
-        columns["target_length"],
+        column_to_numpy(train_tokens, "source_length"),
+        column_to_numpy(train_tokens, "target_length"),
         data_args.words_per_batch,
         seed=training_args.seed,
-        directions=columns["direction"],
+        directions=column_to_numpy(train_tokens, "direction"),
         temperature=data_args.sampling_temperature,
         bucket_width=data_args.length_bucket_width,
         num_processes=training_args.world_size,
@@ -66,25 +66,7 @@ def train_translation(
         processing_class=tokenizer,
         translate_arguments={"num_beams": training_args.eval_num_beams},
     )
-    AuxLossCallback(
-        history_file=Path(training_args.output_dir) / "expert_history.csv",
-        importance_loss_coef_schedule=training_args.importance_loss_coef_schedule,
-        load_loss_coef_schedule=training_args.load_loss_coef_schedule,
-    ).attach_to(trainer)
-    trainer.add_callback(OptimizerSizeCallback())
-
-    if checkpoint or training_args.should_save:  # every process checks, so that none waits for one that stopped
-        course = course_of_training(model_args, data_args, training_args)
-        check_same_run(training_args.output_dir, checkpoint, course)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
-    metrics = {}
-    if validation is not None:
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
-    return trainer, metrics
+    return trainer, run_training(trainer, checkpoint, course_of_run(model_args, data_args, training_args))
 
 
 def load_pairs(model_args, data_args, training_args, checkpoint):
@@ -126,39 +108,6 @@ def evaluation_pairs(pairs, tokenizer, num_proc: int | None = None) -> Evaluatio
     """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long."""
     directions = [f"{source or '?'}-{target or '?'}" for source, target in pairs.directions]
     return EvaluationPairs(tokenize_pairs(pairs, tokenizer, num_proc=num_proc), pairs.dataset["target"][:], directions)
-
-
-def load_model(model_args, tokenizer, on_cpu: bool) -> GnmtMoeForConditionalGeneration:
-    """A new model for the tokenizer's vocabulary, or the checkpoint named, which must fit the tokenizer."""
-    # "eager" adds up in the same order every time; on a CPU it is as fast as the others.
-    implementation = model_args.experts_implementation or ("eager" if on_cpu else None)
-    path = model_args.model_name_or_path
-    if path is None:
-        try:
-            config = GnmtMoeConfig(
-                vocab_size=len(tokenizer),
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                decoder_start_token_id=tokenizer.bos_token_id,
-                **model_args.config_arguments(),
-            )
-            config._experts_implementation = implementation
-            return GnmtMoeForConditionalGeneration(config)
-        except (TypeError, ValueError, StrictDataclassError) as error:
-            raise InputError(reason(error)) from error
-    try:
-        config = AutoConfig.from_pretrained(path, **model_args.config_arguments())
-        config.validate()
-        model = AutoModelForSeq2SeqLM.from_pretrained(path, config=config, experts_implementation=implementation)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
-            f"{path}"
-        )
-    return model
 
 
 def report(model) -> None:

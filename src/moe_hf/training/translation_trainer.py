@@ -20,7 +20,7 @@ from .token_batches import TokenBatchSampler
 
 @dataclass(frozen=True)
 class EvaluationPairs:
-    """Held-out pairs: `tokens` as `tokenize_pairs` gives them, the `references` as text, and a name for each direction."""
+    """Held-out pairs: `tokens` of `tokenize_pairs`, the `references` as text, and a name for each direction."""
 
     tokens: Dataset
     references: list[str]
@@ -52,7 +52,9 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def evaluate(self, eval_dataset: EvaluationPairs | None = None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
+    def evaluate(
+        self, eval_dataset: EvaluationPairs | None = None, ignore_keys=None, metric_key_prefix="eval", **kwargs
+    ):
         """Perplexity of the references, and BLEU and chrF of translations, of all pairs and of each direction.
 
         Keys: `eval_loss` (nats per token, without label smoothing), `eval_perplexity_per_token`,
@@ -121,5 +123,7 @@ def score_translations(translations: list[str], pairs: EvaluationPairs) -> dict[
             means.setdefault(key, []).append(value)
             if len(pairs.directions) > 1 and not isinstance(value, str):
                 scores[f"{key}_{name}"] = value
-    means = {key: values[0] if isinstance(values[0], str) else sum(values) / len(values) for key, values in means.items()}
+    means = {
+        key: values[0] if isinstance(values[0], str) else sum(values) / len(values) for key, values in means.items()
+    }
     return means | scores

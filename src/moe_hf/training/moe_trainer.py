@@ -1,0 +1,55 @@
+"""What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
+
+import torch
+
+from ..errors import InputError
+from .optimizer import FACTORED_ADAM, create_factored_adam
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient became NaN or infinite; the message says at which step and what was kept."""
+
+
+class MoeTrainerMixin:
+    """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":  # there is nothing to pin memory for, and torch warns about it
+            self.args.dataloader_pin_memory = False
+        if self.args.label_smoothing_factor:
+            raise InputError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
+                "with it the balancing losses; only 0 is allowed"
+            )
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.args.optim == FACTORED_ADAM:
+            model = self.model if model is None else model
+            self.optimizer = create_factored_adam(model, self.args, self.get_decay_parameter_names(model))
+        return super().create_optimizer(model)
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stop_unless_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # the fp16 scaler skips such a step by itself
+            self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
+        return grad_norm
+
+    def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            # `output_dir` still holds the checkpoints of earlier steps: this step's update was not made.
+            raise NonFiniteLossError(
+                f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, the "
+                f"checkpoints of earlier steps are kept in {self.args.output_dir}"
+            )

@@ -1,0 +1,138 @@
+"""What the training runs of both families have in common: a model for a tokenizer, and from a trainer to its results."""
+
+import sys
+from pathlib import Path
+
+from datasets import disable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedModel, Trainer
+from transformers.utils import logging as transformers_logging
+
+from ..errors import InputError
+from .arguments import MoeModelArguments, MoeTrainingArguments
+from .callbacks import AuxLossCallback
+from .checkpoints import check_same_run
+from .optimizer import OptimizerSizeCallback
+
+# What a run may change when it is resumed.
+FREE_ARGUMENTS = (
+    "recompute_experts",
+    "validation_files",
+    "validation_source_files",
+    "validation_target_files",
+    "validation_pairs",
+    "validation_split",
+    "preprocessing_num_workers",
+    "cache_dir",
+)
+COURSE_ARGUMENTS = (
+    "per_device_train_batch_size gradient_accumulation_steps world_size seed data_seed optim learning_rate "
+    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type warmup_steps constant_steps "
+    "importance_loss_coef_schedule load_loss_coef_schedule bf16 fp16"
+).split()
+
+
+def course_of_run(model_args, data_args, training_args) -> dict:
+    """The arguments that decide which weights a run ends with, but for when it ends."""
+    given = {**vars(model_args), **vars(data_args)}
+    course = {name: value for name, value in given.items() if name not in FREE_ARGUMENTS}
+    return course | {name: getattr(training_args, name) for name in COURSE_ARGUMENTS if hasattr(training_args, name)}
+
+
+def quiet_logs(training_args: MoeTrainingArguments) -> None:
+    """Set the library's log level as told; in a log file progress bars only hide the messages."""
+    transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+
+
+def run_training(trainer: Trainer, checkpoint: str | None, course: dict) -> dict:
+    """Train, save model, tokenizer, state and the experts' history into `output_dir`, evaluate.
+
+    Args:
+        trainer: with the datasets to train and evaluate on, the latter may be None.
+        checkpoint: what to resume from, or None.
+        course: see `course_of_run`.
+
+    Returns:
+        the last evaluation's metrics, empty without anything to evaluate on.
+    """
+    args = trainer.args
+    AuxLossCallback(
+        history_file=Path(args.output_dir) / "expert_history.csv",
+        importance_loss_coef_schedule=args.importance_loss_coef_schedule,
+        load_loss_coef_schedule=args.load_loss_coef_schedule,
+    ).attach_to(trainer)
+    trainer.add_callback(OptimizerSizeCallback())
+    if checkpoint or args.should_save:  # every process checks, so that none waits for one that stopped
+        check_same_run(args.output_dir, checkpoint, course)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    if trainer.eval_dataset is None:
+        return {}
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    return metrics
+
+
+def build_model(
+    model_class: type[PreTrainedModel], auto_class, model_args: MoeModelArguments, tokenizer, on_cpu: bool, **config
+) -> PreTrainedModel:
+    """A new model for the tokenizer's vocabulary and special tokens, or the checkpoint named, which must fit it.
+
+    Args:
+        model_class: the family's model, made anew.
+        auto_class: what loads a checkpoint of that family.
+        config: further arguments of a new model's configuration.
+
+    Raises:
+        InputError: an argument is not allowed, or the checkpoint cannot be loaded or does not fit.
+    """
+    # "eager" adds up in the same order every time; on a CPU it is as fast as the others.
+    implementation = model_args.experts_implementation or ("eager" if on_cpu else None)
+    path = model_args.model_name_or_path
+    if path is None:
+        config = new_config(model_class.config_class, model_args, tokenizer, **config)
+        config._experts_implementation = implementation
+        try:
+            return model_class(config)
+        except ValueError as error:
+            raise InputError(reason(error)) from error
+    try:
+        loaded = AutoConfig.from_pretrained(path, **model_args.config_arguments())
+        loaded.validate()
+        model = auto_class.from_pretrained(path, config=loaded, experts_implementation=implementation)
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
+    if not isinstance(model, model_class):
+        raise InputError(f"model_name_or_path={path} is a {type(model).__name__}, expected a {model_class.__name__}")
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
+            f"{path}"
+        )
+    return model
+
+
+def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config):
+    """The configuration of a new model, with the tokenizer's vocabulary and special tokens."""
+    try:
+        return config_class(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **config,
+            **model_args.config_arguments(),
+        )
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise InputError(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of the message; a configuration's own is the cause of the library's."""
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+    return str(cause or error).strip().partition("\n")[0]
