@@ -55,6 +55,13 @@ def test_without_a_file_the_command_line_is_enough(tmp_path):
     assert model.layer_pattern == ["lstm", "moe"] and training.output_dir == str(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["factored_adam", "adamw_torch", "sgd"])
+def test_optimizer_is_ours_or_one_of_the_librarys(yaml_file, name):
+    assert parse_arguments([yaml_file(f"optim: {name}")])[2].optim == name
+    assert parse_arguments([yaml_file("seed: 1"), "--optim", name])[2].optim == name
+    assert parse_arguments([yaml_file("seed: 1")])[2].optim == "adamw_torch_fused"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [([], None), (["--resume_from_checkpoint"], "last"), (["--resume_from_checkpoint", "some/folder"], "some/folder")],
@@ -77,6 +84,7 @@ def test_schedule_on_the_command_line_is_json(tmp_path):
         ("dropout: [0.1", "config.yaml is not valid YAML: .*line"),
         ("num_experts: many", "num_experts.*'many'"),
         ("eval_strategy: sometimes", "sometimes"),
+        ("optim: adam", "optim='adam' is not known, use one of factored_adam, adamw_torch, .*adafactor"),
     ],
 )
 def test_error_in_the_file_is_one_line_that_names_it(yaml_file, text, message):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lm import ArrayStream, tiny_model, tiny_trainer
+from tiny_lm import ArrayStream, assert_same_bits, tiny_model, tiny_trainer
 from transformers import TrainerCallback, set_seed
 
 import moe_hf
@@ -24,22 +24,6 @@ from moe_hf.training.windows import StreamWindows
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_lm.py"
 STEPS_PER_EPOCH = 6
 TIMEOUT = 240  # seconds
-
-
-def assert_same_bits(actual, expected, where="state"):
-    assert type(actual) is type(expected), where
-    if isinstance(expected, dict):
-        assert actual.keys() == expected.keys(), where
-        for key in expected:
-            assert_same_bits(actual[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, (list, tuple)):
-        assert len(actual) == len(expected), where
-        for i, pair in enumerate(zip(actual, expected)):
-            assert_same_bits(*pair, f"{where}.{i}")
-    elif isinstance(expected, torch.Tensor):
-        assert actual.dtype == expected.dtype and torch.equal(actual, expected), where
-    else:
-        assert actual == expected, where
 
 
 def assert_same_run(actual, expected, last_step):
@@ -87,12 +71,11 @@ def train(folder, *, interrupt_at=None, carry_state=False, **arguments):
         gradient_accumulation_steps=2,
         num_train_epochs=2,
         save_strategy="steps",
-        optim="adamw_torch",
         max_grad_norm=1.0,
         learning_rate=0.01,
         lr_scheduler_type="inverse_sqrt",
         warmup_steps=3,
-        **arguments,
+        **({"optim": "adamw_torch"} | arguments),
     )
     AuxLossCallback(Path(folder) / "expert_history.csv").attach_to(trainer)
     checkpoint = prepare_output_dir(str(folder), "last")
@@ -115,6 +98,7 @@ def train(folder, *, interrupt_at=None, carry_state=False, **arguments):
         ),
         pytest.param(7, dict(save_steps=STEPS_PER_EPOCH, carry_state=True), id="carried state, at an epoch's end"),
         pytest.param(7, dict(save_steps=6, eval_strategy="epoch"), id="at an epoch's end, before its evaluation"),
+        pytest.param(9, dict(save_steps=4, optim="factored_adam", weight_decay=0.1), id="factored second moments"),
     ],
 )
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, interrupt_at, arguments):

@@ -70,3 +70,19 @@ def assert_same_weights(model, expected) -> None:
         torch.testing.assert_close(
             model.state_dict()[name], weight, rtol=1e-5, atol=1e-7, msg=lambda m: f"{name}: {m}"
         )
+
+
+def assert_same_bits(actual, expected, where="state"):
+    assert type(actual) is type(expected), where
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), where
+        for key in expected:
+            assert_same_bits(actual[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected), where
+        for i, pair in enumerate(zip(actual, expected)):
+            assert_same_bits(*pair, f"{where}.{i}")
+    elif isinstance(expected, torch.Tensor):
+        assert actual.dtype == expected.dtype and torch.equal(actual, expected), where
+    else:
+        assert actual == expected, where

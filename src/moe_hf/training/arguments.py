@@ -8,8 +8,10 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ..errors import InputError
+from .optimizer import FACTORED_ADAM
 
 
 @dataclass
@@ -32,6 +34,9 @@ class ModelArguments:
     load_loss_coef: float | None = field(default=None, metadata={"help": "w_load"})
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
     initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
+    recompute_experts: bool | None = field(
+        default=None, metadata={"help": "recompute the experts' hidden activations in the backward pass"}
+    )
     experts_implementation: str | None = field(
         default=None,
         metadata={"help": "eager, batched_mm or grouped_mm; by default eager on a CPU (the same bits every time)"},
@@ -84,6 +89,10 @@ class LmTrainingArguments(TrainingArguments):
         "load_loss_coef_schedule",
     ]
 
+    optim: str = field(
+        default=TrainingArguments.default_optim,
+        metadata={"help": "optimizer: factored_adam, the paper's (appendix D), or one of Transformers'"},
+    )
     lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; the paper's is inverse_sqrt"})
     use_cache: bool = field(default=True, metadata={"help": "use_cache in the saved configuration"})
     importance_loss_coef_schedule: dict | str | None = field(
@@ -92,6 +101,17 @@ class LmTrainingArguments(TrainingArguments):
     load_loss_coef_schedule: dict | str | None = field(
         default=None, metadata={"help": 'w_load by step, linear between: {"0": 0.1, "10000": 0.01}'}
     )
+
+    def __post_init__(self):
+        names = [FACTORED_ADAM, *(name.value for name in OptimizerNames)]
+        optim = getattr(self.optim, "value", self.optim)
+        if optim not in names:
+            raise InputError(f"optim={optim!r} is not known, use one of {', '.join(names)}")
+        if optim == FACTORED_ADAM:  # the library's check knows its own names only
+            self.optim = TrainingArguments.default_optim
+        super().__post_init__()
+        if optim == FACTORED_ADAM:
+            self.optim = FACTORED_ADAM
 
 
 def parse_arguments(

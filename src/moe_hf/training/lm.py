@@ -17,6 +17,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, LmTrainingArguments, ModelArguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run, prepare_output_dir
+from .optimizer import OptimizerSizeCallback
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_or_train_tokenizer
 from .trainer import LmTrainer
@@ -65,6 +66,7 @@ def train_lm(
         importance_loss_coef_schedule=training_args.importance_loss_coef_schedule,
         load_loss_coef_schedule=training_args.load_loss_coef_schedule,
     ).attach_to(trainer)
+    trainer.add_callback(OptimizerSizeCallback())
 
     if checkpoint or training_args.should_save:  # every process checks, so that none waits for one that stopped
         check_same_run(training_args.output_dir, checkpoint, course_of_run(model_args, data_args, training_args))
@@ -87,7 +89,7 @@ def course_of_run(model_args, data_args, training_args) -> dict:
     names += ["bf16", "fp16"]
     aside = ("validation_files", "validation_split", "preprocessing_num_workers", "cache_dir")
     return {
-        **vars(model_args),
+        **{name: value for name, value in vars(model_args).items() if name != "recompute_experts"},
         **{name: value for name, value in vars(data_args).items() if name not in aside},
         **{name: getattr(training_args, name) for name in names},
     }

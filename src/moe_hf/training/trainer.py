@@ -8,6 +8,7 @@ from transformers import DynamicCache, Trainer
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
+from .optimizer import FACTORED_ADAM, create_factored_adam
 
 
 class NonFiniteLossError(RuntimeError):
@@ -58,6 +59,12 @@ class LmTrainer(Trainer):
                 f"carry_state needs a dataset with num_rows={expected} (batch size * accumulation steps * processes), "
                 f"not {rows}, and train_sampling_strategy='sequential', not {args.train_sampling_strategy!r}"
             )
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.args.optim == FACTORED_ADAM:
+            model = self.model if model is None else model
+            self.optimizer = create_factored_adam(model, self.args, self.get_decay_parameter_names(model))
+        return super().create_optimizer(model)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step

@@ -1,0 +1,244 @@
+"""The optimizer of appendix D: Adam with beta1 = 0 and factored second moments for the experts, Adam for the rest.
+
+Shape suffixes: E experts (any number of leading dimensions), H rows and D columns of an expert's matrix.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
+from transformers import TrainerCallback
+
+from ..models.experts import MoeExperts
+
+FACTORED_ADAM = "factored_adam"
+# A factored step goes through a parameter in pieces, so that its temporaries have this size and not that of all
+# experts. On a CPU they fit into its cache.
+CHUNK_BYTES = {"cpu": 2**19}
+LARGE_CHUNK_BYTES = 2**28
+
+
+class FactoredAdam(torch.optim.Optimizer):
+    r"""AdamW whose parameter groups with `factored=True` keep no first and only a factored second moment (appendix D).
+
+    For every matrix g (H, D) of a gradient's last two dimensions, at step t:
+
+        R_i = beta2 R_i + (1 - beta2) mean_j g_ij^2        C_j = beta2 C_j + (1 - beta2) mean_i g_ij^2
+        v_ij = R_i C_j / mean_i R_i / (1 - beta2^t)        p_ij -= lr g_ij / (sqrt(v_ij) + eps)
+
+    after the decoupled weight decay p_ij *= 1 - lr weight_decay. Where each g^2 is of rank one this is AdamW with
+    betas = (0, beta2). An expert without tokens (g = 0) is not moved but by the weight decay, and its moments decay;
+    after a long rest its first step is as long as lr / sqrt(1 - beta2) at most where g^2 is of rank one.
+
+    R and C are float32 (float64 for float64 parameters), whatever the parameter's dtype: their size over the
+    parameters' is 1 / H + 1 / D, under 1 % for matrices larger than 200 x 200, more for smaller ones.
+
+    Neither library Adafactor is this: torch's scales lr by the parameter's RMS and caps it by 1 / sqrt(t), and in both
+    beta2 is 1 - t^decay_rate, which no decay_rate makes Adam's constant with bias correction (for Transformers' one
+    would have to set decay_rate = log((1 - beta2) / (1 - beta2^t)) / log t anew at each step, and its eps is another).
+
+    Args:
+        params: parameters or groups of them; `factored=True` in a group is for stacked matrices (..., H, D). Sharding
+            of the leading dimensions is fine.
+        lr, eps, weight_decay: as in AdamW.
+        betas: as in AdamW; a factored group uses the second alone.
+
+    Raises:
+        ValueError: a value out of range; a factored parameter with fewer than two dimensions.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        factored: bool = False,
+    ):
+        # torch reads `fused` when it loads a state: Adam's step counters stay on the device.
+        defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, factored=factored, fused=True)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict) -> None:
+        group = {**self.defaults, **param_group}
+        for name in ("lr", "weight_decay"):
+            if group[name] < 0:
+                raise ValueError(f"{name}={group[name]} must not be negative")
+        if not group["eps"] > 0:  # an expert without tokens is updated by 0 / eps
+            raise ValueError(f"eps={group['eps']} must be above 0")
+        if not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"betas={group['betas']} must be at least 0 and below 1")
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"] if group["factored"] else ():
+            if param.dim() < 2:
+                raise ValueError(f"factored=True needs matrices (..., H, D), not the shape {tuple(param.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if group["factored"]:
+                for param in params:
+                    self._factored_step(param, group)
+            elif params:
+                self._adam_step(params, group)
+        return loss
+
+    def _factored_step(self, param: nn.Parameter, group: dict) -> None:
+        state = self.state[param]
+        if not state:
+            dtype = torch.promote_types(param.dtype, torch.float32)
+            state["step"] = 0
+            state["row"] = torch.zeros_like(param.grad.select(-1, 0), dtype=dtype)
+            state["col"] = torch.zeros_like(param.grad.select(-2, 0), dtype=dtype)
+        state["step"] += 1
+        beta2 = group["betas"][1]
+        for matrices in _chunks(param, param.grad, state["row"], state["col"]):
+            _update(*matrices, beta2, 1 - beta2 ** state["step"], group["lr"], group["eps"], group["weight_decay"])
+
+    def _adam_step(self, params: list[nn.Parameter], group: dict) -> None:
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                self.state[param]["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                self.state[param]["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        states = [self.state[param] for param in params]
+        adamw(
+            params,
+            [param.grad for param in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        # torch casts a state to its parameter's dtype; the factors of a bfloat16 parameter stay in float32.
+        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for key, param in zip(saved, params):
+            for name in ("row", "col"):
+                factor = state_dict["state"].get(key, {}).get(name)
+                if factor is not None:
+                    self.state[param][name] = factor.to(param.device)
+
+
+def _chunks(*tensors: torch.Tensor) -> Iterator[tuple]:
+    """Views of (param, grad, row, col), each (E, H, D), (E, H) or (E, D), and how many rows to treat at once.
+
+    A sharded parameter is one piece: to cut a DTensor would gather it.
+    """
+    param, _, row, _ = tensors
+    if param.dim() == 2 or isinstance(param, DTensor):
+        yield *tensors, param.shape[-2]
+    elif param.dim() > 3:
+        for parts in zip(*(tensor.unbind(0) for tensor in tensors)):
+            yield from _chunks(*parts)
+    else:
+        num_rows = CHUNK_BYTES.get(param.device.type, LARGE_CHUNK_BYTES) // (param.shape[-1] * row.element_size())
+        num_matrices = max(1, num_rows // param.shape[-2])
+        for parts in zip(*(tensor.split(num_matrices) for tensor in tensors)):
+            yield *parts, max(1, min(num_rows, param.shape[-2]))
+
+
+def _update(
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    row_EH: torch.Tensor,
+    col_ED: torch.Tensor,
+    num_rows: int,
+    beta2: float,
+    bias_correction: float,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """The formulas of `FactoredAdam`, in place, for `num_rows` rows of each matrix at a time."""
+    row_means, col_sum_ED = [], torch.zeros_like(col_ED)
+    for piece in grad.split(num_rows, dim=-2):
+        squares = piece.to(row_EH.dtype).square()
+        row_means.append(squares.mean(dim=-1))
+        col_sum_ED += squares.sum(dim=-2)
+    row_EH.lerp_(torch.cat(row_means, dim=-1), 1 - beta2)
+    col_ED.lerp_(col_sum_ED / grad.shape[-2], 1 - beta2)
+
+    # sqrt(v_ij) = a_i b_j: neither a large square root nor a product R_i C_j that underflows. The mean is zero for an
+    # expert that never had a token.
+    mean_E1 = row_EH.mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(row_EH.dtype).tiny)
+    a_EH1 = (row_EH / mean_E1).sqrt_().unsqueeze(-1)
+    b_E1D = (col_ED / bias_correction).sqrt_().unsqueeze(-2)
+    eps_E1D = torch.full_like(b_E1D, eps)  # a scalar's addcmul is slow
+    if weight_decay:
+        param.mul_(1 - lr * weight_decay)
+    for target, piece, a in zip(*(tensor.split(num_rows, dim=-2) for tensor in (param, grad, a_EH1))):
+        target.addcdiv_(piece.to(a.dtype), torch.addcmul(eps_E1D, a, b_E1D), value=-lr)
+
+
+def expert_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of every `MoeExperts` in the model."""
+    experts = [module for module in model.modules() if isinstance(module, MoeExperts)]
+    return [param for module in experts for param in module.parameters(recurse=False)]
+
+
+def create_factored_adam(model: nn.Module, args, decay_parameters: list[str]) -> FactoredAdam:
+    """A `FactoredAdam` that is factored for the model's experts.
+
+    Args:
+        args: `TrainingArguments` with learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay.
+        decay_parameters: names of the parameters that weight decay is for.
+    """
+    experts, decayed = set(expert_parameters(model)), set(decay_parameters)
+    groups = {}
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            groups.setdefault((param in experts, name in decayed), []).append(param)
+    return FactoredAdam(
+        [
+            {"params": params, "factored": factored, "weight_decay": args.weight_decay if decays else 0.0}
+            for (factored, decays), params in sorted(groups.items())
+        ],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
+
+
+def state_bytes(optimizer: torch.optim.Optimizer, params) -> int:
+    """Bytes of the tensors that an optimizer keeps for these parameters, after its first step."""
+    values = [value for param in params for value in optimizer.state.get(param, {}).values()]
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+class OptimizerSizeCallback(TrainerCallback):
+    """Print the size of the optimizer's state after the first step, whichever optimizer it is."""
+
+    def __init__(self):
+        self.done = False
+
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if self.done or not state.is_world_process_zero:
+            return
+        self.done = True
+        experts = expert_parameters(model)
+        rest = set(model.parameters()).difference(experts)
+        for name, params in (("experts", experts), ("rest", rest)):
+            size, own = state_bytes(optimizer, params), sum(param.nbytes for param in params)
+            if own:
+                share = f"{100 * size / own:.2f} % of the parameters' bytes"
+                print(f"optimizer state, {name}: {size / 1e6:.2f} MB, {share}")
