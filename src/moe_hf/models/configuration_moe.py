@@ -32,6 +32,9 @@ class MoeConfig(PreTrainedConfig):
             gradient is undefined where the softplus underflows.
         importance_loss_coef: weight of CV(Importance)^2 in the training loss (w_importance).
         load_loss_coef: weight of CV(Load)^2 in the training loss (w_load).
+        recompute_experts: whether to keep nothing inside the experts for the backward pass but compute it again there,
+            the k * h hidden activations of every token above all (appendix D). The results are the same; it costs one
+            more forward pass of the experts. Whole layers are recomputed by `activation_checkpointing_enable()`.
         output_router_logits: whether to return every gate's logits, a hierarchical gate's over its groups.
         tie_word_embeddings: whether embedding and softmax share their matrix.
         initializer_range: standard deviation of embedding and softmax at the start; None: hidden_size ** -0.5. LSTMs
@@ -56,6 +59,7 @@ class MoeConfig(PreTrainedConfig):
     noise_epsilon: float | int = 1e-2
     importance_loss_coef: float | int = 0.1
     load_loss_coef: float | int = 0.1
+    recompute_experts: bool = False
     output_router_logits: bool = False
     tie_word_embeddings: bool = False
     initializer_range: float | None = None

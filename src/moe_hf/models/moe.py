@@ -5,6 +5,7 @@ Shape suffixes: B batch, S sequence, T = B * S tokens, D width, E experts.
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .experts import MoeExperts
@@ -34,6 +35,7 @@ class MoeBlock(GradientCheckpointingLayer):
         self.gate = build_gate(config)
         self.experts = MoeExperts(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.recompute_experts = config.recompute_experts
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
@@ -51,7 +53,13 @@ class MoeBlock(GradientCheckpointingLayer):
         hidden_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         mask_T = None if mask is None else mask.reshape(-1)
         routed = self.gate(hidden_TD, mask_T, need_balancing)
-        output_TD = self.experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
+        output_TD = self._run_experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
         output = torch.sigmoid(output_TD).view_as(hidden_states)
         hidden_states = hidden_states + self.dropout(output)
         return hidden_states, routed.importance, routed.load, routed.tokens_per_expert
+
+    def _run_experts(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.recompute_experts and torch.is_grad_enabled():
+            # Nothing is random inside an expert, so that no random state need be kept.
+            return checkpoint(self.experts, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return self.experts(*inputs)
