@@ -30,6 +30,7 @@ style: $(BIN)/.installed
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/balanced_slots.py
+	$(BIN)/python benchmarks/memory.py
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

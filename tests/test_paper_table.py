@@ -42,6 +42,8 @@ def test_training_settings_are_the_papers(name):
     assert (training.warmup_steps, training.lr_scheduler_type) == (1000, "inverse_sqrt")
     if "moe" in model.layer_pattern:
         assert model.importance_loss_coef == model.load_loss_coef == 0.1
+    saves_memory = name.startswith("100b-") and "moe" in model.layer_pattern  # appendix D; appendix C is plain Adam
+    assert (training.optim == "factored_adam") == bool(model.recompute_experts) == saves_memory
 
 
 def test_table_prints_each_row_with_its_mark(capsys):

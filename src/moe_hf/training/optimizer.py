@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from ..models.experts import MoeExperts
 
 FACTORED_ADAM = "factored_adam"
-# A factored step goes through a parameter in pieces, so that its temporaries have this size and not that of all experts.
-# On a CPU they fit into its cache.
+# A factored step goes through a parameter in pieces, so that its temporaries have this size and not that of all
+# experts. On a CPU they fit into its cache.
 CHUNK_BYTES = {"cpu": 2**19}
 LARGE_CHUNK_BYTES = 2**28
 
@@ -140,7 +140,7 @@ class FactoredAdam(torch.optim.Optimizer):
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple]:
-    """Pieces of (param, grad, row, col), views (E, H, D), (E, H) and (E, D), and how many rows of each to treat at once.
+    """Views of (param, grad, row, col), each (E, H, D), (E, H) or (E, D), and how many rows to treat at once.
 
     A sharded parameter is one piece: to cut a DTensor would gather it.
     """
@@ -240,6 +240,5 @@ class OptimizerSizeCallback(TrainerCallback):
         for name, params in (("experts", experts), ("rest", rest)):
             size, own = state_bytes(optimizer, params), sum(param.nbytes for param in params)
             if own:
-                print(
-                    f"optimizer state, {name}: {size / 1e6:.2f} MB, {100 * size / own:.2f} % of the parameters' bytes"
-                )
+                share = f"{100 * size / own:.2f} % of the parameters' bytes"
+                print(f"optimizer state, {name}: {size / 1e6:.2f} MB, {share}")
