@@ -29,6 +29,7 @@ style: $(BIN)/.installed
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/softmax.py
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

@@ -125,8 +125,9 @@ def test_model_arguments_are_those_of_the_configuration():
 def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
     monkeypatch.setenv("MOE_HF_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    model, _, _ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"])
+    model, data, _ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"])
     tokenizer = train_tokenizer(generate_lines(20, seed=0), kind="word", vocab_size=50)
+    monkeypatch.setattr(type(tokenizer), "__len__", lambda self: data.vocab_size)
     config = new_config(model, tokenizer)
     assert config.vocab_size == len(tokenizer) and config.eos_token_id == tokenizer.eos_token_id
     for name, value in model.config_arguments().items():

@@ -31,6 +31,12 @@ class ModelArguments:
     importance_loss_coef: float | None = field(default=None, metadata={"help": "w_importance"})
     load_loss_coef: float | None = field(default=None, metadata={"help": "w_load"})
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
+    num_sampled: int | None = field(
+        default=None, metadata={"help": "classes of the sampled softmax in training, below the vocabulary's size"}
+    )
+    loss_chunk_size: int | None = field(
+        default=None, metadata={"help": "tokens whose logits are in memory at once for a loss; by default all"}
+    )
     initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
     experts_implementation: str | None = field(
         default=None,
