@@ -31,6 +31,7 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/balanced_slots.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/softmax.py
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

@@ -3,8 +3,8 @@
 
     python benchmarks/growth.py [--output benchmarks/results/growth.md]
 
-Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' FLOPs; and gate, experts
-and optimizer of a whole layer, of narrower experts so that the largest fits into memory. Writes a plot beside --output.
+Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' FLOPs; and gate,
+experts and optimizer of a whole layer, of narrower experts so that the largest fits into memory. Writes a plot beside --output.
 All variants are timed in turn, round after round, and the medians compared: on a noisy machine only ratios hold.
 """
 
@@ -38,8 +38,8 @@ def main() -> None:
         "# Growth with the number of experts",
         "",
         f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, {arguments.tokens} "
-        f"tokens, k = {K}, torch {torch.__version__}, transformers {transformers.__version__}",
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, "
+        f"{arguments.tokens} tokens, k = {K}, torch {torch.__version__}, transformers {transformers.__version__}",
         "",
         *gate_table(arguments.tokens, arguments.rounds),
         "",

@@ -32,9 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
     parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
     parser.add_argument("--length_penalty", type=float, default=1.0, help="the library's own, without GNMT's score")
-    parser.add_argument(
-        "--batch_tokens", type=int, default=8000, help="positions of a batch over all beams"
-    )
+    parser.add_argument("--batch_tokens", type=int, default=8000, help="positions of a batch over all beams")
     parser.add_argument("--buffer_lines", type=int, default=2000, help="lines of a portion (default: 2000)")
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")
     parser.add_argument("--attention_plot", type=Path, help="PNG file: heat map of the attention of the first line")

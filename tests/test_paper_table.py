@@ -39,6 +39,7 @@ def test_training_settings_are_the_papers(name):
     words = data.window_length * training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert words == (2_500_000 if name.startswith("100b-") else 300_000)
     assert (data.tokenizer_kind, data.vocab_size) == ("word", 793471)
+    assert (model.num_sampled, model.loss_chunk_size) == (8192, 256)
     assert (training.warmup_steps, training.lr_scheduler_type) == (1000, "inverse_sqrt")
     if "moe" in model.layer_pattern:
         assert model.importance_loss_coef == model.load_loss_coef == 0.1

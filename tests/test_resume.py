@@ -53,10 +53,11 @@ class Interrupter(TrainerCallback):
             raise Interrupted
 
 
-def train(folder, *, interrupt_at=None, carry_state=False, **arguments):
+def train(folder, *, interrupt_at=None, carry_state=False, num_sampled=None, **arguments):
     """Two epochs with dropout and gating noise; goes on from the last checkpoint in `folder`."""
     set_seed(7)
-    model = tiny_model(torch.float32, gating="noisy_top_k", dropout=0.2, importance_loss_coef=0.1, load_loss_coef=0.1)
+    changes = dict(importance_loss_coef=0.1, load_loss_coef=0.1, num_sampled=num_sampled)
+    model = tiny_model(torch.float32, gating="noisy_top_k", dropout=0.2, **changes)
     rows = 4 if carry_state else None
     trainer = tiny_trainer(
         model,
@@ -97,6 +98,7 @@ def train(folder, *, interrupt_at=None, carry_state=False, **arguments):
             id="carried state, within the second epoch, evaluation at every step",
         ),
         pytest.param(7, dict(save_steps=STEPS_PER_EPOCH, carry_state=True), id="carried state, at an epoch's end"),
+        pytest.param(9, dict(save_steps=4, num_sampled=8), id="sampled softmax"),
         pytest.param(7, dict(save_steps=6, eval_strategy="epoch"), id="at an epoch's end, before its evaluation"),
         pytest.param(9, dict(save_steps=4, optim="factored_adam", weight_decay=0.1), id="factored second moments"),
     ],

@@ -18,6 +18,11 @@ class LstmMoeConfig(MoeConfig):
     Args:
         layer_pattern: the layers in order, each "lstm" or "moe", at least one of them "lstm".
         use_cache: whether to return the LSTM state outside of training.
+        num_sampled: classes that the softmax is estimated from while training (importance sampling, appendix C), below
+            `vocab_size`. Meant for ids by falling frequency; any other order is corrected for too, with more noise.
+            None: the full softmax, which evaluation and generation always use.
+        loss_chunk_size: tokens whose logits exist at once while a loss is computed; the loss is the same. None: all.
+        With either, an output whose loss was computed without the full logits has `logits=None`.
         and all of `MoeConfig`.
 
     Raises:
@@ -45,6 +50,8 @@ class LstmMoeConfig(MoeConfig):
 
     layer_pattern: list[str] | tuple[str, ...] = ("lstm", "moe", "lstm")
     use_cache: bool = True
+    num_sampled: int | None = None
+    loss_chunk_size: int | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -73,6 +80,18 @@ class LstmMoeConfig(MoeConfig):
     def validate_layer_type(self):
         """Layer names (in place of the library's check, which knows only its own names)."""
         self.check_layer_names("layer_pattern", self.layer_pattern)
+
+    def validate_softmax(self):
+        """Sampled classes between 1 and the vocabulary, tokens of a chunk at least 1."""
+        for name in ("num_sampled", "loss_chunk_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1, or left out")
+        if self.num_sampled is not None and self.num_sampled >= self.vocab_size:
+            raise ValueError(
+                f"num_sampled={self.num_sampled} must be below vocab_size={self.vocab_size}, or left out for the full "
+                "softmax"
+            )
 
 
 __all__ = ["LstmMoeConfig"]

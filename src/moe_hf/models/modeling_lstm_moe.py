@@ -20,6 +20,7 @@ from .inputs import check_ids, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock, layer_balancing_loss
 from .pretrained_moe import MoePreTrainedModel
+from .softmax_loss import SoftmaxHead
 
 
 @dataclass
@@ -123,8 +124,14 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = LstmMoeModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = SoftmaxHead(config.hidden_size, config.vocab_size)
         self.post_init()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Set `lm_head`; a plain linear layer, as `resize_token_embeddings` makes it, becomes a `SoftmaxHead`."""
+        if type(new_embeddings) is nn.Linear and new_embeddings.bias is None:
+            new_embeddings = SoftmaxHead.from_linear(new_embeddings)
+        super().set_output_embeddings(new_embeddings)
 
     @can_return_tuple
     def forward(
@@ -151,7 +158,9 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
 
         Returns:
             loss: while training the task loss plus the balancing losses, in evaluation the task loss alone (so that
-                exp(loss) is a perplexity). aux_loss: the balancing losses, already weighted.
+                exp(loss) is a perplexity). aux_loss: the balancing losses, already weighted. logits: (B, S, V), or None
+                where the loss needs none: with labels and `config.loss_chunk_size`, or with labels while training with
+                `config.num_sampled`, when the task loss is an estimate (see `sampled_softmax_loss`).
         """
         # Not in the signature: the Trainer takes each argument named "label" there for one that every batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -166,23 +175,26 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(hidden_states)
+        targets = _targets(labels, shift_labels, attention_mask) if has_labels else None
 
-        loss = None
-        if has_labels:
-            targets = _targets(labels, shift_labels, attention_mask)
-            loss = self.loss_function(
-                logits=logits,
-                labels=None,
-                shift_labels=targets,
-                vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
-            )
-            if self.training:
-                share = 1.0
-                if num_items_in_batch is not None:
-                    share = (targets != -100).sum() / num_items_in_batch
-                loss = loss + (outputs.aux_loss * share).to(loss.device)
+        logits = loss = None
+        if has_labels and self._computes_loss_without_logits():
+            loss = self._loss_without_logits(hidden_states, targets, num_items_in_batch)
+        else:
+            logits = self.lm_head(hidden_states)
+            if has_labels:
+                loss = self.loss_function(
+                    logits=logits,
+                    labels=None,
+                    shift_labels=targets,
+                    vocab_size=self.config.vocab_size,
+                    num_items_in_batch=num_items_in_batch,
+                )
+        if has_labels and self.training:
+            share = 1.0
+            if num_items_in_batch is not None:
+                share = (targets != -100).sum() / num_items_in_batch
+            loss = loss + (outputs.aux_loss * share).to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=outputs.aux_loss,
@@ -191,6 +203,23 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             router_logits=outputs.router_logits,
         )
+
+    def _computes_loss_without_logits(self) -> bool:
+        return self.config.loss_chunk_size is not None or (self.training and self.config.num_sampled is not None)
+
+    def _loss_without_logits(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """The task loss; evaluation always takes the full softmax."""
+        total = self.lm_head(
+            hidden_states,
+            targets=targets,  # by name, as tensor parallelism passes on one positional argument
+            num_sampled=self.config.num_sampled if self.training else None,
+            chunk_size=self.config.loss_chunk_size,
+        )
+        if num_items_in_batch is None:
+            num_items_in_batch = (targets != -100).sum().clamp(min=1)
+        return total / torch.as_tensor(num_items_in_batch, device=total.device)
 
 
 def _targets(

@@ -1,4 +1,4 @@
-"""What the training runs of both families have in common: a model for a tokenizer, and from a trainer to its results."""
+"""What the training runs of both families have in common: a model for a tokenizer, a trainer to its results."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,274 @@
+"""Cross-entropy over a large vocabulary without its logits: in chunks of tokens, or over a sample of the classes.
+
+The paper trains its language models by importance sampling over 793,471 words (appendix C).
+
+Shape suffixes: T tokens, C tokens of a chunk, D width, V vocabulary, N sampled classes.
+"""
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+
+
+class SoftmaxHead(nn.Linear):
+    """The output layer: logits, or the loss computed from its weight.
+
+    The loss is computed inside of `forward` because that is where FSDP, ZeRO-3 and offloading put the whole weight.
+    """
+
+    def __init__(self, in_features: int, out_features: int, device=None, dtype=None):
+        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> "SoftmaxHead":
+        """A head with the weight of `linear`, which has no bias."""
+        head = cls(linear.in_features, linear.out_features, device="meta")
+        head.weight = linear.weight
+        return head
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        num_sampled: int | None = None,
+        chunk_size: int | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: (..., D).
+            targets: (...) int64, -100 where nothing is scored. Without them the logits (..., V) are returned.
+            num_sampled, chunk_size: see `sampled_softmax_loss`; the full softmax when `num_sampled` is None.
+
+        Returns:
+            with `targets` the cross-entropy summed over the scored tokens, in nats.
+
+        Raises:
+            ValueError: the weight is spread over devices here, by tensor parallelism.
+        """
+        if targets is None:
+            return super().forward(hidden_states)
+        # Under tensor parallelism it is a DTensor, or without gradients the local part. FSDP has made it whole by now.
+        if hasattr(self.weight, "device_mesh") or len(self.weight) != self.out_features:
+            raise ValueError(
+                "lm_head is tensor parallel: allowed are num_sampled=None and loss_chunk_size=None, as both "
+                "compute the loss from its whole weight"
+            )
+        hidden_TD, targets_T = hidden_states.flatten(0, -2), targets.flatten()
+        if num_sampled is None:
+            return chunked_cross_entropy(hidden_TD, self.weight, targets_T, chunk_size)
+        sample = log_uniform_sample(num_sampled, len(self.weight), hidden_states.device)
+        return sampled_softmax_loss(hidden_TD, self.weight, targets_T, *sample, chunk_size)
+
+
+def log_uniform_sample(
+    num_sampled: int, vocab_size: int, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw distinct classes by q_i = log((i + 2) / (i + 1)) / log(V + 1), near Zipf's law for ids by falling frequency.
+
+    Class i gets the key e_i / q_i with e_i ~ Exp(1), and the smallest keys win: drawing without replacement. Given tau,
+    the smallest key that lost, class i is in the sample with probability 1 - exp(-q_i tau), the expected count of
+    TensorFlow's sampler, 1 - (1 - q_i)^tries, in continuous time. With each term divided by it, a sum over the sample
+    is an unbiased estimate of the sum over the vocabulary, exactly and for every N (Duffield, Lund and Thorup, 2007;
+    its variance is finite from N = 2 on). TensorFlow draws until enough are distinct, so that its count is approximate.
+
+    The cost grows with V, not with T: a random number and a comparison for each class.
+
+    Args:
+        num_sampled: N, at least 1 and below `vocab_size`.
+
+    Returns:
+        sample_N int64, ascending, and log_count_N float64, the log of their expected counts (at most 0). Drawn by the
+        device's default generator, so that `torch.manual_seed` and a restored random state repeat it.
+
+    Raises:
+        ValueError: `num_sampled` is out of range.
+    """
+    if not 1 <= num_sampled < vocab_size:
+        raise ValueError(f"num_sampled={num_sampled} must be at least 1 and below vocab_size={vocab_size}")
+    # float64: of 800,000 keys in float32 many would be equal, and rare classes have probabilities of 1e-7.
+    ids_V = torch.arange(1, vocab_size + 1, dtype=torch.float64, device=device)
+    q_V = ids_V.reciprocal().log1p() / ids_V.new_tensor(vocab_size + 1).log()
+    keys_V = torch.empty_like(q_V).exponential_() / q_V
+    keys, index = keys_V.topk(num_sampled + 1, largest=False)
+    sample_N = index[:-1].sort().values
+    return sample_N, torch.expm1(-q_V[sample_N] * keys[-1]).neg().log()
+
+
+def sampled_softmax_loss(
+    hidden_TD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_T: torch.Tensor,
+    sample_N: torch.Tensor,
+    log_count_N: torch.Tensor,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy summed over the tokens, the softmax's denominator estimated from a sample of classes (appendix C).
+
+    With logits o and target y, a token's loss is log Z' - o_y, and its denominator
+
+        Z' = exp(o_y) + sum over the sample's classes j other than y of exp(o_j) / count_j.
+
+    The target is always there, so its count is 1; where the sample holds it too (an accidental hit), that copy is left
+    out. (TensorFlow divides the target's term by its expected count as well, which suits a classifier that is trained
+    on the sampling's outcome, but is no estimate of Z.)
+
+    Over the draws of `log_uniform_sample`, Z' and its gradient are unbiased: their means are Z and the gradient of Z.
+    Those of the loss are not: log is concave, so the mean loss is below the full softmax's, and the gradient, a
+    quotient of two unbiased estimates, is off as well. Both biases fall as 1 / N; judge models by the full softmax.
+
+    All tokens share the sample. Only rows of sampled and target classes are read; the weight's gradient is dense, and
+    zero in the others. Gradients are exact for the given sample.
+
+    Args:
+        hidden_TD, weight_VD: of one floating type; autocast applies.
+        targets_T: int64, -100 where nothing is scored; 0 loss and zero gradients when none is.
+        sample_N: distinct classes, ascending; log_count_N: log of their expected counts.
+        chunk_size: tokens whose (C, N) logits exist at once; None: all.
+
+    Returns:
+        a scalar in at least float32. It can be differentiated once.
+    """
+    hidden_TD, targets_T = _scored(hidden_TD, targets_T)
+    sample_N, log_count_N = sample_N.to(hidden_TD.device), log_count_N.to(hidden_TD.device)
+    with_grad = torch.is_grad_enabled()
+    return _SampledSoftmax.apply(hidden_TD, weight_VD, targets_T, sample_N, log_count_N, chunk_size, with_grad)
+
+
+def chunked_cross_entropy(
+    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, chunk_size: int | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the full softmax, summed over the tokens, with the logits of one chunk in memory at a time.
+
+    Loss and gradients are those of all logits at once. The gradients are computed along with the loss, chunk by chunk,
+    so that no logits are kept or computed twice; for that the weight's gradient exists from the forward pass on.
+
+    Arguments and result as for `sampled_softmax_loss`; the largest tensors are (C, V) and (V, D).
+    """
+    hidden_TD, targets_T = _scored(hidden_TD, targets_T)
+    return _ChunkedSoftmax.apply(hidden_TD, weight_VD, targets_T, chunk_size, torch.is_grad_enabled())
+
+
+class _ChunkedSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_TD, weight_VD, targets_T, chunk_size, with_grad):
+        need_hidden, need_weight = (with_grad and needed for needed in ctx.needs_input_grad[:2])
+        dtype, wide = _dtypes(hidden_TD)
+        grad_hidden_TD = torch.empty_like(hidden_TD) if need_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if need_weight else None
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            rows_VD = weight_VD.to(dtype)
+            loss = hidden_TD.new_zeros((), dtype=wide)
+            for chunk, buffer_CV in _chunks(hidden_TD, len(weight_VD), chunk_size, wide):
+                hidden_CD = hidden_TD[chunk].to(dtype)
+                logits_CV = _matmul_into(buffer_CV, hidden_CD, rows_VD.T)
+                loss += _cross_entropy_(logits_CV, targets_T[chunk, None], need_hidden or need_weight)
+                if need_hidden:
+                    grad_hidden_TD[chunk] = logits_CV.to(dtype) @ rows_VD
+                if need_weight:
+                    _add_matmul_(grad_weight_VD, logits_CV.to(dtype).T, hidden_CD)
+        ctx.save_for_backward(grad_hidden_TD, None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), *[None] * 3
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_TD, weight_VD, targets_T, sample_N, log_count_N, chunk_size, with_grad):
+        dtype, wide = _dtypes(hidden_TD)
+        num_sampled = len(sample_N)
+        # The sample is ascending: each target's place in it, or where it would be.
+        place_T = torch.searchsorted(sample_N, targets_T).clamp(max=num_sampled - 1)
+        is_hit_T = sample_N[place_T] == targets_T
+        grad_hidden_TD = torch.empty_like(hidden_TD) if with_grad else None
+        grad_targets_TD = torch.empty_like(hidden_TD) if with_grad else None
+        grad_rows_ND = weight_VD.new_zeros(num_sampled, hidden_TD.shape[1], dtype=wide) if with_grad else None
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            rows_ND, log_count_N = weight_VD[sample_N].to(dtype), log_count_N.to(wide)
+            loss = hidden_TD.new_zeros((), dtype=wide)
+            # The last column is the target's.
+            for chunk, buffer in _chunks(hidden_TD, num_sampled + 1, chunk_size, wide):
+                hidden_CD, target_rows_CD = hidden_TD[chunk].to(dtype), weight_VD[targets_T[chunk]].to(dtype)
+                logits_CN = _matmul_into(buffer[:, :-1], hidden_CD, rows_ND.T).sub_(log_count_N)
+                hit_C = is_hit_T[chunk].nonzero()[:, 0]
+                logits_CN[hit_C, place_T[chunk][hit_C]] = -torch.inf
+                buffer[:, -1] = (hidden_CD.to(wide) * target_rows_CD.to(wide)).sum(-1)
+                loss += _cross_entropy_(buffer, torch.full_like(targets_T[chunk, None], num_sampled), with_grad)
+                if with_grad:
+                    grad_CN, grad_target_C1 = logits_CN.to(dtype), buffer[:, -1:].to(dtype)
+                    grad_hidden_TD[chunk] = grad_CN @ rows_ND + grad_target_C1 * target_rows_CD
+                    grad_targets_TD[chunk] = grad_target_C1 * hidden_CD
+                    _add_matmul_(grad_rows_ND, grad_CN.T, hidden_CD)
+        ctx.save_for_backward(grad_hidden_TD, grad_rows_ND, grad_targets_TD, sample_N, targets_T)
+        ctx.weight_shape, ctx.weight_dtype = weight_VD.shape, weight_VD.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_hidden_TD, grad_rows_ND, grad_targets_TD, sample_N, targets_T = ctx.saved_tensors
+        grad_hidden = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = grad_hidden_TD * grad.to(grad_hidden_TD.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = grad_rows_ND.new_zeros(ctx.weight_shape, dtype=ctx.weight_dtype)
+            grad_weight[sample_N] = (grad_rows_ND * grad).to(ctx.weight_dtype)
+            grad_weight.index_add_(0, targets_T, (grad_targets_TD * grad).to(ctx.weight_dtype))
+        return grad_hidden, grad_weight, *[None] * 5
+
+
+def _scored(hidden_TD: torch.Tensor, targets_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that are scored, and their targets on the hidden states' device."""
+    targets_T = targets_T.to(hidden_TD.device)
+    scored_T = targets_T != IGNORED
+    return hidden_TD[scored_T], targets_T[scored_T]
+
+
+def _dtypes(hidden: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The type of the products (autocast's, if it is on), and of logits, loss and sums: at least float32."""
+    dtype, device = hidden.dtype, hidden.device.type
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if dtype == torch.float16:
+        # The gradient is computed before the Trainer's loss scale is known, and a probability of 1e-6, common in a
+        # large vocabulary, has no precision left in float16.
+        dtype = torch.float32
+    return dtype, torch.promote_types(dtype, torch.float32)
+
+
+def _chunks(hidden_TD: torch.Tensor, columns: int, chunk_size: int | None, dtype: torch.dtype):
+    """Slices of tokens, each with a (C, columns) buffer: one memory for all, as allocating it is slow on a CPU."""
+    num_tokens = len(hidden_TD)
+    size = max(1, min(num_tokens, chunk_size or num_tokens))
+    buffer = hidden_TD.new_empty(size, columns, dtype=dtype)
+    for start in range(0, num_tokens, size):
+        yield slice(start, start + size), buffer[: min(size, num_tokens - start)]
+
+
+def _matmul_into(buffer: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    if left.dtype == buffer.dtype:
+        return torch.mm(left, right, out=buffer)
+    return buffer.copy_(left @ right)
+
+
+def _add_matmul_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _cross_entropy_(logits: torch.Tensor, column: torch.Tensor, with_grad: bool) -> torch.Tensor:
+    """Summed cross-entropy of the columns (C, 1); the logits are overwritten, `with_grad` by their gradient."""
+    target_logit = logits.gather(1, column)
+    top = logits.amax(1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(1, keepdim=True)
+    if with_grad:
+        logits.div_(total)
+        logits.scatter_add_(1, column, -torch.ones_like(target_logit))
+    return (total.log() + top - target_logit).sum()
