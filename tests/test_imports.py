@@ -18,8 +18,10 @@ CHAINS = [
     ("balancing", "gating", "balanced_gating", "moe", "modeling"),
     ("experts", "moe", "modeling"),
     ("cache", "lstm", "modeling"),
+    ("attention", "attention_lstm", "pretrained_gnmt_moe", "gnmt_decoder", "modeling"),
+    ("lstm", "bidirectional_lstm", "gnmt_encoder", "modeling"),
 ]
-FAMILIES = ("lstm_moe", "gnmt_moe")
+FAMILIES = ("lstm_moe", "gnmt")
 
 
 def import_lines(name):
@@ -80,7 +82,7 @@ def test_imports_point_one_way(chain):
 
 
 def test_every_name_of_the_chains_exists_and_is_used():
-    needed = all_siblings("modeling_lstm_moe.py")
+    needed = all_siblings("modeling_lstm_moe.py") | all_siblings("modeling_gnmt_moe.py")
     assert {name for chain in CHAINS for name in chain} - {"modeling"} <= needed
 
 

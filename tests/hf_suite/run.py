@@ -5,7 +5,7 @@
 
 The source package holds tests/test_*.py but not the folders beside them, so the generation and the export tests are
 replaced by empty classes; the distributed ones are not run here. The tests compare two forward passes in training
-mode, so the model has neither dropout nor gating noise (noiseless.json); both are tested in tests/.
+mode, so the models have neither dropout nor gating noise (noiseless.json); both are tested in tests/.
 """
 
 import inspect
@@ -15,6 +15,7 @@ import sys
 import tarfile
 import unittest
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -39,15 +40,47 @@ REPLACED = {
 SIZES = {
     "vocab_size": 99,
     "hidden_size": 32,
-    "layer_pattern": ["lstm", "moe"],
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    **json.loads((HERE / "noiseless.json").read_text(encoding="utf-8"))["lstm_moe"],
 }
+STACKS = {"encoder_layer_pattern": ["lstm", "moe"], "decoder_layer_pattern": ["lstm", "moe"]}
+NOISELESS = json.loads((HERE / "noiseless.json").read_text(encoding="utf-8"))
+
+
+class Family(NamedTuple):
+    """One model type: its classes and its tiny configuration."""
+
+    config: type
+    base: type
+    head: type
+    sizes: dict
+    head_names: dict
+
+    @property
+    def is_seq2seq(self) -> bool:
+        return self.head is moe_hf.GnmtMoeForConditionalGeneration
+
+
+FAMILIES = (
+    Family(
+        moe_hf.LstmMoeConfig,
+        moe_hf.LstmMoeModel,
+        moe_hf.LstmMoeForCausalLM,
+        SIZES | {"layer_pattern": ["lstm", "moe"]} | NOISELESS["lstm_moe"],
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    ),
+    Family(
+        moe_hf.GnmtMoeConfig,
+        moe_hf.GnmtMoeModel,
+        moe_hf.GnmtMoeForConditionalGeneration,
+        SIZES | STACKS | {"decoder_start_token_id": 1} | NOISELESS["gnmt_moe"],
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    ),
+)
 
 
 def obtain_tests() -> None:
@@ -69,54 +102,59 @@ def obtain_tests() -> None:
 class Tester:
     """One tiny configuration and one batch, under the names by which the library's tests ask for them."""
 
-    def __init__(self, parent):
-        self.parent = parent
-        self.config_class = moe_hf.LstmMoeConfig
-        self.base_model_class = moe_hf.LstmMoeModel
-        self.causal_lm_class = moe_hf.LstmMoeForCausalLM
+    def __init__(self, parent, family: Family):
+        self.parent, self.family = parent, family
+        self.config_class, self.base_model_class = family.config, family.base
+        self.causal_lm_class = None if family.is_seq2seq else family.head
         self.batch_size, self.seq_length, self.is_training = 5, 8, True
-        self.encoder_seq_length = self.key_length = 8
+        self.encoder_seq_length = self.decoder_seq_length = self.key_length = 8
         self.hidden_size, self.num_hidden_layers, self.vocab_size, self.pad_token_id = 32, 2, 99, 0
 
     def get_config(self):
-        return self.config_class(**SIZES)
+        return self.config_class(**self.family.sizes)
 
     def prepare_config_and_inputs_for_common(self):
         positions, rows = torch.arange(self.seq_length), torch.arange(self.batch_size)
         mask = (positions[None] < self.seq_length - rows[:, None] % 4).long()
-        return self.get_config(), {"input_ids": torch.randint(3, 99, mask.shape), "attention_mask": mask}
+        inputs = {"input_ids": torch.randint(3, 99, mask.shape), "attention_mask": mask}
+        if self.family.is_seq2seq:
+            inputs["decoder_input_ids"] = torch.randint(3, 99, mask.shape)
+            inputs["decoder_attention_mask"] = torch.ones_like(mask)
+        return self.get_config(), inputs
 
 
-def suite() -> type:
-    """The library's test classes, put to work on our models."""
+def suite(family: Family) -> type:
+    """The library's test classes, put to work on the models of a family."""
     from tests import test_configuration_common, test_modeling_common, test_training_mixin
 
     # The tests know a base model from one with a head by these tables, which `AutoModel.register` leaves alone.
-    modeling_auto.MODEL_MAPPING_NAMES["lstm_moe"] = "LstmMoeModel"
-    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["lstm_moe"] = "LstmMoeForCausalLM"
+    modeling_auto.MODEL_MAPPING_NAMES[family.config.model_type] = family.base.__name__
+    family.head_names[family.config.model_type] = family.head.__name__
 
     def set_up(self):
         transformers.set_seed(0)
-        self.model_tester = Tester(self)
+        self.model_tester = Tester(self, family)
         properties = ["hidden_size", "num_hidden_layers"]
         self.config_tester = test_configuration_common.ConfigTester(
-            self, config_class=moe_hf.LstmMoeConfig, common_properties=properties, **SIZES
+            self, config_class=family.config, common_properties=properties, **family.sizes
         )
 
     body = {
         "__module__": __name__,
         "setUp": set_up,
         "test_config": lambda self: self.config_tester.run_common_tests(),
-        "all_model_classes": (moe_hf.LstmMoeModel, moe_hf.LstmMoeForCausalLM),
-        "is_encoder_decoder": False,
+        "all_model_classes": (family.base, family.head),
+        "is_encoder_decoder": family.is_seq2seq,
         "has_attentions": False,
         "test_all_params_have_gradient": False,  # a batch this small leaves experts idle
         "test_can_init_all_missing_weights_before_2023": True,
         # It asks for the mixin that is replaced by an empty one here.
         "test_generation_tester_mixin_inheritance": None,
     }
-    mixins = (test_modeling_common.ModelTesterMixin, test_training_mixin.TrainingTesterMixin)
-    return type("LstmMoeSuite", (*mixins, unittest.TestCase), body)
+    mixins = [test_modeling_common.ModelTesterMixin]
+    if not family.is_seq2seq:
+        mixins.append(test_training_mixin.TrainingTesterMixin)  # it generates from a bare prompt
+    return type(f"{family.base.__name__}Suite", (*mixins, unittest.TestCase), body)
 
 
 if __name__ == "__main__":
@@ -127,4 +165,4 @@ if __name__ == "__main__":
     options = ["-q", "-c", "/dev/null", "--rootdir", str(HERE), "-p", "no:cacheprovider", "-W", "ignore", "--tb=short"]
     sys.exit(pytest.main([*options, "-rs", inspect.getfile(Tester), *sys.argv[1:]]))
 elif str(HOME) in sys.path:
-    LstmMoeSuite = suite()
+    LstmMoeSuite, GnmtMoeSuite = (suite(family) for family in FAMILIES)
