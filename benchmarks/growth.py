@@ -3,8 +3,8 @@
 
     python benchmarks/growth.py [--output benchmarks/results/growth.md]
 
-Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' FLOPs; and gate,
-experts and optimizer of a whole layer, of narrower experts so that the largest fits into memory. Writes a plot beside --output.
+Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' FLOPs; and gate, experts
+and optimizer of a whole layer, of narrower experts so that the largest fits into memory. A plot goes beside --output.
 All variants are timed in turn, round after round, and the medians compared: on a noisy machine only ratios hold.
 """
 

@@ -24,6 +24,15 @@ AutoConfig.register("gnmt_moe", GnmtMoeConfig, exist_ok=True)
 AutoModel.register(GnmtMoeConfig, GnmtMoeModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(GnmtMoeConfig, GnmtMoeForConditionalGeneration, exist_ok=True)
 
+
+def __getattr__(name: str):
+    if name == "pipeline":  # what it needs is slow to import
+        from .translation_pipeline import pipeline
+
+        return pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "GnmtMoeConfig",
     "GnmtMoeForConditionalGeneration",
@@ -38,4 +47,5 @@ __all__ = [
     "SoftmaxTopKGate",
     "StrictlyBalancedGate",
     "__version__",
+    "pipeline",
 ]

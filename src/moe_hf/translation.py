@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from .errors import InputError
 from .generation import gnmt_beam_search
@@ -24,6 +24,21 @@ class Translation:
     score: float
     source_ids: list[int]
     target_ids: list[int]
+
+
+class LengthLimits(StoppingCriteria):
+    """Ends each translation at a length of its own, so that one that does not end is the same in every batch.
+
+    Args:
+        limits: new tokens of each source's translations; rows of a source stand side by side.
+    """
+
+    def __init__(self, limits: list[int]):
+        self.limits = torch.tensor(limits)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        limits = self.limits.to(input_ids.device).repeat_interleave(len(input_ids) // len(self.limits))
+        return input_ids.shape[1] - 1 >= limits  # the first token is the decoder's start
 
 
 class Translator:
@@ -113,22 +128,24 @@ class Translator:
         outputs = self.model.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
             **({"max_new_tokens": max(limits)} | self.generate_arguments),
+            stopping_criteria=StoppingCriteriaList([LengthLimits(limits)]),
             return_dict_in_generate=True,
             output_scores=True,
         )
-        scores = outputs.get("sequences_scores")
+        sequences, scores = outputs.sequences[:, 1:], outputs.get("sequences_scores")
+        ends = (sequences == self.tokenizer.eos_token_id) | (sequences == self.tokenizer.pad_token_id)
+        lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), sequences.shape[1])
+        limits = torch.tensor(limits, device=lengths.device).repeat_interleave(self.num_results)
+        kept = lengths + (lengths < limits)  # with the end, which one that was cut does not have
         if scores is None:  # not a beam search
             steps = self.model.compute_transition_scores(outputs.sequences, outputs.scores, normalize_logits=True)
-            scores = steps.masked_fill(steps.isinf(), 0).sum(dim=1)  # what follows the end has probability 0
-        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+            places = torch.arange(steps.shape[1], device=steps.device)
+            scores = steps.masked_fill(places >= kept[:, None], 0).sum(dim=1)
         translations = []
-        for row, (ids, score) in enumerate(zip(outputs.sequences.tolist(), scores.tolist())):
-            source, limit = sources[row // self.num_results], limits[row // self.num_results]
-            # A limit of its own, so that a translation that does not end is the same in every batch.
-            target = ids[1 : 1 + limit]
-            length = next((place for place, token in enumerate(target) if token in ends), len(target))
-            text = self.tokenizer.decode(target[:length], skip_special_tokens=True)
-            translations.append(Translation(text, score, source, target[: length + 1]))
+        for row, ids in enumerate(sequences.tolist()):
+            text = self.tokenizer.decode(ids[: lengths[row]], skip_special_tokens=True)
+            source = sources[row // self.num_results]
+            translations.append(Translation(text, scores[row].item(), source, ids[: kept[row]]))
         return [translations[i : i + self.num_results] for i in range(0, len(translations), self.num_results)]
 
     @torch.no_grad()

@@ -14,7 +14,8 @@ def plot_attention(translator, translation, file: str | Path) -> None:
     from matplotlib.figure import Figure
 
     def names(ids):
-        return [translator.tokenizer.decode([token]).strip() or "␣" for token in ids]
+        texts = [translator.tokenizer.decode([token]).strip() for token in ids]
+        return [text if text.isprintable() else "·" for text in texts]  # a token may be a part of a character
 
     weights = translator.attention(translation).float().cpu().numpy()
     height, width = weights.shape

@@ -119,6 +119,8 @@ def encode_sources(
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text and "</s>", whatever special tokens `tokenizer` adds by itself."""
+    if not texts:  # which the library refuses
+        return []
     encoded = tokenizer(
         list(texts),
         add_special_tokens=False,

@@ -1,0 +1,205 @@
+"""Training a translation model in-process: what it learns, resumption, evaluation, scripts, and bad input."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import assert_same_run
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainerCallback
+
+from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from moe_hf.training.evaluate_translation import evaluate_translation
+from moe_hf.training.translation import train_translation
+from moe_hf.training.translation_arguments import TranslationDataArguments
+from moe_hf.training.translation_trainer import TranslationTrainer
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+WORDS = {"a": "ein", "dog": "Hund", "cat": "Kater", "sees": "sieht", "big": "großer", "old": "alter"}
+PAIRS = [
+    f"a {adjective} {noun} sees a {other}"
+    for adjective in ("big", "old")
+    for noun in ("dog", "cat")
+    for other in ("cat", "dog")
+]
+CONFIG = """
+vocab_size: 290
+words_per_batch: 40
+hidden_size: 8
+encoder_layer_pattern: [lstm, moe]
+decoder_layer_pattern: [lstm, moe]
+num_experts: 4
+num_experts_per_tok: 2
+moe_intermediate_size: 8
+dropout: 0.1
+label_smoothing: 0.1
+max_steps: 4
+logging_steps: 2
+learning_rate: 0.01
+warmup_steps: 2
+constant_steps: 1
+save_strategy: "no"
+report_to: none
+use_cpu: true
+disable_tqdm: true
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    targets = [" ".join(WORDS[word] for word in line.split()) for line in PAIRS]
+    (folder / "train.en").write_text("\n".join(PAIRS * 3 + [""]) + "\n", encoding="utf-8")
+    (folder / "train.de").write_text("\n".join(targets * 3 + ["leer"]) + "\n", encoding="utf-8")
+    (folder / "valid.en").write_text("\n".join(PAIRS[:5]) + "\n", encoding="utf-8")
+    (folder / "valid.de").write_text("\n".join(targets[:5]) + "\n", encoding="utf-8")
+    paths = {
+        f"{part}_{side}_files": [f"{folder}/{part[:5]}.{language}"]
+        for part in ("train", "validation")
+        for side, language in (("source", "en"), ("target", "de"))
+    }
+    paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/run"}
+    (folder / "config.yaml").write_text(CONFIG + json.dumps(paths)[1:-1].replace(', "', '\n"'), encoding="utf-8")
+    return folder
+
+
+def train(corpus, *overrides):
+    return train_translation(*parse_arguments([str(corpus / "config.yaml"), *map(str, overrides)], CLASSES))
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture(scope="module")
+def trained(corpus):
+    return train(corpus)
+
+
+def test_run_leaves_a_model_that_loads_and_translates_as_it_did(corpus, trained):
+    trainer, metrics = trained
+    model = AutoModelForSeq2SeqLM.from_pretrained(corpus / "run")
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "run")
+    inputs = tokenizer(PAIRS[:2], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = trainer.model.eval()(**inputs, decoder_input_ids=inputs["input_ids"]).logits
+        assert torch.equal(model(**inputs, decoder_input_ids=inputs["input_ids"]).logits, expected)
+    assert metrics["eval_bleu_signature"].startswith("nrefs:1|case:mixed")
+    assert json.loads((corpus / "run" / "eval_results.json").read_text())["eval_loss"] == metrics["eval_loss"]
+    assert (corpus / "run" / "expert_history.csv").read_text().count("\n") == 1 + 2 * 2
+
+
+def test_evaluation_of_the_saved_model_gives_the_same_numbers(corpus, trained):
+    metrics, translations = evaluate_translation(
+        str(corpus / "run"), str(corpus / "valid.en"), str(corpus / "valid.de"), num_beams=1
+    )
+    for name, value in trained[1].items():
+        if "runtime" not in name and name != "epoch":
+            assert metrics[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), name
+    assert translations == trained[0].translations and len(translations) == 5
+
+
+def test_perplexity_is_that_of_the_references(corpus, trained):
+    trainer, metrics = trained
+    model, tokenizer, total, tokens = trainer.model.eval(), trainer.processing_class, 0.0, 0
+    targets = (corpus / "valid.de").read_text(encoding="utf-8").splitlines()
+    for source, target in zip(PAIRS, targets):
+        labels = tokenizer(target, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            total += model(**tokenizer(source, return_tensors="pt"), labels=labels).loss.item() * labels.numel()
+        tokens += labels.numel()
+    assert metrics["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_it_learns_to_translate(corpus):
+    overrides = ["--output_dir", corpus / "learnt", "--max_steps", 300, "--hidden_size", 32, "--dropout", 0.0]
+    overrides += ["--words_per_batch", 200, "--moe_intermediate_size", 32, "--label_smoothing", 0.0]
+    _, metrics = train(corpus, *overrides)
+    assert metrics["eval_bleu"] > 90
+
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_killed_run_goes_on_as_if_nothing_had_been(corpus, monkeypatch):
+    arguments = ["--max_steps", 8, "--save_strategy", "steps", "--save_steps", 3, "--logging_steps", 1]
+    arguments += ["--gradient_accumulation_steps", 2]
+    whole, killed = corpus / "whole", corpus / "killed"
+    train(corpus, "--output_dir", whole, *arguments)
+    with monkeypatch.context() as patch:
+        make = TranslationTrainer.__init__
+        patch.setattr(TranslationTrainer, "__init__", lambda self, *a, **k: make(self, *a, callbacks=[Kill()], **k))
+        with pytest.raises(KeyboardInterrupt):
+            train(corpus, "--output_dir", killed, *arguments)
+    assert not (killed / "model.safetensors").exists()
+    train(corpus, "--output_dir", killed, "--resume_from_checkpoint", "last", *arguments)
+    assert_same_run(killed, whole, 8)
+
+
+def test_multilingual_run_reports_each_direction(corpus):
+    files = {"en": str(corpus / "valid.en"), "de": str(corpus / "valid.de")}
+    overrides = ["--train_pairs", json.dumps([{"parallel_files": files}]), "--output_dir", corpus / "multilingual"]
+    overrides += ["--validation_pairs", json.dumps([{"parallel_files": files}]), "--sampling_temperature", 5]
+    text = re.sub(r'"(train|validation)_\w+_files": .*\n', "", (corpus / "config.yaml").read_text())
+    (corpus / "multilingual.yaml").write_text(text)
+    arguments = parse_arguments([str(corpus / "multilingual.yaml"), *map(str, overrides)], CLASSES)
+    trainer, metrics = train_translation(*arguments)
+    assert {"eval_bleu_en-de", "eval_bleu_de-en", "eval_chrf_en-de"} <= metrics.keys()
+    assert metrics["eval_bleu"] == pytest.approx((metrics["eval_bleu_en-de"] + metrics["eval_bleu_de-en"]) / 2)
+    assert len(trainer.translations) == 10
+
+
+def test_translate_script_prints_as_many_lines_as_it_reads(corpus, trained, monkeypatch, capsys):
+    (corpus / "input.txt").write_text("a dog\n\na cat sees a dog\n", encoding="utf-8")
+    script = load_script("translate")
+    arguments = [str(corpus / "run"), str(corpus / "input.txt")]
+    monkeypatch.setattr("sys.argv", ["translate.py", *arguments, "--attention_plot", str(corpus / "attention.png")])
+    assert script.main() == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 4 and lines[1] == "" and (corpus / "attention.png").is_file()
+    monkeypatch.setattr("sys.argv", ["translate.py", *arguments, "--num_return_sequences", "2", "--scores"])
+    assert script.main() == 0
+    assert all(re.match(r"-?\d+\.\d{4}\t", line) for line in capsys.readouterr().out.splitlines())
+    monkeypatch.setattr("sys.argv", ["translate.py", str(corpus / "run"), str(corpus / "nothing.txt")])
+    assert script.main() == 1
+    assert re.match(r"error: .*nothing\.txt.*\n\Z", capsys.readouterr().err)
+    (corpus / "latin.txt").write_bytes(b"fine\nd\xe9j\xe0\n")
+    monkeypatch.setattr("sys.argv", ["translate.py", str(corpus / "run"), str(corpus / "latin.txt")])
+    assert script.main() == 1
+    assert "latin.txt: line 2 is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["--train_target_files", "{valid}"], r"train\.en has 25 lines and .*valid\.de has 5"),
+        (["--num_experts", "1"], "num_experts_per_tok=2 exceeds num_experts=1"),
+        (["--attention_type", "dot"], "attention_type='dot' is not known, use one of product, additive"),
+        (["--decoder_layer_pattern", "moe", "lstm"], "decoder_layer_pattern=.* must start with 'lstm'"),
+        (["--constant_steps", "-1"], "constant_steps=-1 must be at least 0"),
+        (["--constant_steps", "5", "--lr_scheduler_type", "cosine"], "is for lr_scheduler_type=inverse_sqrt"),
+        (["--eval_num_beams", "0"], "eval_num_beams=0 must be at least 1"),
+        (["--label_smoothing_factor", "0.1"], "label_smoothing_factor=0.1 .* only 0 is allowed"),
+        (["--max_source_length", "1"], "max_source_length=1"),
+        (["--words_per_batch", "0"], "=0 must be at least 1"),
+        (["--model_name_or_path", "nowhere", "--tokenizer_name_or_path", "{run}"], "model_name_or_path=nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(corpus, trained, monkeypatch, capsys, overrides, named):
+    places = {"valid": corpus / "valid.de", "run": corpus / "run"}
+    arguments = [str(corpus / "config.yaml"), "--output_dir", str(corpus / "refused")]
+    arguments += [text.format(**places) for text in overrides]
+    monkeypatch.setattr("sys.argv", ["train_translation.py", *arguments])
+    assert load_script("train_translation").main() == 1
+    error = capsys.readouterr().err
+    assert re.search(named, error) and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not (corpus / "refused").exists() or not any((corpus / "refused").iterdir())

@@ -1,0 +1,138 @@
+"""Translating lines: their order, batches that change nothing, empty lines, scores, several results for each."""
+
+import pytest
+import torch
+from tiny_gnmt import tiny_model
+
+import moe_hf
+from moe_hf.errors import InputError
+from moe_hf.evaluation.attention_plot import plot_attention
+from moe_hf.training.translation_tokenizers import encode_sources, train_translation_tokenizer
+from moe_hf.translation import Translator
+
+LINES = ["a dog", "the black cat sees two dogs and a bird", "", "two birds", "   ", "a cat sees the dog", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_translation_tokenizer(LINES, vocab_size=290, languages=["de", "fr"])
+
+
+@pytest.fixture(scope="module")
+def single():
+    return train_translation_tokenizer(LINES, vocab_size=280)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    """Random, with weights large enough that translations differ, and end."""
+    return tiny_model(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
+
+
+def texts(results):
+    return [[one.text for one in found] for found in results]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"num_beams": 3, "length_alpha": 0.4}])
+def test_results_come_in_the_order_of_the_lines_whatever_the_batches(model, tokenizer, arguments):
+    together = list(Translator(model, tokenizer, "de", **arguments).translate(LINES))
+    apart = list(Translator(model, tokenizer, "de", batch_tokens=1, **arguments).translate(LINES))
+    portions = list(Translator(model, tokenizer, "de", buffer_lines=2, **arguments).translate(iter(LINES)))
+    assert len(together) == len(LINES) and texts(together) == texts(apart) == texts(portions)
+    assert len({found[0].text for found in together}) > 2
+    for found, other in zip(together, apart):
+        assert found[0].score == pytest.approx(other[0].score, rel=1e-6)
+    assert together[0] == together[-1]
+
+
+def test_an_empty_line_gives_an_empty_translation(model, tokenizer):
+    results = list(Translator(model, tokenizer, "fr", num_beams=2, num_return_sequences=2).translate(LINES))
+    assert texts(results)[2] == texts(results)[4] == ["", ""]
+    assert list(Translator(model, tokenizer, "fr").translate([])) == []
+
+
+def test_the_language_decides(model, tokenizer):
+    german, french = (texts(Translator(model, tokenizer, name).translate(LINES)) for name in ("de", "fr"))
+    assert german != french
+
+
+def test_greedy_score_is_the_log_probability(model, tokenizer):
+    (found,) = list(Translator(model, tokenizer, "de").translate(["two birds"]))[0]
+    assert found.source_ids == encode_sources(tokenizer, ["two birds"], "de")[0]
+    labels = torch.tensor([found.target_ids])
+    loss = model(input_ids=torch.tensor([found.source_ids]), labels=labels).loss
+    assert found.score == pytest.approx(-loss.item() * labels.shape[1], rel=1e-6)
+
+
+def test_a_translation_that_does_not_end_is_cut_at_its_own_limit(model, tokenizer):
+    translator = Translator(model, tokenizer, "de", max_length_ratio=1.0, suppress_tokens=[tokenizer.eos_token_id])
+    for beams in (1, 3):
+        translator.generate_arguments["num_beams"] = beams
+        for line, found in zip(LINES, translator.translate(LINES)):
+            if line.strip():
+                assert len(found[0].target_ids) == len(found[0].source_ids) + 10
+
+
+def test_several_results_are_ranked(model, tokenizer):
+    results = list(Translator(model, tokenizer, "de", num_beams=4, num_return_sequences=3).translate(LINES))
+    for found in results:
+        scores = [one.score for one in found]
+        assert len(found) == 3 and scores == sorted(scores, reverse=True)
+
+
+def test_gnmt_score_is_plugged_in(model, tokenizer):
+    def best(**arguments):
+        translator = Translator(model, tokenizer, "de", num_beams=3, max_length_ratio=0.0, **arguments)
+        return list(translator.translate([LINES[1]]))[0][0]
+
+    gnmt = best(length_alpha=0.0)
+    labels = torch.tensor([gnmt.target_ids])
+    loss = model(input_ids=torch.tensor([gnmt.source_ids]), labels=labels).loss
+    assert gnmt.score == pytest.approx(-loss.item() * labels.shape[1], rel=1e-6)
+    assert best(coverage_beta=0.5).score < gnmt.score
+
+
+def test_attention_of_a_translation(model, tokenizer, tmp_path):
+    translator = Translator(model, tokenizer, "de")
+    (found,) = list(translator.translate(["the black cat"]))[0]
+    weights = translator.attention(found)
+    assert weights.shape == (len(found.target_ids), len(found.source_ids))
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones_like(weights[:, 0]))
+    plot_attention(translator, found, tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
+        ({"buffer_lines": 0}, "buffer_lines=0 must be at least 1"),
+        ({"target_language": "cs"}, "target_language='cs' is unknown.*de, fr"),
+        ({"target_language": None}, "target_language is not given.*de, fr"),
+    ],
+)
+def test_bad_arguments_are_named(model, tokenizer, arguments, named):
+    with pytest.raises(InputError, match=named):
+        list(Translator(model, tokenizer, **({"target_language": "de"} | arguments)).translate([""]))
+
+
+def test_pipeline(model, tokenizer, single, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = texts(Translator(model, tokenizer, "fr").translate(LINES))
+    translate = moe_hf.pipeline("translation_en_to_fr", model=str(tmp_path))
+    translate.model.to(torch.float64).set_experts_implementation("eager")
+    assert translate(LINES) == [{"translation_text": found[0]} for found in expected]
+    assert translate(LINES[0]) == [{"translation_text": expected[0][0]}]
+    several = translate(LINES[:2], num_beams=3, num_return_sequences=2)
+    assert [len(found) for found in several] == [2, 2]
+    with pytest.raises(ValueError, match="model=None"):
+        moe_hf.pipeline("translation")
+
+
+def test_other_pipelines_are_the_librarys(monkeypatch):
+    monkeypatch.setattr("transformers.pipeline", lambda task, **arguments: (task, arguments))
+    assert moe_hf.pipeline("text-generation", model="x", top_k=5) == (
+        "text-generation",
+        {"model": "x", "tokenizer": None, "top_k": 5},
+    )
