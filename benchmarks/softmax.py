@@ -53,7 +53,7 @@ def main() -> None:
         "# Softmax: a training step over a large vocabulary",
         "",
         f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, "
+        f"{platform.processor() or platform.machine()}, threads: {torch.get_num_threads()}, float32, "
         f"V = {arguments.vocab_size:,}, d = {arguments.hidden_size}, {arguments.tokens:,} tokens a step, layers "
         f"{' '.join(arguments.layer_pattern)}, {model.num_parameters() / 1e6:.0f} M parameters, torch "
         f"{torch.__version__}, transformers {transformers.__version__}. CPU seconds, medians of "
