@@ -4,9 +4,9 @@
     python benchmarks/softmax.py [--vocab_size 131072] [--layer_pattern lstm moe lstm] [--output FILE.md]
 
 A step is forward, backward and Adam of a whole language model, on words drawn by Zipf's law. All variants are timed in
-turn, round after round, and the medians compared: on a noisy machine only ratios hold. Times are the process's CPU time
-(of all its threads), on a CPU that others use too more telling than wall time. Memory is the process's resident peak
-in a step above what it held before it (Linux only).
+turn, round after round, and the medians compared: on a noisy machine only ratios hold. Times are the process's CPU
+time, of all its threads, which says more than wall time where other jobs run. Memory is the process's resident peak in
+a step above what it held before it (Linux only).
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
         "# Softmax: a training step over a large vocabulary",
         "",
         f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, "
+        f"{platform.processor() or platform.machine()}, threads: {torch.get_num_threads()}, float32, "
         f"V = {arguments.vocab_size:,}, d = {arguments.hidden_size}, {arguments.tokens:,} tokens a step, layers "
         f"{' '.join(arguments.layer_pattern)}, {model.num_parameters() / 1e6:.0f} M parameters, torch "
         f"{torch.__version__}, transformers {transformers.__version__}. CPU seconds, medians of "

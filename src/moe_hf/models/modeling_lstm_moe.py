@@ -158,9 +158,9 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
 
         Returns:
             loss: while training the task loss plus the balancing losses, in evaluation the task loss alone (so that
-                exp(loss) is a perplexity). aux_loss: the balancing losses, already weighted. logits: (B, S, V), or None
-                where the loss needs none: with labels and `config.loss_chunk_size`, or with labels while training with
-                `config.num_sampled`, when the task loss is an estimate (see `sampled_softmax_loss`).
+                exp(loss) is a perplexity). aux_loss: the balancing losses, already weighted. logits: (B, S, V), or
+                None where the loss needs none: with labels and `config.loss_chunk_size`, or with labels while training
+                with `config.num_sampled`, when the task loss is an estimate (see `sampled_softmax_loss`).
         """
         # Not in the signature: the Trainer takes each argument named "label" there for one that every batch must have.
         shift_labels = kwargs.pop("shift_labels", None)

@@ -65,13 +65,13 @@ class SoftmaxHead(nn.Linear):
 def log_uniform_sample(
     num_sampled: int, vocab_size: int, device: torch.device | str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw distinct classes by q_i = log((i + 2) / (i + 1)) / log(V + 1), near Zipf's law for ids by falling frequency.
+    """Draw distinct classes by q_i = log((i + 2) / (i + 1)) / log(V + 1), Zipf's law for ids by falling frequency.
 
-    Class i gets the key e_i / q_i with e_i ~ Exp(1), and the smallest keys win: drawing without replacement. Given tau,
-    the smallest key that lost, class i is in the sample with probability 1 - exp(-q_i tau), the expected count of
+    Class i gets the key e_i / q_i with e_i ~ Exp(1), and the smallest keys win: drawing without replacement. Given
+    tau, the smallest key that lost, class i is in the sample with probability 1 - exp(-q_i tau), the expected count of
     TensorFlow's sampler, 1 - (1 - q_i)^tries, in continuous time. With each term divided by it, a sum over the sample
     is an unbiased estimate of the sum over the vocabulary, exactly and for every N (Duffield, Lund and Thorup, 2007;
-    its variance is finite from N = 2 on). TensorFlow draws until enough are distinct, so that its count is approximate.
+    its variance is finite from N = 2 on). TensorFlow draws until enough are distinct: its count is approximate.
 
     The cost grows with V, not with T: a random number and a comparison for each class.
 
