@@ -114,6 +114,21 @@ def test_one_beam_is_greedy_search_and_a_plain_call_returns_the_sequences_alone(
     assert torch.equal(ours, greedy)
 
 
+def test_an_end_that_is_not_among_the_best_candidates_does_not_finish():
+    seconds = 0
+    for seed in range(4):
+        model, ids, mask = model_and_batch(seed)
+        model.lm_head.weight.data[END] = 0.9 * model.lm_head.weight[4]  # often the second best
+        greedy = model.generate(
+            ids, attention_mask=mask, max_new_tokens=6, output_logits=True, return_dict_in_generate=True
+        )
+        second = [(step.topk(2).indices[:, 1] == END).any() for step in greedy.logits]
+        seconds += sum(second)
+        ours = search(model, ids, mask, num_beams=1, max_new_tokens=6, length_alpha=0.0, coverage_beta=0.0)
+        assert as_lists(ours.sequences) == as_lists(greedy.sequences)
+    assert seconds > 3
+
+
 def test_the_scores_are_those_of_the_returned_tokens_and_beams_can_be_followed():
     model, ids, mask = model_and_batch()
     found = search(

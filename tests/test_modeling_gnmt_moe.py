@@ -114,7 +114,7 @@ def test_router_logits_and_hidden_states_are_recorded():
     model, (ids,) = tiny_model(), sentences(4)
     plain = model(input_ids=ids[None], decoder_input_ids=ids[None, :3])
     for name in ("encoder_router_logits", "decoder_router_logits", "encoder_hidden_states", "cross_attentions"):
-        assert plain[name] is None if name in plain else True
+        assert getattr(plain, name) is None
     output = model(
         input_ids=ids[None], decoder_input_ids=ids[None, :3], output_router_logits=True, output_hidden_states=True
     )
