@@ -32,6 +32,7 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/balanced_slots.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/softmax.py
+	$(BIN)/python benchmarks/growth.py
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed
