@@ -13,6 +13,10 @@ from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, GnmtMoeModel
     [
         ({"attention_type": "dot"}, "attention_type='dot' is not known, use one of product, additive"),
         ({"attention_feeding": "none"}, "attention_feeding='none' is not known, use one of recurrent, parallel"),
+        (
+            {"attention_feeding": "parallel", "decoder_layer_pattern": ["lstm", "moe"]},
+            r"attention_feeding='parallel' needs an 'lstm' above .*decoder_layer_pattern=\['lstm', 'moe'\]",
+        ),
         ({"encoder_layer_pattern": ["lstm", "gru"]}, r"encoder_layer_pattern=\['lstm', 'gru'\].*lstm or moe"),
         ({"encoder_layer_pattern": ["moe"]}, r"encoder_layer_pattern=\['moe'\] needs at least one 'lstm'"),
         (

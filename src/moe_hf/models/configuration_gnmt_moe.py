@@ -130,6 +130,14 @@ class GnmtMoeConfig(MoeConfig):
                 f"{', '.join(ATTENTION_FEEDINGS)}"
             )
 
+    def validate_parallel_feeding(self):
+        """In parallel mode only the LSTMs above the first layer read the context."""
+        if self.attention_feeding == "parallel" and "lstm" not in self.decoder_layer_pattern[1:]:
+            raise ValueError(
+                f"attention_feeding='parallel' needs an 'lstm' above the first layer, which decoder_layer_pattern="
+                f"{self.decoder_layer_pattern} does not have: nothing would read the source"
+            )
+
     def validate_label_smoothing(self):
         """A share of a probability."""
         if not 0 <= self.label_smoothing < 1:
