@@ -147,6 +147,7 @@ GATES = {
     "softmax top k": {"gating": "softmax_top_k"},
     "dense": {"gating": "softmax", "num_experts_per_tok": None},
     "hierarchical": {"num_experts": 8, "num_expert_groups": 4, "num_experts_per_tok": 4},
+    "strictly balanced": {"gating": "strictly_balanced"},
 }
 
 
