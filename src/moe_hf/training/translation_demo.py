@@ -40,9 +40,7 @@ def run_translation_demo(config_file: str, output_dir: str) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     shares = {}
     for source, target in DIRECTIONS:
-        sources, targets = (
-            files["valid"][name].read_text(encoding="utf-8").splitlines() for name in (source, target)
-        )
+        sources, targets = (files["valid"][name].read_text(encoding="utf-8").splitlines() for name in (source, target))
         translations = [found[0].text for found in Translator(model, tokenizer, target).translate(sources)]
         correct = sum(one == other for one, other in zip(translations, targets, strict=True))
         shares[f"{source}-{target}"] = correct / len(targets)
