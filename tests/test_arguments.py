@@ -5,16 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from moe_hf import LstmMoeConfig
+from moe_hf import GnmtMoeConfig, LstmMoeConfig
 from moe_hf.errors import InputError
-from moe_hf.training.arguments import ModelArguments, parse_arguments
+from moe_hf.training.arguments import (
+    ModelArguments,
+    TranslationModelArguments,
+    TranslationTrainingArguments,
+    parse_arguments,
+)
 from moe_hf.training.demo_corpus import generate_lines
 from moe_hf.training.runs import new_config
 from moe_hf.training.tokenizers import train_tokenizer
+from moe_hf.training.translation_arguments import TranslationDataArguments
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
-OTHERS = {"accelerate", "translation"}
-LM_CONFIGS = [path for path in CONFIGS if not OTHERS & set(path.parts) and "multi30k" not in path.name]
+TRANSLATION_CONFIGS = [path for path in CONFIGS if "encoder_layer_pattern" in path.read_text(encoding="utf-8")]
+LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
+TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 
 
 @pytest.fixture
@@ -123,11 +130,12 @@ def test_error_on_the_command_line_is_one_line_that_names_it(yaml_file, argument
     assert "\n" not in str(caught.value)
 
 
-def test_model_arguments_are_those_of_the_configuration():
-    names = {field.name for field in dataclasses.fields(ModelArguments)}
-    assert names - {"model_name_or_path", "experts_implementation"} <= {
-        f.name for f in dataclasses.fields(LstmMoeConfig)
-    }
+@pytest.mark.parametrize(
+    ("arguments", "config"), [(ModelArguments, LstmMoeConfig), (TranslationModelArguments, GnmtMoeConfig)]
+)
+def test_model_arguments_are_those_of_the_configuration(arguments, config):
+    names = {field.name for field in dataclasses.fields(arguments)}
+    assert names - {"model_name_or_path", "experts_implementation"} <= {f.name for f in dataclasses.fields(config)}
 
 
 @pytest.mark.parametrize("path", LM_CONFIGS, ids=[path.name for path in LM_CONFIGS])
@@ -143,5 +151,15 @@ def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
         assert getattr(config, name) == value
 
 
+@pytest.mark.parametrize("path", TRANSLATION_CONFIGS, ids=[path.name for path in TRANSLATION_CONFIGS])
+def test_shipped_configuration_describes_a_translation_model(path):
+    model, data, training = parse_arguments(
+        [str(path), "--output_dir", "run", "--use_cpu", "true"], TRANSLATION_CLASSES
+    )
+    config = GnmtMoeConfig(vocab_size=data.vocab_size, **model.config_arguments())
+    assert config.encoder_layer_pattern == model.encoder_layer_pattern and config.num_experts == model.num_experts
+
+
 def test_configurations_are_found():
+    assert len(TRANSLATION_CONFIGS) >= 6
     assert len(LM_CONFIGS) >= 2

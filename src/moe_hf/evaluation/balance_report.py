@@ -57,8 +57,12 @@ def balance_table(rows: list[BalanceRow]) -> str:
 
 
 def _mean_and_range(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.4g}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.4g} to {max(values):.4g})"
+    mean = _number(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ({_number(min(values))} to {_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:

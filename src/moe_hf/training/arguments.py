@@ -37,12 +37,6 @@ class MoeModelArguments:
         default=None, metadata={"help": "weight of L_batchwise, for gating strictly_balanced"}
     )
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
-    num_sampled: int | None = field(
-        default=None, metadata={"help": "classes of the sampled softmax in training, below the vocabulary's size"}
-    )
-    loss_chunk_size: int | None = field(
-        default=None, metadata={"help": "tokens whose logits are in memory at once for a loss; by default all"}
-    )
     initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
     recompute_experts: bool | None = field(
         default=None, metadata={"help": "recompute the experts' hidden activations in the backward pass"}
@@ -63,6 +57,12 @@ class ModelArguments(MoeModelArguments):
     """A language model: the arguments of `LstmMoeConfig`."""
 
     layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
+    num_sampled: int | None = field(
+        default=None, metadata={"help": "classes of the sampled softmax in training, below the vocabulary's size"}
+    )
+    loss_chunk_size: int | None = field(
+        default=None, metadata={"help": "tokens whose logits are in memory at once for a loss; by default all"}
+    )
 
 
 @dataclass
