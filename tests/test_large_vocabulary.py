@@ -99,6 +99,14 @@ def test_a_resized_model_trains(tied):
         model(random_ids(1, 3, vocab_size=6), labels=random_ids(1, 3, vocab_size=6))
 
 
+def test_a_resized_softmax_is_not_initialised_again():
+    model = tiny_model(torch.float32)
+    model.resize_token_embeddings(31)
+    before = model.lm_head.weight.detach().clone()
+    model.post_init()
+    assert torch.equal(model.lm_head.weight, before)
+
+
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("num_sampled", [None, 6])
 def test_the_plain_trainer_trains_evaluates_and_predicts(tmp_path, num_sampled, chunk_size):

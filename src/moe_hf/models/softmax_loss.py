@@ -26,6 +26,8 @@ class SoftmaxHead(nn.Linear):
         """A head with the weight of `linear`, which has no bias."""
         head = cls(linear.in_features, linear.out_features, device="meta")
         head.weight = linear.weight
+        if hasattr(linear, "_is_hf_initialized"):  # by which the library knows what not to initialise again
+            head._is_hf_initialized = linear._is_hf_initialized
         return head
 
     def forward(
