@@ -11,14 +11,12 @@ hold.
 """
 
 import argparse
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
+from report import heading, save
 
 from moe_hf import LstmMoeConfig, MoeBlock
 
@@ -36,13 +34,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
 
+    facts = f"k = {arguments.num_experts_per_tok}"
     lines = [
-        "# Strictly balanced gating: slots padded to the batch's maximum, or segments",
-        "",
-        f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, "
-        f"k = {arguments.num_experts_per_tok}, torch {torch.__version__}, transformers {transformers.__version__}",
-        "",
+        *heading("Strictly balanced gating: slots padded to the batch's maximum, or segments", facts),
         "Forward and backward of the experts, over gating with exactly k experts for each token.",
         "",
         "| tokens | experts | d | h | std of the logits | experts of a token, most | "
@@ -56,9 +50,7 @@ def main() -> None:
             most, cells = compare(*sizes, spread, arguments)
             lines.append(f"| {' | '.join(map(str, sizes))} | {spread} | {most} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(lines, arguments.output)
 
 
 def compare(num_tokens: int, num_experts: int, width: int, hidden: int, spread: float, arguments):

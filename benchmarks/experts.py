@@ -7,14 +7,12 @@ All variants are timed in turn, round after round, and the medians compared: on 
 """
 
 import argparse
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
+from report import heading, save
 
 from moe_hf import LstmMoeConfig, MoeExperts
 
@@ -31,14 +29,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
 
+    facts = f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}"
     lines = [
-        "# Experts: time over a dense layer of the same active FLOPs",
-        "",
-        f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, "
-        f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-        "",
+        *heading("Experts: time over a dense layer of the same active FLOPs", facts),
         "| rows per expert | experts | k | " + " | ".join(f"{name} fwd / fwd+bwd" for name in IMPLEMENTATIONS) + " |",
         "|---" * (3 + len(IMPLEMENTATIONS)) + "|",
     ]
@@ -47,9 +40,7 @@ def main() -> None:
         cells = compare(rows, num_experts, k, arguments, rounds=9 if arguments.full else 3)
         lines.append(f"| {rows} | {num_experts} | {k} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(lines, arguments.output)
 
 
 def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list[str]:

@@ -9,15 +9,13 @@ All variants are timed in turn, round after round, and the medians compared: on 
 """
 
 import argparse
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
+from report import heading, save
 
 from moe_hf import HierarchicalGate, LstmMoeConfig, MoeExperts, NoisyTopKGate
 from moe_hf.models.balancing import balancing_loss
@@ -34,13 +32,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one that is not (default: 5)")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to; the plot gets its name")
     arguments = parser.parse_args()
+    facts = f"{arguments.tokens} tokens, k = {K}"
     lines = [
-        "# Growth with the number of experts",
-        "",
-        f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, "
-        f"{arguments.tokens} tokens, k = {K}, torch {torch.__version__}, transformers {transformers.__version__}",
-        "",
+        *heading("Growth with the number of experts", facts),
         *gate_table(arguments.tokens, arguments.rounds),
         "",
     ]
@@ -48,10 +42,8 @@ def main() -> None:
     layer_lines, parts = layer_table(arguments.tokens, arguments.rounds)
     print("\n".join(layer_lines))
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         picture = arguments.output.with_suffix(".png")
-        text = "\n".join([*lines, *layer_lines, "", f"![time of a step]({picture.name})"])
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        save([*lines, *layer_lines, "", f"![time of a step]({picture.name})"], arguments.output)
         plot(parts, picture)
 
 

@@ -9,14 +9,12 @@ The variants are timed in turn, round after round, in one thread's own processor
 """
 
 import argparse
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
+from report import heading, save
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -118,16 +116,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [
-        "# Peak memory and time of a training step",
-        "",
-        f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, 1 thread, float32, {arguments.num_layers} MoE blocks, "
-        f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}, n = {arguments.num_experts}, "
-        f"k = {arguments.num_experts_per_tok}, {arguments.num_tokens} tokens, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-        "",
-    ]
+    facts = (
+        f"{arguments.num_layers} MoE blocks, d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}, "
+        f"n = {arguments.num_experts}, k = {arguments.num_experts_per_tok}, {arguments.num_tokens} tokens"
+    )
+    lines = heading("Peak memory and time of a training step", facts)
     steps = [Step(*variant, arguments) for variant in VARIANTS]
     own = sum(param.nbytes for param in steps[0].params)
     lines += [
@@ -150,9 +143,7 @@ def main() -> None:
             + f" | {passes:.2f} | {update:.3f} |"
         )
         print(lines[-1], flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(lines, arguments.output)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ a step above what it held before it (Linux only).
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
+from report import heading, save
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 
@@ -49,15 +48,13 @@ def main() -> None:
         )
     ).train()
     times, memory = measure(model, arguments)
-    lines = [
-        "# Softmax: a training step over a large vocabulary",
-        "",
-        f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, threads: {torch.get_num_threads()}, float32, "
+    facts = (
         f"V = {arguments.vocab_size:,}, d = {arguments.hidden_size}, {arguments.tokens:,} tokens a step, layers "
-        f"{' '.join(arguments.layer_pattern)}, {model.num_parameters() / 1e6:.0f} M parameters, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}. CPU seconds, medians of "
-        f"{arguments.rounds} rounds; memory above weights and optimizer state.",
+        f"{' '.join(arguments.layer_pattern)}, {model.num_parameters() / 1e6:.0f} M parameters"
+    )
+    lines = [
+        *heading("Softmax: a training step over a large vocabulary", facts),
+        f"CPU seconds, medians of {arguments.rounds} rounds; memory above weights and optimizer state.",
         "",
         "| softmax | step | full / this | " + " | ".join(PARTS) + " | peak memory |",
         "|---" * (4 + len(PARTS)) + "|",
@@ -69,9 +66,7 @@ def main() -> None:
         peak = f"{max(memory[name]) / 1e9:.2f} GB" if memory[name] else "not measured"
         lines.append(f"| {name} | {step:.2f} | {full / step:.1f} | " + " | ".join([*parts, peak]) + " |")
     print("\n".join(lines))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(lines, arguments.output)
 
 
 def measure(model, arguments) -> tuple[dict[str, list[tuple]], dict[str, list[int]]]:
