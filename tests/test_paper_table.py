@@ -101,6 +101,7 @@ def test_a_translation_row_that_differs_is_marked_and_fails(change, monkeypatch,
         ({}, 2 * 512 + 2 * 128 + 2 * 5 * 8),
         ({"gating": "softmax_top_k"}, 2 * 512 + 2 * 128 + 5 * 8),
         ({"gating": "softmax", "num_experts_per_tok": None}, 2 * 512 + 5 * 128 + 5 * 8),
+        ({"gating": "strictly_balanced"}, 2 * 512 + 2 * 128 + 5 * 8),
         ({"num_expert_layers": 3}, 2 * 512 + 2 * (128 + 2 * 64) + 2 * 5 * 8),
         (
             {"num_experts": 12, "num_expert_groups": 4, "num_experts_per_tok": 4},
