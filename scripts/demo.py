@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from moe_hf.errors import InputError
+from moe_hf.errors import run_command
 from moe_hf.training.demo import run_demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,13 +21,12 @@ def main() -> int:
     free = (Path("runs") / f"demo-{n}" for n in itertools.count(1))
     folder = sys.argv[1] if len(sys.argv) > 1 else next(path for path in free if not path.exists())
     start = time.time()
-    try:
+
+    def demo() -> None:
         run_demo(str(ROOT / "configs" / "demo.yaml"), str(folder))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"\nDone in {time.time() - start:.0f} s. The model is in {folder}/model.")
-    return 0
+        print(f"\nDone in {time.time() - start:.0f} s. The model is in {folder}/model.")
+
+    return run_command(demo)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 import moe_hf  # noqa: F401  (registers the models)
-from moe_hf.errors import InputError
+from moe_hf.errors import run_command
 from moe_hf.training.evaluate import evaluate_lm
 
 
@@ -20,20 +20,15 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, default=16, help="rows that the text is cut into (default: 16)")
     parser.add_argument("--no_carry_state", action="store_true", help="start every window from a state of zero")
     arguments = parser.parse_args()
-    try:
-        metrics = evaluate_lm(
+    return run_command(
+        lambda: evaluate_lm(
             arguments.model,
             arguments.files,
             window_length=arguments.window_length,
             carry_state=not arguments.no_carry_state,
             batch_size=arguments.batch_size,
         )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for name, value in metrics.items():
-        print(f"{name} = {value:.4f}")
-    return 0
+    )
 
 
 if __name__ == "__main__":

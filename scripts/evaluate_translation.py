@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from moe_hf.errors import InputError
+from moe_hf.errors import run_command
 from moe_hf.training.evaluate_translation import evaluate_translation
 
 
@@ -25,16 +25,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="file to write the translations to")
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
-    try:
+
+    def evaluate() -> dict:
         metrics, translations = evaluate_translation(**arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if output:
-        output.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
-    for name, value in metrics.items():
-        print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
-    return 0
+        if output:
+            output.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
+        return metrics
+
+    return run_command(evaluate)
 
 
 if __name__ == "__main__":

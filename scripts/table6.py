@@ -11,11 +11,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moe_hf.errors import InputError
+from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
-from moe_hf.training.arguments import DataArguments, LmTrainingArguments, ModelArguments, parse_arguments
+from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
 from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.moe_trainer import NonFiniteLossError
 from moe_hf.training.sweep import train_variants
 
 
@@ -27,34 +26,32 @@ class SweepArguments:
 
 
 def main() -> int:
-    classes = (ModelArguments, DataArguments, LmTrainingArguments, SweepArguments)
+    return run_command(run)
+
+
+def run() -> None:
+    classes = (ModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
+    model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+    if not data_args.validation_files:
+        raise InputError("validation_files is empty: the table is measured on validation text")
     rows = {f"importance{w_i:g}-load{w_l:g}": BalanceRow(w_i, w_l) for w_i, w_l in TABLE_6}
     variants = {
         name: {"importance_loss_coef": row.w_importance, "load_loss_coef": row.w_load} for name, row in rows.items()
     }
-    try:
-        model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
-        if not data_args.validation_files:
-            raise InputError("validation_files is empty: the table is measured on validation text")
-        runs = train_variants(model_args, data_args, training_args, variants, sweep_args.seeds)
-        for name, _, folder in runs:
-            metrics = evaluate_lm(
-                str(folder),
-                data_args.validation_files,
-                window_length=data_args.window_length,
-                carry_state=data_args.carry_state,
-                batch_size=training_args.per_device_eval_batch_size,
-            )
-            rows[name].add(metrics, folder / "expert_history.csv")
-    except (InputError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for name, _, folder in train_variants(model_args, data_args, training_args, variants, sweep_args.seeds):
+        metrics = evaluate_lm(
+            str(folder),
+            data_args.validation_files,
+            window_length=data_args.window_length,
+            carry_state=data_args.carry_state,
+            batch_size=training_args.per_device_eval_batch_size,
+        )
+        rows[name].add(metrics, folder / "expert_history.csv")
     table = balance_table(list(rows.values()))
     print(table)
     folder = Path(training_args.output_dir)
     (folder / "table6.md").write_text(table + "\n", encoding="utf-8")
     plot_balance(list(rows.values()), folder / "table6.png")
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ Every argument of the YAML file can be given on the command line too; `--help` l
 
 import sys
 
-from moe_hf.errors import InputError
+from moe_hf.errors import run_command
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from moe_hf.training.moe_trainer import NonFiniteLossError
 from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -18,14 +17,7 @@ CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrain
 
 
 def main() -> int:
-    try:
-        _, metrics = train_translation(*parse_arguments(dataclasses_=CLASSES))
-    except (InputError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for name, value in metrics.items():
-        print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
-    return 0
+    return run_command(lambda: train_translation(*parse_arguments(dataclasses_=CLASSES))[1])
 
 
 if __name__ == "__main__":

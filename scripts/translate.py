@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM
 
 import moe_hf  # noqa: F401  (registers the models)
-from moe_hf.errors import InputError
+from moe_hf.errors import run_command
 from moe_hf.evaluation.attention_plot import plot_attention
+from moe_hf.training.runs import load_pretrained
 from moe_hf.training.text_data import read_lines
-from moe_hf.training.translation_tokenizers import load_or_train_translation_tokenizer
+from moe_hf.training.translation_tokenizers import load_translation_tokenizer
 from moe_hf.translation import Translator
 
 
@@ -40,27 +41,22 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    arguments = parse()
-    try:
-        translator = build_translator(arguments)
-        lines = read_lines(arguments.file, allow_no_text=True)
-        for number, results in enumerate(tqdm(translator.translate(lines), unit=" lines", disable=None)):
-            for found in results:
-                print(f"{found.score:.4f}\t{found.text}" if arguments.scores else found.text, flush=True)
-            if number == 0 and arguments.attention_plot and results[0].target_ids:
-                plot_attention(translator, results[0], arguments.attention_plot)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: translate(parse()))
+
+
+def translate(arguments: argparse.Namespace) -> None:
+    translator = build_translator(arguments)
+    lines = read_lines(arguments.file, allow_no_text=True)
+    for number, results in enumerate(tqdm(translator.translate(lines), unit=" lines", disable=None)):
+        for found in results:
+            print(f"{found.score:.4f}\t{found.text}" if arguments.scores else found.text, flush=True)
+        if number == 0 and arguments.attention_plot and results[0].target_ids:
+            plot_attention(translator, results[0], arguments.attention_plot)
 
 
 def build_translator(arguments: argparse.Namespace) -> Translator:
-    tokenizer = load_or_train_translation_tokenizer(arguments.model, [], vocab_size=0)
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model={arguments.model}: cannot be loaded ({str(error).partition(chr(10))[0]})") from error
+    tokenizer = load_translation_tokenizer(arguments.model)
+    model = load_pretrained(AutoModelForSeq2SeqLM, arguments.model)
     names = ["target_language", "num_beams", "num_return_sequences", "length_alpha", "coverage_beta", "length_penalty"]
     names += ["batch_tokens", "buffer_lines"]
     return Translator(model, tokenizer, **{name: getattr(arguments, name) for name in names})

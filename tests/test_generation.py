@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, random_ids, tiny_model
+from tiny_models import STRATEGIES, assert_same, random_ids, tiny_model
 from transformers import DynamicCache, pipeline
 
 from moe_hf.models.moe import MoeBlock
@@ -15,14 +15,6 @@ PATTERNS = pytest.mark.parametrize(
     [{}, {"layer_pattern": ["moe", "lstm"]}, {"layer_pattern": ["lstm", "moe", "lstm"], "lstm_hidden_size": 12}],
     ids=["lstm first", "moe first", "projection"],
 )
-STRATEGIES = {
-    "greedy": {},
-    "sampling": {"do_sample": True},
-    "beam search": {"num_beams": 3},
-    "beams returned": {"num_beams": 3, "num_return_sequences": 2},
-    "samples returned": {"do_sample": True, "num_return_sequences": 2},
-    "beam sampling": {"do_sample": True, "num_beams": 2},
-}
 
 
 def generate(model, input_ids, attention_mask=None, **kwargs):

@@ -3,17 +3,9 @@
 import pytest
 import torch
 from tiny_gnmt import FEEDINGS, padded, sentences, tiny_model
-from tiny_models import assert_same
+from tiny_models import STRATEGIES, assert_same
 from transformers import DynamicCache, EncoderDecoderCache
 
-STRATEGIES = {
-    "greedy": {},
-    "sampling": {"do_sample": True},
-    "beam search": {"num_beams": 3},
-    "beams returned": {"num_beams": 3, "num_return_sequences": 2},
-    "samples returned": {"do_sample": True, "num_return_sequences": 2},
-    "beam sampling": {"do_sample": True, "num_beams": 2},
-}
 VARIANTS = pytest.mark.parametrize(
     "changes",
     [

@@ -4,12 +4,11 @@ import json
 import shutil
 
 import pytest
-from tiny_runs import CONFIG
+from tiny_runs import write_config
 
 from moe_hf.errors import InputError
 from moe_hf.training import sweep
 from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.demo_corpus import write_demo_corpus
 
 VARIANTS = {"wide": {"moe_intermediate_size": 16}, "no-loss": {"importance_loss_coef": 0.0, "load_loss_coef": 0.0}}
 
@@ -17,10 +16,7 @@ VARIANTS = {"wide": {"moe_intermediate_size": 16}, "no-loss": {"importance_loss_
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    write_demo_corpus(folder, num_train_lines=40, num_valid_lines=8)
-    paths = {"train_files": [f"{folder}/train.txt"], "validation_files": [f"{folder}/valid.txt"]}
-    paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/runs"}
-    (folder / "config.yaml").write_text(CONFIG + json.dumps(paths)[1:-1].replace(', "', '\n"'), encoding="utf-8")
+    write_config(folder)
     return folder
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import CONFIG
+from tiny_runs import write_config
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.demo_corpus import write_demo_corpus
 from moe_hf.training.lm import train_lm
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_lm.py"
@@ -27,10 +26,7 @@ spec.loader.exec_module(script)
 def corpus(tmp_path_factory):
     """Folder with train.txt, valid.txt, and the configuration `config.yaml` of a run in `run`."""
     folder = tmp_path_factory.mktemp("corpus")
-    write_demo_corpus(folder, num_train_lines=40, num_valid_lines=8)
-    paths = {"train_files": [f"{folder}/train.txt"], "validation_files": [f"{folder}/valid.txt"]}
-    paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/run"}
-    (folder / "config.yaml").write_text(CONFIG + json.dumps(paths)[1:-1].replace(', "', '\n"'), encoding="utf-8")
+    write_config(folder)
     return folder
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moe_hf.errors import InputError
-from moe_hf.training.arguments import LmTrainingArguments, parse_arguments
+from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
 from moe_hf.training.pair_sources import PairSource, read_pair_sources
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -15,7 +15,7 @@ FORTH = {"source_files": "a.en", "target_files": "a.de", "source_language": "en"
 def parse(tmp_path, yaml, *command_line):
     (tmp_path / "c.yaml").write_text(f"output_dir: {tmp_path}\n{yaml}")
     arguments = [str(tmp_path / "c.yaml"), *command_line]
-    return parse_arguments(arguments, (TranslationDataArguments, LmTrainingArguments))[0]
+    return parse_arguments(arguments, (TranslationDataArguments, MoeTrainingArguments))[0]
 
 
 def test_flat_arguments_name_one_source(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
-from moe_hf.training.arguments import LmTrainingArguments
+from moe_hf.training.arguments import MoeTrainingArguments
 from moe_hf.training.trainer import LmTrainer
 from moe_hf.training.windows import collate_windows
 
@@ -40,10 +40,10 @@ def tiny_model(dtype=torch.float64, seed: int = 0, **config) -> LstmMoeForCausal
     return model.to(dtype)
 
 
-def tiny_arguments(output_dir, **arguments) -> LmTrainingArguments:
+def tiny_arguments(output_dir, **arguments) -> MoeTrainingArguments:
     values = dict(output_dir=str(output_dir), use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no")
     values |= dict(optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=1)
-    return LmTrainingArguments(**(values | dict(train_sampling_strategy="sequential") | arguments))
+    return MoeTrainingArguments(**(values | dict(train_sampling_strategy="sequential") | arguments))
 
 
 def tiny_trainer(

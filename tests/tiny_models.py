@@ -4,6 +4,16 @@ import torch
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 
+# How generate() may be asked to search.
+STRATEGIES = {
+    "greedy": {},
+    "sampling": {"do_sample": True},
+    "beam search": {"num_beams": 3},
+    "beams returned": {"num_beams": 3, "num_return_sequences": 2},
+    "samples returned": {"do_sample": True, "num_return_sequences": 2},
+    "beam sampling": {"do_sample": True, "num_beams": 2},
+}
+
 
 def tiny_config(**changes):
     sizes = {

@@ -1,4 +1,8 @@
-"""The arguments of a training run of four steps."""
+"""The arguments of a training run of four steps, and text for it."""
+
+import json
+
+from moe_hf.training.demo_corpus import write_demo_corpus
 
 CONFIG = """
 tokenizer_kind: word
@@ -17,3 +21,11 @@ report_to: none
 use_cpu: true
 disable_tqdm: true
 """
+
+
+def write_config(folder) -> None:
+    """Write train.txt, valid.txt, and the configuration `config.yaml` of a run in `run`."""
+    write_demo_corpus(folder, num_train_lines=40, num_valid_lines=8)
+    paths = {"train_files": [f"{folder}/train.txt"], "validation_files": [f"{folder}/valid.txt"]}
+    paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/run"}
+    (folder / "config.yaml").write_text(CONFIG + json.dumps(paths)[1:-1].replace(', "', '\n"'), encoding="utf-8")

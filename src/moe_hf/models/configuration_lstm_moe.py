@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_moe import MoeConfig
+from .configuration_moe import EXPERTS_EP_PLAN, EXPERTS_TP_PLAN, MoeConfig
 
 
 @strict
@@ -37,16 +37,8 @@ class LstmMoeConfig(MoeConfig):
 
     model_type = "lstm_moe"
     keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]
-    base_model_tp_plan = {
-        "layers.*.experts.up_proj": "colwise",
-        "layers.*.experts.down_proj": "rowwise",
-        "layers.*.experts": "moe_tp_experts",
-    }
-    base_model_ep_plan = {
-        "layers.*.experts.up_proj": "grouped_gemm",
-        "layers.*.experts.down_proj": "grouped_gemm",
-        "layers.*.experts": "ep_dispatch_experts",
-    }
+    base_model_tp_plan = EXPERTS_TP_PLAN
+    base_model_ep_plan = EXPERTS_EP_PLAN
 
     layer_pattern: list[str] | tuple[str, ...] = ("lstm", "moe", "lstm")
     use_cache: bool = True

@@ -6,6 +6,18 @@ from transformers.configuration_utils import PreTrainedConfig
 GATINGS = ("noisy_top_k", "softmax_top_k", "softmax", "strictly_balanced")
 LAYER_NAMES = ("lstm", "moe")
 
+# How a stack's experts are sharded over devices: each of them cut, or each of them whole on one device.
+EXPERTS_TP_PLAN = {
+    "layers.*.experts.up_proj": "colwise",
+    "layers.*.experts.down_proj": "rowwise",
+    "layers.*.experts": "moe_tp_experts",
+}
+EXPERTS_EP_PLAN = {
+    "layers.*.experts.up_proj": "grouped_gemm",
+    "layers.*.experts.down_proj": "grouped_gemm",
+    "layers.*.experts": "ep_dispatch_experts",
+}
+
 
 @strict
 class MoeConfig(PreTrainedConfig):

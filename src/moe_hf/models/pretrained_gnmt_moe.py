@@ -6,20 +6,9 @@ from transformers.utils.output_capturing import OutputRecorder
 from .attention import GnmtAttention
 from .attention_lstm import AttentionLstmLayer
 from .configuration_gnmt_moe import GnmtMoeConfig
+from .configuration_moe import EXPERTS_EP_PLAN, EXPERTS_TP_PLAN
 from .moe import MoeBlock, layer_balancing_loss
 from .pretrained_moe import MoePreTrainedModel
-
-# The plans stand on encoder and decoder, not in the configuration, whose plans would get a wrong prefix.
-STACK_TP_PLAN = {
-    "layers.*.experts.up_proj": "colwise",
-    "layers.*.experts.down_proj": "rowwise",
-    "layers.*.experts": "moe_tp_experts",
-}
-STACK_EP_PLAN = {
-    "layers.*.experts.up_proj": "grouped_gemm",
-    "layers.*.experts.down_proj": "grouped_gemm",
-    "layers.*.experts": "ep_dispatch_experts",
-}
 
 
 class GnmtMoePreTrainedModel(MoePreTrainedModel):
@@ -51,8 +40,9 @@ class GnmtMoePreTrainedModel(MoePreTrainedModel):
 class GnmtMoeStack(GnmtMoePreTrainedModel):
     """What encoder and decoder have in common."""
 
-    _tp_plan = STACK_TP_PLAN
-    _ep_plan = STACK_EP_PLAN
+    # Here and not in the configuration, whose plans would get a wrong prefix.
+    _tp_plan = EXPERTS_TP_PLAN
+    _ep_plan = EXPERTS_EP_PLAN
 
     def no_aux_loss(self, hidden_states: torch.Tensor, is_asked_for: bool) -> torch.Tensor | None:
         """What the balancing losses are added to: zero, or None when they are not asked for."""

@@ -147,11 +147,6 @@ class MoeTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class LmTrainingArguments(MoeTrainingArguments):
-    """Of language models."""
-
-
-@dataclass
 class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArguments):
     """Of translation models."""
 
@@ -174,7 +169,7 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
 
 
 def parse_arguments(
-    argv: list[str] | None = None, dataclasses_: tuple = (ModelArguments, DataArguments, LmTrainingArguments)
+    argv: list[str] | None = None, dataclasses_: tuple = (ModelArguments, DataArguments, MoeTrainingArguments)
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
 

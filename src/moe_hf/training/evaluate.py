@@ -4,10 +4,10 @@ import tempfile
 
 from transformers import AutoModelForCausalLM
 
-from ..errors import InputError
 from ..evaluation.routing import load_statistics, routing_totals
 from ..models.balancing import cv_squared
-from .arguments import LmTrainingArguments
+from .arguments import MoeTrainingArguments
+from .runs import load_pretrained
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_tokenizer
 from .trainer import LmTrainer
@@ -35,15 +35,11 @@ def evaluate_lm(
         InputError: the model, its tokenizer or a file cannot be read, or the text is shorter than the rows.
     """
     tokenizer = load_tokenizer(model_name_or_path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(model_name_or_path)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"model_name_or_path={model_name_or_path}: cannot be loaded ({reason})") from error
+    model = load_pretrained(AutoModelForCausalLM, model_name_or_path)
     stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
     batch_size = max(1, min(batch_size, (len(stream) - 1) // max(1, window_length)))
     with tempfile.TemporaryDirectory() as folder, routing_totals(model) as totals:
-        arguments = LmTrainingArguments(output_dir=folder, per_device_eval_batch_size=batch_size, report_to="none")
+        arguments = MoeTrainingArguments(output_dir=folder, per_device_eval_batch_size=batch_size, report_to="none")
         trainer = LmTrainer(
             model=model,
             args=arguments,

@@ -4,12 +4,12 @@ import tempfile
 
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
-from ..errors import InputError
 from .arguments import TranslationTrainingArguments
 from .pair_sources import PairSource
 from .parallel_data import load_sentence_pairs
+from .runs import load_pretrained
 from .translation import evaluation_pairs
-from .translation_tokenizers import load_or_train_translation_tokenizer
+from .translation_tokenizers import load_translation_tokenizer
 from .translation_trainer import TranslationTrainer
 
 
@@ -35,15 +35,11 @@ def evaluate_translation(
     Raises:
         InputError: the model, its tokenizer or a file cannot be read, or the files do not fit together.
     """
-    tokenizer = load_or_train_translation_tokenizer(model, [], vocab_size=0)
+    tokenizer = load_translation_tokenizer(model)
     source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
     pairs = load_sentence_pairs([source])
     print(f"evaluated: {pairs}")
-    try:
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(model)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"model={model}: cannot be loaded ({reason})") from error
+    loaded = load_pretrained(AutoModelForSeq2SeqLM, model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TranslationTrainer(
             model=loaded,

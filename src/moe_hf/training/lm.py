@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
-from .arguments import DataArguments, LmTrainingArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, course_of_run, quiet_logs, run_training
 from .text_data import load_text_dataset, tokenize_to_stream
@@ -17,7 +17,7 @@ from .windows import StreamWindows, collate_windows
 
 
 def train_lm(
-    model_args: ModelArguments, data_args: DataArguments, training_args: LmTrainingArguments
+    model_args: ModelArguments, data_args: DataArguments, training_args: MoeTrainingArguments
 ) -> tuple[LmTrainer, dict[str, float]]:
     """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
 
@@ -94,7 +94,7 @@ def _load_text(data_args: DataArguments, part: str):
     )
 
 
-def cut_windows(streams, data_args: DataArguments, training_args: LmTrainingArguments) -> dict[str, StreamWindows]:
+def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArguments) -> dict[str, StreamWindows]:
     """Windows of each stream. Evaluation goes through rows in parallel, and so does training with carried state."""
     processes = training_args.world_size
     rows = {"train": None, "validation": training_args.per_device_eval_batch_size * processes}

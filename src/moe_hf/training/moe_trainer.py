@@ -2,12 +2,8 @@
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, NonFiniteLossError
 from .optimizer import FACTORED_ADAM, create_factored_adam
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient became NaN or infinite; the message says at which step and what was kept."""
 
 
 class MoeTrainerMixin:

@@ -101,12 +101,7 @@ def build_model(
             return model_class(config)
         except ValueError as error:
             raise InputError(reason(error)) from error
-    try:
-        loaded = AutoConfig.from_pretrained(path, **model_args.config_arguments())
-        loaded.validate()
-        model = auto_class.from_pretrained(path, config=loaded, experts_implementation=implementation)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
+    model = load_pretrained(auto_class, path, model_args.config_arguments(), experts_implementation=implementation)
     if not isinstance(model, model_class):
         raise InputError(f"model_name_or_path={path} is a {type(model).__name__}, expected a {model_class.__name__}")
     if len(tokenizer) > model.config.vocab_size:
@@ -115,6 +110,20 @@ def build_model(
             f"{path}"
         )
     return model
+
+
+def load_pretrained(auto_class, path: str, config_arguments: dict | None = None, **arguments) -> PreTrainedModel:
+    """`auto_class.from_pretrained`, with arguments of the configuration replaced.
+
+    Raises:
+        InputError: there is no such model, it is damaged, or its configuration does not allow the arguments.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, **(config_arguments or {}))
+        config.validate()
+        return auto_class.from_pretrained(path, config=config, **arguments)
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
 
 
 def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config):

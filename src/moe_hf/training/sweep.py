@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from .arguments import DataArguments, LmTrainingArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import check_same_run
 from .lm import train_lm
 from .runs import course_of_run
@@ -18,7 +18,7 @@ from .runs import course_of_run
 def train_variants(
     model_args: ModelArguments,
     data_args: DataArguments,
-    training_args: LmTrainingArguments,
+    training_args: MoeTrainingArguments,
     variants: dict[str, dict],
     seeds: list[int],
 ) -> Iterator[tuple[str, int, Path]]:

@@ -49,7 +49,7 @@ def train_translation(
         column_to_numpy(train_tokens, "source_length"),
         column_to_numpy(train_tokens, "target_length"),
         data_args.words_per_batch,
-        seed=training_args.seed,
+        seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
         directions=column_to_numpy(train_tokens, "direction"),
         temperature=data_args.sampling_temperature,
         bucket_width=data_args.length_bucket_width,

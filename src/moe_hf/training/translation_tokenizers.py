@@ -68,13 +68,17 @@ def train_translation_tokenizer(
 def load_or_train_translation_tokenizer(
     name_or_path: str | None, lines: Iterable[str], *, vocab_size: int, languages: Sequence[str] = ()
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer `name_or_path`, or if it is None train one as `train_translation_tokenizer` does.
-
-    Raises InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`; and the
-    errors of `train_translation_tokenizer`.
-    """
+    """`load_translation_tokenizer`, or if `name_or_path` is None `train_translation_tokenizer`, with their errors."""
     if name_or_path is None:
         return train_translation_tokenizer(lines, vocab_size=vocab_size, languages=languages)
+    return load_translation_tokenizer(name_or_path, languages)
+
+
+def load_translation_tokenizer(name_or_path: str, languages: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Raises InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
+    """
     tokenizer = load_tokenizer(name_or_path)
     missing = [name for name in ("pad_token", "bos_token") if getattr(tokenizer, name) is None]
     if missing:
