@@ -62,9 +62,14 @@ def moe(sentences, weights, config):
     return [[next(outputs) for _ in sentence] for sentence in sentences], loss
 
 
+def embed(config, embedding, sentences):
+    scale = config.hidden_size**0.5 if config.scale_embedding else 1
+    return [[scale * embedding[i] for i in sentence] for sentence in sentences]
+
+
 def encode(config, weights, sources):
     """The encoder's output for a list of lists of ids, and its balancing losses."""
-    sentences = [[weights["encoder.embed_tokens.weight"][i] for i in source] for source in sources]
+    sentences = embed(config, weights["encoder.embed_tokens.weight"], sources)
     aux_loss, both = torch.zeros((), dtype=torch.float64), None
     for index, name in enumerate(config.encoder_layer_pattern):
         layer = part(weights, f"encoder.layers.{index}.")
@@ -108,7 +113,7 @@ def translation_model(config, weights, sources, targets):
     head, weights = weights.get("lm_head.weight"), part(weights, "model.")
     encoded, aux_loss = encode(config, weights, sources)
     target_embedding = weights.get("decoder.embed_tokens.weight", weights["encoder.embed_tokens.weight"])
-    sentences = [[target_embedding[i] for i in target] for target in targets]
+    sentences = embed(config, target_embedding, targets)
     contexts, all_weights = [], []
     for index, name in enumerate(config.decoder_layer_pattern):
         layer = part(weights, f"decoder.layers.{index}.")

@@ -233,7 +233,9 @@ def language_model(config, weights, input_ids, mask=None, noises=None, labels=No
     """
     batch, length = input_ids.shape
     real = [[s for s in range(length) if mask is None or mask[b, s]] for b in range(batch)]
-    hidden = {(b, s): weights["model.embed_tokens.weight"][input_ids[b, s]] for b in range(batch) for s in real[b]}
+    embedding = weights["model.embed_tokens.weight"]
+    scale = config.hidden_size**0.5 if config.scale_embedding else 1
+    hidden = {(b, s): scale * embedding[input_ids[b, s]] for b in range(batch) for s in real[b]}
     aux_loss = torch.zeros((), dtype=torch.float64)
     noises = iter(noises or [])
     for index, name in enumerate(config.layer_pattern):
@@ -251,7 +253,7 @@ def language_model(config, weights, input_ids, mask=None, noises=None, labels=No
             )
             hidden = dict(zip(hidden, outputs))
             aux_loss = aux_loss + layer_loss(gating, config)
-    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+    head = weights.get("lm_head.weight", embedding)
     logits = {position: head @ x for position, x in hidden.items()}
     losses = []
     for b, s in logits if labels is not None else ():

@@ -3,11 +3,14 @@
 import naive_gnmt
 import pytest
 import torch
-from tiny_gnmt import FEEDINGS, padded, sentences, tiny_model
+from tiny_gnmt import FEEDINGS, padded, sentences, tiny_config, tiny_model
 from tiny_models import assert_same, gradients
+
+from moe_hf import GnmtMoeModel
 
 VARIANTS = {
     "default": {},
+    "scaled embedding": {"scale_embedding": True, "tie_word_embeddings": True},
     "additive": {"attention_type": "additive"},
     "projection": {"lstm_hidden_size": 12},
     "moe after the first layer": {"encoder_layer_pattern": ["lstm", "moe", "lstm"]},
@@ -124,3 +127,13 @@ def test_router_logits_and_hidden_states_are_recorded():
     assert [x.shape for x in output.decoder_hidden_states] == [(1, 3, 8)] * 4
     assert_same(model.lm_head(output.decoder_hidden_states[-1]), output.logits)
     assert torch.equal(output.encoder_last_hidden_state, output.encoder_hidden_states[-1])
+
+
+@pytest.mark.parametrize("feeding", FEEDINGS)
+def test_a_new_model_reads_inputs_of_unit_variance_and_attends_evenly(feeding):
+    torch.manual_seed(0)
+    model = GnmtMoeModel(tiny_config(hidden_size=64, vocab_size=500, scale_embedding=True, attention_feeding=feeding))
+    ids = torch.randint(500, (4, 10))
+    output = model.eval()(input_ids=ids, decoder_input_ids=ids, output_attentions=True)
+    assert 0.9 < model.encoder.embed_tokens(ids).std() < 1.1
+    assert (output.cross_attentions[0] - 0.1).abs().max() < 0.01

@@ -12,6 +12,7 @@ from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, LstmMoeModel
 
 VARIANTS = {
     "default": {},
+    "scaled embedding": {"scale_embedding": True, "tie_word_embeddings": True},
     "one lstm": {"layer_pattern": ["lstm"]},
     "four lstms": {"layer_pattern": ["lstm"] * 4},
     "projection": {"layer_pattern": ["lstm", "moe"], "lstm_hidden_size": 12},
@@ -225,7 +226,7 @@ def test_micro_batches_sum_to_the_batch_and_share_the_balancing_loss(as_tensor):
     assert_same(model(input_ids, labels=labels, num_items_in_batch=count).loss, whole.loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("experts", ["eager", "moe_hf", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("num_experts", [5, 64])
 def test_every_parameter_gets_a_gradient(experts, num_experts):
     model = tiny_model(torch.float32, experts=experts, num_experts=num_experts).train()

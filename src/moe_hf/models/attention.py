@@ -32,12 +32,15 @@ class GnmtAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """U and W keep the variance; V starts at one for products, which have both signs, else at random."""
+        """U and W keep the variance; V makes products, which have both signs, a mean over d, and else is random.
+
+        With V = 1 the first scores are as large as chance makes a sum over d, and alignment is learnt far later.
+        """
         bound = self.source_weight.shape[1] ** -0.5
         init.normal_(self.source_weight, std=bound)
         init.normal_(self.query_weight, std=bound)
         if self.is_product:
-            init.ones_(self.score_weight)
+            init.constant_(self.score_weight, 1 / len(self.score_weight))
         else:
             init.normal_(self.score_weight, std=bound)
 

@@ -52,6 +52,8 @@ class MoeConfig(PreTrainedConfig):
             more forward pass of the experts. Whole layers are recomputed by `activation_checkpointing_enable()`.
         output_router_logits: whether to return every gate's logits, a hierarchical gate's over its groups.
         tie_word_embeddings: whether embedding and softmax share their matrix.
+        scale_embedding: whether the embedding's output is multiplied by hidden_size ** 0.5, so that the layers read
+            inputs of unit variance from the start.
         initializer_range: standard deviation of embedding and softmax at the start; None: hidden_size ** -0.5. LSTMs
             and experts are scaled by their number of inputs, gates start at zero (strictly balanced ones close to it).
 
@@ -78,6 +80,7 @@ class MoeConfig(PreTrainedConfig):
     recompute_experts: bool = False
     output_router_logits: bool = False
     tie_word_embeddings: bool = False
+    scale_embedding: bool = True
     initializer_range: float | None = None
 
     def __post_init__(self, **kwargs):

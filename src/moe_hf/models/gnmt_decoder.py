@@ -14,6 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_lstm import AttentionLstmLayer
 from .cache import LstmCacheLayer
 from .configuration_gnmt_moe import GnmtMoeConfig
+from .embedding import TokenEmbedding
 from .inputs import padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock
@@ -39,7 +40,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         super().__init__(config)
         self.embed_tokens = None
         if not config.share_embeddings:
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.embed_tokens = TokenEmbedding(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList([AttentionLstmLayer(config)])
         for name in config.decoder_layer_pattern[1:]:

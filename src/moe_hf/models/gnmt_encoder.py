@@ -13,6 +13,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .bidirectional_lstm import BidirectionalLstmLayer
 from .configuration_gnmt_moe import GnmtMoeConfig
+from .embedding import TokenEmbedding
 from .inputs import check_ids, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock
@@ -40,7 +41,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
 
     def __init__(self, config: GnmtMoeConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = TokenEmbedding(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList()
         for index, name in enumerate(config.encoder_layer_pattern):

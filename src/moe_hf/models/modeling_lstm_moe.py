@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache import LstmCacheLayer
 from .configuration_lstm_moe import LstmMoeConfig
+from .embedding import TokenEmbedding
 from .inputs import check_ids, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock, layer_balancing_loss
@@ -43,7 +44,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
 
     def __init__(self, config: LstmMoeConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = TokenEmbedding(config)
         self.dropout = nn.Dropout(config.dropout)
         layer_classes = {"lstm": LstmLayer, "moe": MoeBlock}
         self.layers = nn.ModuleList(layer_classes[name](config) for name in config.layer_pattern)

@@ -37,13 +37,14 @@ class MoeModelArguments:
         default=None, metadata={"help": "weight of L_batchwise, for gating strictly_balanced"}
     )
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
+    scale_embedding: bool | None = field(default=None, metadata={"help": "embedding times sqrt(hidden_size)"})
     initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
     recompute_experts: bool | None = field(
         default=None, metadata={"help": "recompute the experts' hidden activations in the backward pass"}
     )
     experts_implementation: str | None = field(
         default=None,
-        metadata={"help": "eager, batched_mm or grouped_mm; by default eager on a CPU (the same bits every time)"},
+        metadata={"help": "moe_hf (by default: the fastest for the device), eager, batched_mm or grouped_mm"},
     )
 
     def config_arguments(self) -> dict:
