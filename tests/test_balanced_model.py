@@ -77,7 +77,7 @@ def test_a_token_without_experts_gets_the_sigmoid_of_zero():
     assert importance.tolist() == load.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("implementation", ["eager", "moe_hf", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("case", ["no expert passes", "only padding", "no position"])
 def test_without_any_pair_no_gradient_is_none(implementation, case):
     config = tiny_config(**BALANCED)

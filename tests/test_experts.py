@@ -10,9 +10,11 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf import LstmMoeForCausalLM
 from moe_hf.models.experts import MoeExperts
+from moe_hf.models.segment_experts import _experts
 
 LIBRARY_IMPLEMENTATIONS = ["batched_mm", "grouped_mm"]
-IMPLEMENTATIONS = ["eager", *LIBRARY_IMPLEMENTATIONS]
+IMPLEMENTATIONS = ["eager", "moe_hf", *LIBRARY_IMPLEMENTATIONS]
+OURS = pytest.mark.parametrize("implementation", ["eager", "moe_hf"])
 
 
 def experts(implementation="eager", dtype=torch.float64, seed=0, **changes):
@@ -49,11 +51,11 @@ def inputs_of(module, hidden, weights):
     return {"hidden": hidden, "weights": weights, **dict(module.named_parameters())}
 
 
-@pytest.mark.parametrize("num_expert_layers", [1, 3])
+@pytest.mark.parametrize(("implementation", "num_expert_layers"), [("eager", 1), ("eager", 3), ("moe_hf", 1)])
 @settings(deadline=None, max_examples=8)
 @given(tokens=st.integers(1, 7), k=st.integers(1, 5), seed=st.integers(0, 999))
-def test_eager_is_the_papers_with_all_gradients(num_expert_layers, tokens, k, seed):
-    module = experts(num_expert_layers=num_expert_layers, moe_intermediate_size=6)
+def test_output_is_the_papers_with_all_gradients(implementation, num_expert_layers, tokens, k, seed):
+    module = experts(implementation, num_expert_layers=num_expert_layers, moe_intermediate_size=6)
     hidden, index, weights = routing(tokens, k, seed=seed)
     output, grads = run(module, hidden, index, weights)
     expected = naive(module, hidden, index, weights)
@@ -95,9 +97,9 @@ def test_all_tokens_may_go_to_one_expert(implementation):
     assert_same(output, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_expert_layers", [1, 2])
-def test_no_tokens_give_no_rows_and_zero_gradients(num_expert_layers):
-    module = experts(num_expert_layers=num_expert_layers)
+@pytest.mark.parametrize(("implementation", "num_expert_layers"), [("eager", 1), ("eager", 2), ("moe_hf", 1)])
+def test_no_tokens_give_no_rows_and_zero_gradients(implementation, num_expert_layers):
+    module = experts(implementation, num_expert_layers=num_expert_layers)
     output, grads = run(module, *routing(0))
     assert output.shape == (0, 8)
     for name in dict(module.named_parameters()):
@@ -116,8 +118,9 @@ def test_slots_of_weight_zero_change_nothing(implementation):
         assert_same(grads[name], expected_grads[name], rtol=1e-5, atol=1e-5)
 
 
-def test_an_id_of_another_rank_is_left_out():
-    module = experts()
+@OURS
+def test_an_id_of_another_rank_is_left_out(implementation):
+    module = experts(implementation)
     hidden, index, weights = routing(6)
     here = torch.tensor([True, False]).expand(6, 2)
     elsewhere = weights.detach().masked_fill(~here, 0).requires_grad_()
@@ -129,27 +132,59 @@ def test_an_id_of_another_rank_is_left_out():
     assert_same(grads, expected_grads)
 
 
-def test_a_rank_without_any_token_has_zero_gradients():
-    module = experts()
+@OURS
+def test_a_rank_without_any_token_has_zero_gradients(implementation):
+    module = experts(implementation)
     hidden, index, weights = routing(6)
     output, grads = run(module, hidden, torch.full_like(index, 5), torch.zeros_like(weights, requires_grad=True))
     assert output.abs().max() == 0
     assert max(grad.abs().max() for grad in grads.values()) == 0
 
 
+@OURS
 @settings(deadline=None, max_examples=8)
 @given(order=st.permutations(range(6)))
-def test_permuting_tokens_permutes_outputs(order):
-    module = experts()
+def test_permuting_tokens_permutes_outputs(implementation, order):
+    module = experts(implementation)
     hidden, index, weights = routing(6)
     output = module(hidden, index, weights)
     assert_same(module(hidden[order], index[order], weights[order]), output[order])
 
 
-def test_swapping_a_tokens_slots_changes_nothing():
-    module = experts()
+@OURS
+def test_swapping_a_tokens_slots_changes_nothing(implementation):
+    module = experts(implementation)
     hidden, index, weights = routing(6)
     assert_same(module(hidden, index.flip(1), weights.flip(1)), module(hidden, index, weights))
+
+
+def test_gradcheck_of_segments():
+    module = experts("moe_hf", moe_intermediate_size=3, num_experts=3)
+    hidden, index, weights = routing(4, num_experts=3)
+
+    def call(hidden, weights, up_proj, down_proj):
+        parameters = {"up_proj": up_proj, "down_proj": down_proj}
+        return torch.func.functional_call(module, parameters, (hidden, index, weights))
+
+    assert torch.autograd.gradcheck(call, (hidden, weights, module.up_proj, module.down_proj))
+
+
+def test_segments_are_one_operation_for_the_compiler():
+    torch.library.opcheck(_experts, (*routing_arguments(), True))
+    torch.library.opcheck(_experts, (*(tensor.detach() for tensor in routing_arguments()), False))
+
+
+def routing_arguments():
+    module = experts(dtype=torch.float32)
+    hidden, index, weights = routing(6, dtype=torch.float32)
+    return hidden, index, weights, module.up_proj, module.down_proj
+
+
+def test_segments_keep_nothing_without_gradients():
+    arguments = [tensor.detach() for tensor in routing_arguments()]
+    output, hidden, _, _ = _experts(*arguments, False)
+    assert hidden.numel() == 0
+    assert torch.equal(output, _experts(*arguments, True)[0])
 
 
 def test_gradcheck_of_eager():
@@ -184,7 +219,7 @@ def test_the_activation_is_the_configured_one():
     assert_same(output, torch.tanh(hidden @ module.up_proj[2].T) @ module.down_proj[2].T)
 
 
-@pytest.mark.parametrize("implementation", LIBRARY_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["moe_hf", *LIBRARY_IMPLEMENTATIONS])
 def test_deep_experts_refuse_an_implementation_of_one_layer(implementation):
     config = tiny_config(num_expert_layers=2)
     config._experts_implementation = None
@@ -196,7 +231,19 @@ def test_deep_experts_refuse_an_implementation_of_one_layer(implementation):
         LstmMoeForCausalLM._from_config(tiny_config(num_expert_layers=2), experts_implementation=implementation)
 
 
-@pytest.mark.parametrize("implementation", LIBRARY_IMPLEMENTATIONS)
+def test_the_default_is_ours_for_relu_experts_of_any_size():
+    config = tiny_config(moe_intermediate_size=6)
+    config._experts_implementation = None
+    assert LstmMoeForCausalLM(config).config._experts_implementation == "moe_hf"
+    config = tiny_config(hidden_act="tanh")
+    config._experts_implementation = None
+    model = LstmMoeForCausalLM(config)
+    assert model.config._experts_implementation == "eager"
+    with pytest.raises(ValueError, match="experts_implementation='moe_hf' computes ReLU units, but hidden_act='tanh'"):
+        model.set_experts_implementation("moe_hf")
+
+
+@pytest.mark.parametrize("implementation", ["moe_hf", *LIBRARY_IMPLEMENTATIONS])
 def test_the_whole_model_agrees_under_every_implementation(implementation, monkeypatch):
     calls = []
     original = ALL_EXPERTS_FUNCTIONS[implementation]

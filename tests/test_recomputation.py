@@ -91,7 +91,7 @@ def kept_bytes(experts="eager", **changes):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("experts", ["eager", "moe_hf", "grouped_mm", "batched_mm"])
 def test_less_is_kept_for_the_backward_pass(experts):
     usual, recomputed = kept_bytes(experts), kept_bytes(experts, recompute_experts=True)
     hidden_activations = 4 * 32 * 4 * 64 * 4  # tokens, experts per token, hidden size, bytes

@@ -9,6 +9,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .balanced_gating import StrictlyBalancedGate
 from .experts import MoeExperts
+from .experts_interface import experts_forward  # noqa: F401  (registers "moe_hf")
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
@@ -60,15 +61,17 @@ class MoePreTrainedModel(PreTrainedModel):
         super()._adjust_missing_and_unexpected_keys(loading_info)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        reason = None
-        if self.config.num_expert_layers > 1:
-            reason = f"computes one hidden layer, but num_expert_layers={self.config.num_expert_layers}"
-        elif requested_experts in (None, "grouped_mm"):
+        config, reason = self.config, None
+        if config.num_expert_layers > 1:
+            reason = f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"
+        elif requested_experts in (None, "moe_hf") and config.hidden_act != "relu":
+            reason = f"computes ReLU units, but hidden_act={config.hidden_act!r}"
+        elif requested_experts == "grouped_mm":
             for name in ("hidden_size", "moe_intermediate_size"):
-                if getattr(self.config, name) % 8:
-                    reason = f"needs multiples of 8, but {name}={getattr(self.config, name)}"
+                if getattr(config, name) % 8:
+                    reason = f"needs multiples of 8, but {name}={getattr(config, name)}"
         if reason is not None:
             if requested_experts not in (None, "eager"):
                 raise ValueError(f"experts_implementation={requested_experts!r} {reason}; use 'eager'")
             return "eager"
-        return super().get_correct_experts_implementation(requested_experts)
+        return super().get_correct_experts_implementation(requested_experts or "moe_hf")

@@ -32,8 +32,7 @@ def train_lm(
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
-    on_cpu = training_args.device.type == "cpu"
-    model = build_model(LstmMoeForCausalLM, AutoModelForCausalLM, model_args, tokenizer, on_cpu)
+    model = build_model(LstmMoeForCausalLM, AutoModelForCausalLM, model_args, tokenizer)
     windows = cut_windows(streams, data_args, training_args)
     report(model, streams, windows)
 

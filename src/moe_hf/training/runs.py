@@ -79,7 +79,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, course: dict) -> dict
 
 
 def build_model(
-    model_class: type[PreTrainedModel], auto_class, model_args: MoeModelArguments, tokenizer, on_cpu: bool, **config
+    model_class: type[PreTrainedModel], auto_class, model_args: MoeModelArguments, tokenizer, **config
 ) -> PreTrainedModel:
     """A new model for the tokenizer's vocabulary and special tokens, or the checkpoint named, which must fit it.
 
@@ -91,8 +91,7 @@ def build_model(
     Raises:
         InputError: an argument is not allowed, or the checkpoint cannot be loaded or does not fit.
     """
-    # "eager" adds up in the same order every time; on a CPU it is as fast as the others.
-    implementation = model_args.experts_implementation or ("eager" if on_cpu else None)
+    implementation = model_args.experts_implementation
     path = model_args.model_name_or_path
     if path is None:
         config = new_config(model_class.config_class, model_args, tokenizer, **config)

@@ -39,7 +39,6 @@ def train_translation(
         AutoModelForSeq2SeqLM,
         model_args,
         tokenizer,
-        on_cpu=training_args.device.type == "cpu",
         decoder_start_token_id=tokenizer.bos_token_id,
     )
     report(model)

@@ -1,0 +1,148 @@
+"""The experts on a CPU: one sort, contiguous segments, and a backward pass written by hand.
+
+What makes it fast:
+- idle experts cost nothing forward, and slots of weight 0 (padding) are not computed at all;
+- a gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept or scaled;
+- gradients are written into memory that is not cleared first, but for the idle experts' part;
+- the k results of a token are summed by `embedding_bag`, once forward and once backward.
+
+Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R = T * K routed rows.
+"""
+
+import torch
+from torch import nn
+
+
+def segment_experts_forward(
+    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """`MoeExperts.forward` for one hidden layer of ReLU units: same arguments, same result, on any device.
+
+    A slot whose weight is exactly 0 is skipped, and so has no gradient for that weight. There is no second derivative.
+    """
+    dtype = hidden_states.dtype
+    compute_dtype = dtype
+    if torch.is_autocast_enabled(hidden_states.device.type):
+        compute_dtype = torch.get_autocast_dtype(hidden_states.device.type)
+    up, down = module.up_proj.to(compute_dtype), module.down_proj.to(compute_dtype)
+    tensors = (hidden_states, top_k_weights, up, down)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    output, *_ = _experts(hidden_states.to(compute_dtype), top_k_index, top_k_weights, up, down, keep)
+    return output.to(dtype)
+
+
+@torch.library.custom_op("moe_hf::segment_experts", mutates_args=())
+def _experts(
+    x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (T, D), index and weights (T, K), up (E, H, D), down (E, D, H).
+
+    Returns the output (T, D); and what the backward pass needs: the rows' hidden units (R, H), empty unless `keep`,
+    the slot of each row (R,) and the number of rows of each expert (E,).
+    """
+    num_experts, num_hidden, _ = up.shape
+    order_R, counts_E = _sort(index, weights, num_experts)
+    counts = counts_E.tolist()
+    num_rows = sum(counts)
+    rows_RD = x.index_select(0, order_R[:num_rows] // index.shape[1])
+    hidden_RH = x.new_empty(len(order_R) if keep else max(counts, default=0), num_hidden)
+    output_RD = x.new_empty(len(order_R), x.shape[1])
+    output_RD[num_rows:] = 0
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            stop = start + count
+            hidden = hidden_RH[start:stop] if keep else hidden_RH[:count]
+            torch.mm(rows_RD[start:stop], up[expert].t(), out=hidden)
+            torch.mm(hidden.relu_(), down[expert].t(), out=output_RD[start:stop])
+            start = stop
+    output = _sum_slots(output_RD, order_R, weights)
+    return output, hidden_RH if keep else x.new_empty(0, num_hidden), order_R, counts_E
+
+
+@torch.library.custom_op("moe_hf::segment_experts_backward", mutates_args=())
+def _experts_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    hidden_RH: torch.Tensor,
+    order_R: torch.Tensor,
+    counts_E: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients with respect to x, weights, up and down."""
+    counts = counts_E.tolist()
+    num_rows, k = sum(counts), weights.shape[1]
+    token_R = order_R[:num_rows] // k
+    rows_RD = x.index_select(0, token_R)
+    grad_RD = grad.index_select(0, token_R)
+    weights_R = weights.reshape(-1).index_select(0, order_R[:num_rows]).to(x.dtype)
+    grad_weights = torch.zeros_like(weights)
+    grad_weights_R = weights_R.new_empty(num_rows)
+    grad_rows_RD = x.new_empty(len(order_R), x.shape[1])
+    grad_rows_RD[num_rows:] = 0
+    grad_up, grad_down = torch.empty_like(up), torch.empty_like(down)
+    scratch_RH = x.new_empty(max(counts, default=0), up.shape[1])
+    start = 0
+    for expert, count in enumerate(counts):
+        if not count:
+            grad_up[expert] = 0
+            grad_down[expert] = 0
+            continue
+        here, start = slice(start, start + count), start + count
+        hidden, grad_hidden = hidden_RH[here], scratch_RH[:count]
+        rows, grads, scale = rows_RD[here], grad_RD[here], weights_R[here, None]
+        torch.mm(grads, down[expert], out=grad_hidden)
+        torch.sum(grad_hidden * hidden, dim=1, out=grad_weights_R[here])
+        torch.mm(grads.mul_(scale).t(), hidden, out=grad_down[expert])
+        grad_hidden.mul_(scale)
+        torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
+        torch.mm(grad_hidden.t(), rows, out=grad_up[expert])
+        torch.mm(grad_hidden, up[expert], out=grad_rows_RD[here])
+    grad_weights.view(-1)[order_R[:num_rows]] = grad_weights_R.to(weights.dtype)
+    return _sum_slots(grad_rows_RD, order_R, weights, weigh=False), grad_weights, grad_up, grad_down
+
+
+def _sort(index: torch.Tensor, weights: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots (R,) by expert, those that are not computed last; and the number of computed ones of each expert (E,)."""
+    small = torch.int16 if num_experts < 2**15 - 1 else torch.int32
+    ids_R = index.clamp(max=num_experts).masked_fill(weights == 0, num_experts).view(-1)
+    counts_E = ids_R.bincount(minlength=num_experts + 1)[:num_experts]
+    return ids_R.to(small).argsort(stable=True), counts_E
+
+
+def _sum_slots(
+    rows_RD: torch.Tensor, order_R: torch.Tensor, weights: torch.Tensor, weigh: bool = True
+) -> torch.Tensor:
+    """Rows in the order of the experts -> (T, D), the sum of each token's K, weighted by `weights` (T, K) or not."""
+    place_R = torch.empty_like(order_R)
+    place_R[order_R] = torch.arange(len(order_R), device=order_R.device)
+    scale = weights.to(rows_RD.dtype) if weigh else None
+    return nn.functional.embedding_bag(place_R.view_as(weights), rows_RD, mode="sum", per_sample_weights=scale)
+
+
+@_experts.register_fake
+def _(x, index, weights, up, down, keep):
+    rows = index.numel()
+    hidden = x.new_empty(rows if keep else 0, up.shape[1])
+    return torch.empty_like(x), hidden, index.new_empty(rows), index.new_empty(up.shape[0])
+
+
+@_experts_backward.register_fake
+def _(grad, x, weights, up, down, hidden_RH, order_R, counts_E):
+    return torch.empty_like(x), torch.empty_like(weights), torch.empty_like(up), torch.empty_like(down)
+
+
+def _keep_for_backward(ctx, inputs, output):
+    x, _, weights, up, down, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(x, weights, up, down, *output[1:])
+
+
+def _backward(ctx, grad, *_):
+    grad_x, grad_weights, grad_up, grad_down = _experts_backward(grad.contiguous(), *ctx.saved_tensors)
+    return grad_x, None, grad_weights, grad_up, grad_down, None
+
+
+_experts.register_autograd(_backward, setup_context=_keep_for_backward)
