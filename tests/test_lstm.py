@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import assert_same, gradients, randomize, tiny_config
 
-from moe_hf.models.lstm import LstmLayer
+from moe_hf.models.bidirectional_lstm import BidirectionalLstmLayer
+from moe_hf.models.lstm import Lstm, LstmLayer, is_fused, run_fused, run_lstm
+from moe_hf.models.lstm_kernel import _lstm, lstm_sequence
 
 UNITS = pytest.mark.parametrize("units", [None, 5, 13])
 
@@ -96,6 +98,65 @@ def test_padding_anywhere_changes_neither_outputs_nor_states_nor_gradients(units
         actual = gradients(loss, inputs)
         assert_same(actual, gradients(expected_loss, inputs))
         assert (actual["x"][~mask] == 0).all()
+
+
+@pytest.mark.parametrize("bits", [None, "011", "101"])
+@pytest.mark.parametrize("directions", [1, 2])
+@UNITS
+def test_our_kernel_and_torchs_agree_with_all_gradients(units, directions, bits):
+    """On a CPU nothing else runs torch's packed sequences, which a GPU uses."""
+    mask = None if bits is None else torch.tensor([[bit == "1" for bit in bits], [True] * 3, [False] * 3])
+    lstms = [randomize(Lstm(tiny_config(lstm_hidden_size=units)), seed).double() for seed in range(directions)]
+    x = draw(3, 3, 8).requires_grad_()
+    h, c = draw(directions, 3, 8, seed=1).requires_grad_(), draw(directions, 3, units or 8, seed=2).requires_grad_()
+    inputs = {"x": x, "h": h, "c": c}
+    inputs |= {f"{i}.{name}": value for i, lstm in enumerate(lstms) for name, value in lstm.named_parameters()}
+    results = []
+    for run in (run_lstm, run_fused):
+        outputs = run(x, mask, h, c, lstms, True)
+        assert outputs[0].shape == (3, 3, 8 * directions)
+        results.append((outputs, gradients(sum(output.sin().sum() for output in outputs), inputs)))
+    assert not is_fused(x, mask, lstms[0])
+    assert_same(results[0][0], results[1][0])
+    assert_same(results[0][1], results[1][1])
+
+
+def test_torchs_kernel_runs_whole_float32_sequences_without_a_projection():
+    x, mask = torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)
+    plain, projected = Lstm(tiny_config()), Lstm(tiny_config(lstm_hidden_size=12))
+    assert is_fused(x, None, plain)
+    assert not is_fused(x, mask, plain) and not is_fused(x[:, :1], None, plain) and not is_fused(x, None, projected)
+    assert is_fused(x.to("meta"), mask, plain)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("bits", [None, "011"])
+@pytest.mark.parametrize("units", [8, 5])
+def test_gradcheck_of_our_kernel(units, bits, reverse):
+    lstm = randomize(Lstm(tiny_config(lstm_hidden_size=units))).double()
+    mask = None if bits is None else torch.tensor([[bit == "1" for bit in bits], [False, False, True]])
+    h, c = state(2, units)
+
+    def call(x, h, c, *weights):
+        return lstm_sequence(x, mask, h, c, *weights, *([None] if units == 8 else []), reverse=reverse)
+
+    assert torch.autograd.gradcheck(call, (draw(2, 3, 8).requires_grad_(), h, c, *lstm.parameters()))
+
+
+@pytest.mark.parametrize("units", [8, 5])
+def test_our_kernel_is_one_operation_for_the_compiler(units):
+    lstm = randomize(Lstm(tiny_config(lstm_hidden_size=units))).double()
+    h, c = state(2, units)
+    weights = [*lstm.parameters(), *([None] if units == 8 else [])]
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    torch.library.opcheck(_lstm, (draw(2, 3, 8).requires_grad_(), mask, h, c, *weights, False))
+
+
+@pytest.mark.parametrize("layer_class", [LstmLayer, BidirectionalLstmLayer])
+def test_float32_and_float64_agree_where_their_kernels_differ(layer_class):
+    module, x = randomize(layer_class(tiny_config()), std=0.3), draw(3, 6, 8)
+    expected = module.double()(x)[0]
+    assert_same(module.float()(x.float())[0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_of_padding_keeps_its_state_exactly():

@@ -64,7 +64,7 @@ class AttentionLstmLayer(LstmLayer):
         return hidden_states, context, weights[:, None], h.to(dtype), c.to(dtype), keys
 
     def _run_at_once(self, hidden_states, source, keys, source_mask, mask, h, c):
-        output, h, c = run_lstm(hidden_states, mask, h[None], c[None], self.kernel_weights(), self.training)
+        output, h, c = run_lstm(hidden_states, mask, h[None], c[None], [self], self.training)
         context, weights = self.attention(output, keys, source, source_mask)
         return output, context, weights, h[0], c[0]
 

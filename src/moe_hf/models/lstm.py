@@ -9,13 +9,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .lstm_kernel import lstm_sequence
+
 
 def run_lstm(
     inputs: torch.Tensor,
     mask: torch.Tensor | None,
     h: torch.Tensor,
     c: torch.Tensor,
-    weights: list[torch.Tensor],
+    directions: "list[Lstm]",
     training: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run an LSTM in one direction or two. Padding is skipped: it changes no other position and no state.
@@ -24,11 +26,43 @@ def run_lstm(
         inputs: (B, S, I).
         mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
         h, c: (L, B, D) and (L, B, U), the state before the first step of each direction.
-        weights: what `Lstm.kernel_weights` gives, of one direction after the other.
+        directions: the weights that read forward, and those that read backward if there are two.
 
     Returns:
         outputs (B, S, L * D), 0 at padding, and the state after the last real step, like h and c.
     """
+    if is_fused(inputs, mask, directions[0]):
+        return run_fused(inputs, mask, h, c, directions, training)
+    runs = [
+        lstm_sequence(
+            inputs, mask, h[i], c[i], lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr, reverse=i == 1
+        )
+        for i, lstm in enumerate(directions)
+    ]
+    if len(runs) == 1:
+        outputs, h, c = runs[0]
+        return outputs, h[None], c[None]
+    outputs, h, c = zip(*runs)
+    return torch.cat(outputs, dim=-1), torch.stack(h), torch.stack(c)
+
+
+def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm") -> bool:
+    """Whether torch has a fused kernel: on a GPU, and on a CPU for whole float32 sequences without a projection."""
+    if inputs.device.type != "cpu":
+        return True
+    return mask is None and lstm.weight_hr is None and inputs.dtype == torch.float32 and inputs.shape[1] > 1
+
+
+def run_fused(
+    inputs: torch.Tensor,
+    mask: torch.Tensor | None,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    directions: "list[Lstm]",
+    training: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`run_lstm` by torch's kernel for the device, oneDNN's or cuDNN's; padding becomes packed sequences."""
+    weights = [weight for lstm in directions for weight in lstm.kernel_weights()]
     options = (True, 1, 0.0, training, len(h) == 2)  # biases, layers, dropout, training, bidirectional
     if mask is None:
         return torch._VF.lstm(inputs, (h, c), weights, *options, True)
@@ -141,6 +175,6 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
         """
         h, c = self.start(hidden_states, h, c)
         inputs = hidden_states if inputs is None else inputs
-        output, h, c = run_lstm(inputs, mask, h[None], c[None], self.kernel_weights(), self.training)
+        output, h, c = run_lstm(inputs, mask, h[None], c[None], [self], self.training)
         # Autocast would leave the state in the lower precision, or only a part of it.
         return hidden_states + self.dropout(output), h[0].to(hidden_states.dtype), c[0].to(hidden_states.dtype)

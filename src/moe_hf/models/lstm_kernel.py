@@ -1,0 +1,203 @@
+"""An LSTM over whole sequences with a backward pass written by hand, for processors without a fused kernel.
+
+torch's own CPU kernel keeps a graph of every step: its backward pass fills a gradient of the whole sequence with zeros
+at each of them, and a recurrent projection makes it slower still. Here all that does not wait for the step before is
+done at once, forward and backward, and padding is a mask rather than a packed sequence.
+
+Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U units of the cell.
+"""
+
+import torch
+
+
+def lstm_sequence(
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias: torch.Tensor,
+    weight_hr: torch.Tensor | None,
+    reverse: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run one direction of an LSTM.
+
+    Args:
+        x: (B, S, I).
+        mask: (B, S) bool, False for padding; None when there is none.
+        h, c: (B, D) and (B, U), the state to start from.
+        weight_ih, weight_hh, bias, weight_hr: (4U, I), (4U, D), (4U,) and (D, U), or None: no projection (D = U).
+        reverse: read the sequence from its end.
+
+    Returns:
+        outputs (B, S, D), 0 at padding, and the last h and c.
+    """
+    tensors = [x, h, c, weight_ih, weight_hh, bias, weight_hr]
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+    x, h, c, *weights = tensors
+    outputs, h, c, *_ = _lstm(x, mask, h, c, *weights, reverse)
+    return outputs, h, c
+
+
+@torch.library.custom_op("moe_hf::lstm", mutates_args=())
+def _lstm(
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias: torch.Tensor,
+    weight_hr: torch.Tensor | None,
+    reverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns outputs, last h and last c; and for the backward pass the gates (B, S, 4U) in torch's order, h (B, S, D)
+    and c (B, S, U) after each position."""
+    batch, length, _ = x.shape
+    units = weight_ih.shape[0] // 4
+    gates_BSG = torch.addmm(bias, x.reshape(batch * length, -1), weight_ih.t()).view(batch, length, 4 * units)
+    all_h = x.new_empty(batch, length, weight_hh.shape[1])
+    all_c = x.new_empty(batch, length, units)
+    steps, padded = _steps(mask, length, reverse)
+    squashed = x.new_empty(batch, units)
+    to_gates, project = weight_hh.t(), None if weight_hr is None else weight_hr.t()
+    # All views at once: taking one costs a good part of what a small step does.
+    gates_of, h_of, c_of = gates_BSG.unbind(1), all_h.unbind(1), all_c.unbind(1)
+    first_two_of = gates_BSG[..., : 2 * units].unbind(1)
+    input_of, forget_of, values_of, output_of = (part.unbind(1) for part in gates_BSG.chunk(4, dim=2))
+    for t in steps:
+        new_h, new_c = h_of[t], c_of[t]
+        gates_of[t].addmm_(h, to_gates)
+        first_two_of[t].sigmoid_()
+        output_of[t].sigmoid_()
+        torch.mul(forget_of[t], c, out=new_c).addcmul_(input_of[t], values_of[t].tanh_())
+        torch.tanh(new_c, out=squashed)
+        if project is None:
+            torch.mul(output_of[t], squashed, out=new_h)
+        else:
+            torch.mm(squashed.mul_(output_of[t]), project, out=new_h)
+        if t in padded:
+            is_padding = ~mask[:, t, None]
+            new_c.copy_(torch.where(is_padding, c, new_c))
+            new_h.copy_(torch.where(is_padding, h, new_h))
+        h, c = new_h, new_c
+    outputs = all_h.clone() if mask is None else all_h * mask[..., None]
+    return outputs, h.clone(), c.clone(), gates_BSG, all_h, all_c
+
+
+@torch.library.custom_op("moe_hf::lstm_backward", mutates_args=())
+def _lstm_backward(
+    grad_outputs: torch.Tensor,
+    grad_h: torch.Tensor,
+    grad_c: torch.Tensor,
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    weight_hr: torch.Tensor | None,
+    gates_BSG: torch.Tensor,
+    all_h: torch.Tensor,
+    all_c: torch.Tensor,
+    reverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients with respect to x, h, c, weight_ih, weight_hh, bias and weight_hr (empty without a projection)."""
+    batch, length, units = all_c.shape
+    h_before, c_before = _shifted(all_h, h, reverse), _shifted(all_c, c, reverse)
+    input_gate, forget_gate, values, output_gate = gates_BSG.chunk(4, dim=2)
+    squashed = all_c.tanh()
+    # What a step multiplies its incoming gradients by: that of c for the first three gates, that of h for the last.
+    slopes = torch.empty_like(gates_BSG)
+    of_input, of_forget, of_values, of_output = slopes.chunk(4, dim=2)
+    torch.ops.aten.sigmoid_backward.grad_input(values, input_gate, grad_input=of_input)
+    torch.ops.aten.sigmoid_backward.grad_input(c_before, forget_gate, grad_input=of_forget)
+    torch.ops.aten.tanh_backward.grad_input(input_gate, values, grad_input=of_values)
+    torch.ops.aten.sigmoid_backward.grad_input(squashed, output_gate, grad_input=of_output)
+    c_from_h = torch.ops.aten.tanh_backward(output_gate, squashed)
+    projected = None if weight_hr is None else torch.empty_like(all_h)
+
+    grad_h, grad_c = grad_h.clone(), grad_c.clone()
+    if mask is not None:
+        grad_outputs = grad_outputs * mask[..., None]
+    steps, padded = _steps(mask, length, reverse)
+    grad_outputs_of, c_from_h_of, forget_of = grad_outputs.unbind(1), c_from_h.unbind(1), forget_gate.unbind(1)
+    grad_gates_of, from_h_of = slopes.unbind(1), of_output.unbind(1)
+    from_c_of = slopes[..., : 3 * units].view(batch, length, 3, units).unbind(1)
+    for t in reversed(steps):
+        grad_h += grad_outputs_of[t]
+        if t in padded:
+            is_padding = ~mask[:, t, None]
+            passed_h, passed_c = grad_h * is_padding, grad_c * is_padding
+            grad_h.masked_fill_(is_padding, 0)
+            grad_c.masked_fill_(is_padding, 0)
+        hidden = grad_h
+        if projected is not None:
+            projected[:, t] = grad_h
+            hidden = grad_h @ weight_hr
+        grad_c.addcmul_(hidden, c_from_h_of[t])
+        from_c_of[t].mul_(grad_c[:, None])
+        from_h_of[t].mul_(hidden)
+        grad_c.mul_(forget_of[t])
+        torch.mm(grad_gates_of[t], weight_hh, out=grad_h)
+        if t in padded:
+            grad_h += passed_h
+            grad_c += passed_c
+
+    flat = slopes.view(batch * length, -1)
+    grad_x = (flat @ weight_ih).view_as(x)
+    grad_ih = flat.t() @ x.reshape(batch * length, -1)
+    grad_hh = flat.t() @ h_before.reshape(batch * length, -1)
+    grad_hr = x.new_empty(0)
+    if weight_hr is not None:
+        grad_hr = projected.view(batch * length, -1).t() @ (output_gate * squashed).view(batch * length, -1)
+    return grad_x, grad_h, grad_c, grad_ih, grad_hh, flat.sum(0), grad_hr
+
+
+def _steps(mask: torch.Tensor | None, length: int, reverse: bool) -> tuple[list[int], set[int]]:
+    """The positions in the order in which they are read, and those at which some row is padded."""
+    steps = list(range(length))
+    padded = set() if mask is None else set((~mask.all(dim=0)).nonzero()[:, 0].tolist())
+    return steps[::-1] if reverse else steps, padded
+
+
+def _shifted(states: torch.Tensor, first: torch.Tensor, reverse: bool) -> torch.Tensor:
+    """States after each position -> states before it."""
+    if reverse:
+        return torch.cat([states[:, 1:], first[:, None]], dim=1)
+    return torch.cat([first[:, None], states[:, :-1]], dim=1)
+
+
+@_lstm.register_fake
+def _(x, mask, h, c, weight_ih, weight_hh, bias, weight_hr, reverse):
+    batch, length, _ = x.shape
+    units, width = weight_ih.shape[0] // 4, weight_hh.shape[1]
+    outputs, all_h = x.new_empty(batch, length, width), x.new_empty(batch, length, width)
+    gates, all_c = x.new_empty(batch, length, 4 * units), x.new_empty(batch, length, units)
+    return outputs, torch.empty_like(h), torch.empty_like(c), gates, all_h, all_c
+
+
+@_lstm_backward.register_fake
+def _(grad_outputs, grad_h, grad_c, x, mask, h, c, weight_ih, weight_hh, weight_hr, gates_BSG, all_h, all_c, reverse):
+    grads = [torch.empty_like(tensor) for tensor in (x, h, c, weight_ih, weight_hh)]
+    grad_hr = x.new_empty(0) if weight_hr is None else torch.empty_like(weight_hr)
+    return *grads, x.new_empty(len(weight_ih)), grad_hr
+
+
+def _keep_for_backward(ctx, inputs, output):
+    x, mask, h, c, weight_ih, weight_hh, _, weight_hr, ctx.reverse = inputs
+    ctx.mark_non_differentiable(*output[3:])
+    ctx.save_for_backward(x, mask, h, c, weight_ih, weight_hh, weight_hr, *output[3:])
+
+
+def _backward(ctx, grad_outputs, grad_h, grad_c, *_):
+    *grads, grad_hr = _lstm_backward(grad_outputs, grad_h, grad_c, *ctx.saved_tensors, ctx.reverse)
+    grad_x, grad_h, grad_c, grad_ih, grad_hh, grad_bias = grads
+    grad_hr = grad_hr if grad_hr.numel() else None
+    return grad_x, None, grad_h, grad_c, grad_ih, grad_hh, grad_bias, grad_hr, None
+
+
+_lstm.register_autograd(_backward, setup_context=_keep_for_backward)
