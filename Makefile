@@ -29,6 +29,10 @@ style: $(BIN)/.installed
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/lstm.py
+	$(BIN)/python benchmarks/training.py --tokens 2048
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/translation.py
 	$(BIN)/python benchmarks/balanced_slots.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/softmax.py

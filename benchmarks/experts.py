@@ -1,22 +1,28 @@
 #!/usr/bin/env python3
 """Time of the experts' forward and backward pass, as a multiple of a dense layer's with the same active FLOPs.
 
-    python benchmarks/experts.py [--full] [--output benchmarks/results/experts.md]
+    python benchmarks/experts.py [--full] [--davidmrau FOLDER] [--output benchmarks/results/experts.md]
+
+FOLDER: a copy of github.com/davidmrau/mixture-of-experts, whose layer is compared with ours as a whole: gate, experts
+and balancing losses. Its experts end in a softmax over their outputs, which ours do not.
 
 All variants are timed in turn, round after round, and the medians compared: on a noisy machine only ratios hold.
 """
 
 import argparse
 import statistics
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from report import heading, save
 
-from moe_hf import LstmMoeConfig, MoeExperts
+from moe_hf import LstmMoeConfig, MoeBlock, MoeExperts
+from moe_hf.models.balancing import balancing_loss
 
-IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
+IMPLEMENTATIONS = ("moe_hf", "eager", "grouped_mm", "batched_mm")
 SHORT = [(256, 32, 4), (64, 32, 4), (8, 256, 4)]  # rows per expert, experts, experts per token
 FULL = [*SHORT, (128, 32, 4), (32, 64, 4), (4, 256, 4)]
 
@@ -26,9 +32,13 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="more sizes and rounds")
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--moe_intermediate_size", type=int, default=1024)
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--davidmrau", type=Path, help="folder with the moe.py of that repository")
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
 
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     facts = f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}"
     lines = [
         *heading("Experts: time over a dense layer of the same active FLOPs", facts),
@@ -38,6 +48,15 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     for rows, num_experts, k in FULL if arguments.full else SHORT:
         cells = compare(rows, num_experts, k, arguments, rounds=9 if arguments.full else 3)
+        lines.append(f"| {rows} | {num_experts} | {k} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    names = ["ours", *(["davidmrau"] if arguments.davidmrau else [])]
+    lines += ["", "The whole layer while training:", ""]
+    lines += ["| rows per expert | experts | k | " + " | ".join(f"{name} fwd / fwd+bwd" for name in names) + " |"]
+    lines += ["|---" * (3 + len(names)) + "|"]
+    print("\n".join(lines[-5:]), flush=True)
+    for rows, num_experts, k in FULL if arguments.full else SHORT:
+        cells = compare_layers(rows, num_experts, k, arguments, rounds=9 if arguments.full else 3)
         lines.append(f"| {rows} | {num_experts} | {k} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     save(lines, arguments.output)
@@ -54,11 +73,6 @@ def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list
     inputs = torch.randn(num_tokens, width, requires_grad=True)
     index = torch.rand(num_tokens, num_experts).topk(k).indices
     weights = torch.rand(num_tokens, k, requires_grad=True)
-    up = torch.randn(k * hidden, width, requires_grad=True)
-    down = torch.randn(width, k * hidden, requires_grad=True)
-
-    def dense():
-        return torch.nn.functional.linear(torch.relu(torch.nn.functional.linear(inputs, up)), down)
 
     def sparse(name):
         def run():
@@ -67,30 +81,66 @@ def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list
 
         return run
 
-    variants = {"dense": dense}
     # batched_mm copies the weights of both layers for every row: leave it out where that is more than 4 GB.
     gigabytes = num_tokens * k * 2 * width * hidden * 4 / 1e9
-    variants |= {name: sparse(name) for name in IMPLEMENTATIONS if name != "batched_mm" or gigabytes < 4}
+    variants = {name: sparse(name) for name in IMPLEMENTATIONS if name != "batched_mm" or gigabytes < 4}
+    ratios = over_dense(variants, inputs, k * hidden, [inputs, weights, *experts.parameters()], rounds)
+    return [ratios.get(name, "needs too much memory") for name in IMPLEMENTATIONS]
+
+
+def compare_layers(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list[str]:
+    """One cell for each layer, as `compare` has them."""
+    width, hidden = arguments.hidden_size, arguments.moe_intermediate_size
+    sizes = {"num_experts": num_experts, "num_experts_per_tok": k, "moe_intermediate_size": hidden}
+    config = LstmMoeConfig(hidden_size=width, dropout=0.0, **sizes)
+    config._experts_implementation = "moe_hf"
+    block = MoeBlock(config)
+    inputs = torch.randn(rows * num_experts // k, width, requires_grad=True)
+
+    def ours():
+        output, importance, load, _, _ = block(inputs[None])
+        return output[0] + balancing_loss(importance, load, 0.1, 0.1)
+
+    variants, parameters = {"ours": ours}, list(block.parameters())
+    if arguments.davidmrau:
+        sys.path.insert(0, str(arguments.davidmrau))
+        from moe import MoE
+
+        layer = MoE(width, width, num_experts, hidden, k=k)
+        variants["davidmrau"] = lambda: sum(layer(inputs))
+        parameters += layer.parameters()
+    return list(over_dense(variants, inputs, k * hidden, [inputs, *parameters], rounds).values())
+
+
+def over_dense(
+    variants: dict[str, Callable], inputs: torch.Tensor, hidden: int, leaves: list[torch.Tensor], rounds: int
+) -> dict[str, str]:
+    """Forward and forward + backward of each variant, over a dense layer of `hidden` units."""
+    up = torch.randn(hidden, inputs.shape[1], requires_grad=True)
+    down = torch.randn(inputs.shape[1], hidden, requires_grad=True)
+
+    def dense():
+        return torch.nn.functional.linear(torch.relu(torch.nn.functional.linear(inputs, up)), down)
+
+    variants = {"dense": dense} | variants
     forward = {name: [] for name in variants}
     both = {name: [] for name in variants}
+    gradient = torch.ones_like(inputs)
     for _ in range(rounds + 1):
         for name, run in variants.items():
-            for tensor in (inputs, weights, up, down, *experts.parameters()):
+            for tensor in (up, down, *leaves):
                 tensor.grad = None
             start = time.perf_counter()
             output = run()
             middle = time.perf_counter()
-            output.sum().backward()
+            output.backward(gradient)
             forward[name].append(middle - start)
             both[name].append(time.perf_counter() - start)
 
     def ratio(times, name):
         return statistics.median(times[name][1:]) / statistics.median(times["dense"][1:])
 
-    return [
-        f"{ratio(forward, name):.2f} / {ratio(both, name):.2f}" if name in variants else "needs too much memory"
-        for name in IMPLEMENTATIONS
-    ]
+    return {name: f"{ratio(forward, name):.2f} / {ratio(both, name):.2f}" for name in variants if name != "dense"}
 
 
 if __name__ == "__main__":

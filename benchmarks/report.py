@@ -1,7 +1,10 @@
-"""The Markdown file of a benchmark: which command, on what, with which versions."""
+"""What the benchmarks share: timing in turn, and the Markdown file, with the command, the machine and the versions."""
 
 import platform
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,3 +28,15 @@ def save(lines: list[str], file: Path | None) -> None:
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def median_seconds(variants: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Time all variants in turn, `rounds` times after one round that does not count: on a noisy machine only the
+    ratios of such medians hold."""
+    times = {name: [] for name in variants}
+    for _ in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
