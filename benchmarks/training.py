@@ -43,8 +43,8 @@ def main() -> None:
     steps = {name: training_step(model, arguments) for name, model in models.items()}
     times = median_seconds(steps, arguments.rounds)
     facts = (
-        f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}, k = 4, {arguments.tokens} tokens a step, "
-        f"V = 32,000 with 1,024 sampled classes, {arguments.optimizer}"
+        f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}, k = 4, {arguments.tokens} tokens a "
+        f"step, V = 32,000 with 1,024 sampled classes, {arguments.optimizer}"
     )
     lines = [
         *heading("Training steps of models with the same operations per token", facts),

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Train a small LSTM-MoE on a corpus written for the purpose, and show what it learnt; no download, a few minutes.
+"""Train a small language model and a small translation model on corpora written for the purpose, and show what they
+learnt; no download, a few minutes each.
 
     python scripts/demo.py [FOLDER]
 
@@ -13,20 +14,25 @@ from pathlib import Path
 
 from moe_hf.errors import run_command
 from moe_hf.training.demo import run_demo
+from moe_hf.training.translation_demo import run_translation_demo
 
-ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def main() -> int:
     free = (Path("runs") / f"demo-{n}" for n in itertools.count(1))
-    folder = sys.argv[1] if len(sys.argv) > 1 else next(path for path in free if not path.exists())
-    start = time.time()
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else next(path for path in free if not path.exists())
 
-    def demo() -> None:
-        run_demo(str(ROOT / "configs" / "demo.yaml"), str(folder))
-        print(f"\nDone in {time.time() - start:.0f} s. The model is in {folder}/model.")
+    def demos() -> None:
+        for demo, config, name in (
+            (run_demo, "demo.yaml", "language-model"),
+            (run_translation_demo, "demo-translation.yaml", "translation"),
+        ):
+            start = time.time()
+            demo(str(CONFIGS / config), str(folder / name))
+            print(f"\nDone in {time.time() - start:.0f} s. The model is in {folder / name / 'model'}.")
 
-    return run_command(demo)
+    return run_command(demos)
 
 
 if __name__ == "__main__":
