@@ -1,13 +1,16 @@
 """Who may import whom in the model code, which Transformers copies to the Hub by a scan of the source text."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import moe_hf.models
+from moe_hf.models import lstm_kernel, segment_experts
 
 FOLDER = Path(moe_hf.models.__file__).parent
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "__init__.py")
@@ -17,7 +20,10 @@ CHAINS = [
     ("balancing", "gating", "hierarchical_gating", "moe", "modeling"),
     ("balancing", "gating", "balanced_gating", "moe", "modeling"),
     ("experts", "moe", "modeling"),
+    ("segment_experts", "experts_interface", "pretrained_moe", "modeling"),
     ("cache", "lstm", "modeling"),
+    ("lstm_kernel", "lstm", "modeling"),
+    ("embedding", "modeling"),
     ("attention", "attention_lstm", "pretrained_gnmt_moe", "gnmt_decoder", "modeling"),
     ("lstm", "bidirectional_lstm", "gnmt_encoder", "modeling"),
 ]
@@ -90,3 +96,25 @@ def test_every_name_of_the_chains_exists_and_is_used():
 def test_the_two_families_never_import_each_other(name):
     other = next(family for family in FAMILIES if family not in name)
     assert not [needed for needed in all_siblings(name) if other in needed]
+
+
+def copy_of(module):
+    """The module's file, executed once more under another name."""
+    spec = importlib.util.spec_from_file_location(f"copy_of_{module.__name__.rpartition('.')[2]}", module.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
+
+
+def test_copies_of_the_kernels_work_beside_the_originals():
+    """As when a checkpoint from the Hub brings its own code."""
+    x, state = torch.randn(2, 3, 4, requires_grad=True), torch.zeros(2, 4)
+    lstm = (x, None, state, state, torch.randn(16, 4), torch.randn(16, 4), torch.randn(16), None)
+    experts = (x[0], torch.tensor([[0], [1], [1]]), torch.ones(3, 1), torch.randn(2, 5, 4), torch.randn(2, 4, 5), True)
+    kernels = (lstm_kernel, segment_experts)
+    results = []
+    for first, second in (kernels, [copy_of(kernel) for kernel in kernels], kernels):
+        output = first.lstm_sequence(*lstm)[0].sum() + second._experts(*experts)[0].sum()
+        results.append((output, torch.autograd.grad(output, x)[0]))
+    for output, grad in results[1:]:
+        assert torch.equal(output, results[0][0]) and torch.equal(grad, results[0][1])

@@ -1,10 +1,12 @@
-"""Which implementation computes the experts, registered in Transformers' experts interface as "moe_hf"."""
+"""Which implementation computes the experts, registered in Transformers' experts interface."""
 
 import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from .segment_experts import segment_experts_forward
+
+OWN_IMPLEMENTATION = "moe_hf"
 
 
 def experts_forward(
@@ -21,4 +23,4 @@ def experts_forward(
     return forward(module, hidden_states, top_k_index, top_k_weights)
 
 
-ALL_EXPERTS_FUNCTIONS.register("moe_hf", experts_forward)
+ALL_EXPERTS_FUNCTIONS.register(OWN_IMPLEMENTATION, experts_forward)

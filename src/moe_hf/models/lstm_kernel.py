@@ -9,6 +9,9 @@ Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U unit
 
 import torch
 
+# A name of its own for every copy of this file: a checkpoint from the Hub brings one.
+_NAMESPACE = __name__.replace(".", "_")
+
 
 def lstm_sequence(
     x: torch.Tensor,
@@ -42,7 +45,7 @@ def lstm_sequence(
     return outputs, h, c
 
 
-@torch.library.custom_op("moe_hf::lstm", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::lstm", mutates_args=())
 def _lstm(
     x: torch.Tensor,
     mask: torch.Tensor | None,
@@ -88,7 +91,7 @@ def _lstm(
     return outputs, h.clone(), c.clone(), gates_BSG, all_h, all_c
 
 
-@torch.library.custom_op("moe_hf::lstm_backward", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::lstm_backward", mutates_args=())
 def _lstm_backward(
     grad_outputs: torch.Tensor,
     grad_h: torch.Tensor,

@@ -9,7 +9,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .balanced_gating import StrictlyBalancedGate
 from .experts import MoeExperts
-from .experts_interface import experts_forward  # noqa: F401  (registers "moe_hf")
+from .experts_interface import OWN_IMPLEMENTATION
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
@@ -64,7 +64,7 @@ class MoePreTrainedModel(PreTrainedModel):
         config, reason = self.config, None
         if config.num_expert_layers > 1:
             reason = f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"
-        elif requested_experts in (None, "moe_hf") and config.hidden_act != "relu":
+        elif requested_experts in (None, OWN_IMPLEMENTATION) and config.hidden_act != "relu":
             reason = f"computes ReLU units, but hidden_act={config.hidden_act!r}"
         elif requested_experts == "grouped_mm":
             for name in ("hidden_size", "moe_intermediate_size"):
@@ -74,4 +74,4 @@ class MoePreTrainedModel(PreTrainedModel):
             if requested_experts not in (None, "eager"):
                 raise ValueError(f"experts_implementation={requested_experts!r} {reason}; use 'eager'")
             return "eager"
-        return super().get_correct_experts_implementation(requested_experts or "moe_hf")
+        return super().get_correct_experts_implementation(requested_experts or OWN_IMPLEMENTATION)

@@ -12,6 +12,9 @@ Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidd
 import torch
 from torch import nn
 
+# A name of its own for every copy of this file: a checkpoint from the Hub brings one.
+_NAMESPACE = __name__.replace(".", "_")
+
 
 def segment_experts_forward(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -31,7 +34,7 @@ def segment_experts_forward(
     return output.to(dtype)
 
 
-@torch.library.custom_op("moe_hf::segment_experts", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::segment_experts", mutates_args=())
 def _experts(
     x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,7 +63,7 @@ def _experts(
     return output, hidden_RH if keep else x.new_empty(0, num_hidden), order_R, counts_E
 
 
-@torch.library.custom_op("moe_hf::segment_experts_backward", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::segment_experts_backward", mutates_args=())
 def _experts_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
