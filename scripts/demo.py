@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from moe_hf.errors import run_command
 from moe_hf.training.demo import run_demo
 from moe_hf.training.translation_demo import run_translation_demo
@@ -24,11 +26,13 @@ def main() -> int:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else next(path for path in free if not path.exists())
 
     def demos() -> None:
-        for demo, config, name in (
-            (run_demo, "demo.yaml", "language-model"),
-            (run_translation_demo, "demo-translation.yaml", "translation"),
+        for demo, config, name, num_threads in (
+            (run_demo, "demo.yaml", "language-model", torch.get_num_threads()),
+            # Its matrices are so small that a second thread costs more in waiting than it does.
+            (run_translation_demo, "demo-translation.yaml", "translation", 1),
         ):
             start = time.time()
+            torch.set_num_threads(num_threads)
             demo(str(CONFIGS / config), str(folder / name))
             print(f"\nDone in {time.time() - start:.0f} s. The model is in {folder / name / 'model'}.")
 
