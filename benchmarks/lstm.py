@@ -80,7 +80,7 @@ def sequences(rounds: int):
                         c[0] @ lstm.weight_hr.t()
 
         def ours():
-            return lstm_sequence(x, mask, h[0], c[0], lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr)[0]
+            return lstm_sequence(lstm, x, mask, h[0], c[0])[0]
 
         variants = {
             "products": torch.no_grad()(products),

@@ -10,7 +10,9 @@ import torch
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import moe_hf.models
+from moe_hf import LstmMoeConfig
 from moe_hf.models import lstm_kernel, segment_experts
+from moe_hf.models.lstm import Lstm
 
 FOLDER = Path(moe_hf.models.__file__).parent
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "__init__.py")
@@ -109,12 +111,12 @@ def copy_of(module):
 def test_copies_of_the_kernels_work_beside_the_originals():
     """As when a checkpoint from the Hub brings its own code."""
     x, state = torch.randn(2, 3, 4, requires_grad=True), torch.zeros(2, 4)
-    lstm = (x, None, state, state, torch.randn(16, 4), torch.randn(16, 4), torch.randn(16), None)
+    lstm = Lstm(LstmMoeConfig(hidden_size=4))
     experts = (x[0], torch.tensor([[0], [1], [1]]), torch.ones(3, 1), torch.randn(2, 5, 4), torch.randn(2, 4, 5), True)
     kernels = (lstm_kernel, segment_experts)
     results = []
     for first, second in (kernels, [copy_of(kernel) for kernel in kernels], kernels):
-        output = first.lstm_sequence(*lstm)[0].sum() + second._experts(*experts)[0].sum()
+        output = first.lstm_sequence(lstm, x, None, state, state)[0].sum() + second._experts(*experts)[0].sum()
         results.append((output, torch.autograd.grad(output, x)[0]))
     for output, grad in results[1:]:
         assert torch.equal(output, results[0][0]) and torch.equal(grad, results[0][1])

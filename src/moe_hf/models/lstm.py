@@ -33,12 +33,7 @@ def run_lstm(
     """
     if is_fused(inputs, mask, directions[0]):
         return run_fused(inputs, mask, h, c, directions, training)
-    runs = [
-        lstm_sequence(
-            inputs, mask, h[i], c[i], lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr, reverse=i == 1
-        )
-        for i, lstm in enumerate(directions)
-    ]
+    runs = [lstm_sequence(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
     if len(runs) == 1:
         outputs, h, c = runs[0]
         return outputs, h[None], c[None]
@@ -53,14 +48,7 @@ def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm") -> b
     return mask is None and lstm.weight_hr is None and inputs.dtype == torch.float32 and inputs.shape[1] > 1
 
 
-def run_fused(
-    inputs: torch.Tensor,
-    mask: torch.Tensor | None,
-    h: torch.Tensor,
-    c: torch.Tensor,
-    directions: "list[Lstm]",
-    training: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def run_fused(inputs, mask, h, c, directions, training):
     """`run_lstm` by torch's kernel for the device, oneDNN's or cuDNN's; padding becomes packed sequences."""
     weights = [weight for lstm in directions for weight in lstm.kernel_weights()]
     options = (True, 1, 0.0, training, len(h) == 2)  # biases, layers, dropout, training, bidirectional

@@ -8,35 +8,33 @@ Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U unit
 """
 
 import torch
+from torch import nn
 
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
 _NAMESPACE = __name__.replace(".", "_")
 
 
 def lstm_sequence(
+    lstm: nn.Module,
     x: torch.Tensor,
     mask: torch.Tensor | None,
     h: torch.Tensor,
     c: torch.Tensor,
-    weight_ih: torch.Tensor,
-    weight_hh: torch.Tensor,
-    bias: torch.Tensor,
-    weight_hr: torch.Tensor | None,
     reverse: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run one direction of an LSTM.
 
     Args:
+        lstm: has weight_ih (4U, I), weight_hh (4U, D), bias (4U,), and weight_hr (D, U), or None if D = U.
         x: (B, S, I).
         mask: (B, S) bool, False for padding; None when there is none.
         h, c: (B, D) and (B, U), the state to start from.
-        weight_ih, weight_hh, bias, weight_hr: (4U, I), (4U, D), (4U,) and (D, U), or None: no projection (D = U).
         reverse: read the sequence from its end.
 
     Returns:
         outputs (B, S, D), 0 at padding, and the last h and c.
     """
-    tensors = [x, h, c, weight_ih, weight_hh, bias, weight_hr]
+    tensors = [x, h, c, lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr]
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
