@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_resume import assert_same_run
+from tiny_runs import TRANSLATION_CONFIG
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainerCallback
 
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
@@ -25,27 +26,6 @@ PAIRS = [
     for noun in ("dog", "cat")
     for other in ("cat", "dog")
 ]
-CONFIG = """
-vocab_size: 290
-words_per_batch: 40
-hidden_size: 8
-encoder_layer_pattern: [lstm, moe]
-decoder_layer_pattern: [lstm, moe]
-num_experts: 4
-num_experts_per_tok: 2
-moe_intermediate_size: 8
-dropout: 0.1
-label_smoothing: 0.1
-max_steps: 4
-logging_steps: 2
-learning_rate: 0.01
-warmup_steps: 2
-constant_steps: 1
-save_strategy: "no"
-report_to: none
-use_cpu: true
-disable_tqdm: true
-"""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +42,9 @@ def corpus(tmp_path_factory):
         for side, language in (("source", "en"), ("target", "de"))
     }
     paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/run"}
-    (folder / "config.yaml").write_text(CONFIG + json.dumps(paths)[1:-1].replace(', "', '\n"'), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        TRANSLATION_CONFIG + json.dumps(paths)[1:-1].replace(', "', '\n"'), encoding="utf-8"
+    )
     return folder
 
 
@@ -122,6 +104,15 @@ def test_it_learns_to_translate(corpus):
     overrides += ["--words_per_batch", 200, "--moe_intermediate_size", 32, "--label_smoothing", 0.0]
     _, metrics = train(corpus, *overrides)
     assert metrics["eval_bleu"] > 90
+
+
+def test_data_seed_orders_the_batches_and_nothing_else(corpus):
+    losses = {}
+    for data_seed in (None, 42, 7):  # 42 is the seed itself
+        overrides = [] if data_seed is None else ["--data_seed", data_seed]
+        trainer, _ = train(corpus, "--output_dir", corpus / f"order-{data_seed}", "--logging_steps", 1, *overrides)
+        losses[data_seed] = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses[None] == losses[42] != losses[7]
 
 
 class Kill(TrainerCallback):

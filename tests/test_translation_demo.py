@@ -1,6 +1,7 @@
 """The translation demo from corpus to translations, with a model that has learnt next to nothing."""
 
 import pytest
+from tiny_runs import TRANSLATION_CONFIG
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from moe_hf.errors import InputError
@@ -8,22 +9,7 @@ from moe_hf.training import translation_demo
 from moe_hf.training.translation_demo import run_translation_demo
 from moe_hf.training.translation_demo_corpus import SHOWN_LINES
 
-CONFIG = """
-vocab_size: 350
-hidden_size: 8
-encoder_layer_pattern: [lstm, moe]
-decoder_layer_pattern: [lstm, moe]
-num_experts: 4
-num_experts_per_tok: 2
-moe_intermediate_size: 8
-words_per_batch: 100
-max_steps: 2
-logging_steps: 1
-save_strategy: "no"
-report_to: none
-use_cpu: true
-disable_tqdm: true
-"""
+CONFIG = TRANSLATION_CONFIG.replace("vocab_size: 290", "vocab_size: 350").replace("batch: 40", "batch: 100")
 
 
 class Parrot:

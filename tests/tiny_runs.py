@@ -1,4 +1,4 @@
-"""The arguments of a training run of four steps, and text for it."""
+"""The arguments of training runs of four steps, of a language model and of a translation model, and text for one."""
 
 import json
 
@@ -16,6 +16,29 @@ per_device_train_batch_size: 4
 per_device_eval_batch_size: 4
 max_steps: 4
 logging_steps: 2
+save_strategy: "no"
+report_to: none
+use_cpu: true
+disable_tqdm: true
+"""
+
+# Without any data.
+TRANSLATION_CONFIG = """
+vocab_size: 290
+words_per_batch: 40
+hidden_size: 8
+encoder_layer_pattern: [lstm, moe]
+decoder_layer_pattern: [lstm, moe]
+num_experts: 4
+num_experts_per_tok: 2
+moe_intermediate_size: 8
+dropout: 0.1
+label_smoothing: 0.1
+max_steps: 4
+logging_steps: 2
+learning_rate: 0.01
+warmup_steps: 2
+constant_steps: 1
 save_strategy: "no"
 report_to: none
 use_cpu: true
