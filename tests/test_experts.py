@@ -10,7 +10,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf import LstmMoeForCausalLM
 from moe_hf.models.experts import MoeExperts
-from moe_hf.models.segment_experts import _experts
+from moe_hf.models.segment_experts import _experts, _is_faster_transposed
 
 LIBRARY_IMPLEMENTATIONS = ["batched_mm", "grouped_mm"]
 IMPLEMENTATIONS = ["eager", "moe_hf", *LIBRARY_IMPLEMENTATIONS]
@@ -62,6 +62,23 @@ def test_output_is_the_papers_with_all_gradients(implementation, num_expert_laye
     assert_same(output, expected)
     probe = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
     assert_same(grads, gradients((expected * probe).sum(), inputs_of(module, hidden, weights)))
+
+
+@pytest.mark.parametrize("keeps_gradients", [True, False])
+def test_large_experts_are_the_papers_in_either_layout_of_the_product(keeps_gradients):
+    module = experts("moe_hf", moe_intermediate_size=2**15, num_experts=3)
+    hidden, _, weights = routing(40, k=2, num_experts=3)
+    index = torch.tensor([[0, 1]] * 3 + [[1, 2]] * 37)  # 3, 40 and 37 rows
+    assert [_is_faster_transposed(count, module.up_proj[0]) for count in (3, 40, 37)] == [False, True, True]
+    expected = naive(module, hidden, index, weights)
+    if keeps_gradients:
+        output, grads = run(module, hidden, index, weights)
+        probe = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        assert_same(grads, gradients((expected * probe).sum(), inputs_of(module, hidden, weights)))
+    else:
+        with torch.no_grad():
+            output = module(hidden, index, weights)
+    assert_same(output, expected)
 
 
 @pytest.mark.parametrize("implementation", LIBRARY_IMPLEMENTATIONS)

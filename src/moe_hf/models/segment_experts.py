@@ -54,13 +54,26 @@ def _experts(
     start = 0
     for expert, count in enumerate(counts):
         if count:
-            stop = start + count
-            hidden = hidden_RH[start:stop] if keep else hidden_RH[:count]
-            torch.mm(rows_RD[start:stop], up[expert].t(), out=hidden)
-            torch.mm(hidden.relu_(), down[expert].t(), out=output_RD[start:stop])
-            start = stop
+            here, start = slice(start, start + count), start + count
+            hidden = hidden_RH[here] if keep else hidden_RH[:count]
+            if _is_faster_transposed(count, up[expert]):
+                transposed = torch.mm(up[expert], rows_RD[here].t()).relu_()
+                output_RD[here] = torch.mm(down[expert], transposed).t()
+                if keep:
+                    hidden.copy_(transposed.t())
+            else:
+                torch.mm(rows_RD[here], up[expert].t(), out=hidden)
+                torch.mm(hidden.relu_(), down[expert].t(), out=output_RD[here])
     output = _sum_slots(output_RD, order_R, weights)
     return output, hidden_RH if keep else x.new_empty(0, num_hidden), order_R, counts_E
+
+
+def _is_faster_transposed(count: int, weight: torch.Tensor) -> bool:
+    """Whether W x' takes less time than x W', transposing included, for a weight that no cache holds.
+
+    Measured with oneMKL, float32 and one thread: for 16 and 32 rows half the time, for 4 or 128 none saved.
+    """
+    return 8 <= count <= 64 and weight.numel() >= 2**18
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::segment_experts_backward", mutates_args=())
