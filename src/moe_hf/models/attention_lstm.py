@@ -71,13 +71,19 @@ class AttentionLstmLayer(LstmLayer):
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
         from_x = nn.functional.linear(hidden_states, self.weight_ih[:, :width], self.bias).unbind(1)
-        recurrent_weight = torch.cat([self.weight_ih[:, width:], self.weight_hh], dim=1)
+        context_weight = self.weight_ih[:, width:]
+        # One product a step instead of two; for a single step the copy would cost more than that.
+        both_weights = torch.cat([context_weight, self.weight_hh], dim=1) if len(from_x) > 1 else None
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
             context, weights = self.attention(h[:, None], keys, source, source_mask)
-            fed_back = torch.cat([context[:, 0].to(h.dtype), h], dim=-1)
-            new_h, new_c = self._cell(gates_x + nn.functional.linear(fed_back, recurrent_weight), c)
+            context_BD = context[:, 0].to(h.dtype)
+            if both_weights is None:
+                fed_back = nn.functional.linear(context_BD, context_weight) + nn.functional.linear(h, self.weight_hh)
+            else:
+                fed_back = nn.functional.linear(torch.cat([context_BD, h], dim=-1), both_weights)
+            new_h, new_c = self._cell(gates_x + fed_back, c)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:
