@@ -4,13 +4,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_hf import GnmtMoeConfig, LstmMoeConfig
 from moe_hf.errors import InputError
 from moe_hf.training.arguments import (
+    DataArguments,
     ModelArguments,
+    MoeTrainingArguments,
     TranslationModelArguments,
     TranslationTrainingArguments,
+    changed_arguments,
     parse_arguments,
 )
 from moe_hf.training.demo_corpus import generate_lines
@@ -21,6 +25,7 @@ from moe_hf.training.translation_arguments import TranslationDataArguments
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 TRANSLATION_CONFIGS = [path for path in CONFIGS if "encoder_layer_pattern" in path.read_text(encoding="utf-8")]
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
+LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)
 TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 
 
@@ -163,3 +168,16 @@ def test_shipped_configuration_describes_a_translation_model(path):
 def test_configurations_are_found():
     assert len(TRANSLATION_CONFIGS) >= 6
     assert len(LM_CONFIGS) >= 2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
+def test_changed_arguments_are_a_configuration_that_says_the_same(path, tmp_path):
+    classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
+    parsed = parse_arguments([str(path), "--use_cpu", "true", "--report_to", "none"], classes)
+    changed = changed_arguments(*parsed)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+    again = parse_arguments([str(tmp_path / "run.yaml")], classes)
+    for one, other in zip(parsed, again, strict=True):
+        assert str(one) == str(other)
+    defaults = changed_arguments(*(cls(use_cpu=True) if "Training" in cls.__name__ else cls() for cls in classes))
+    assert set(defaults) == {"output_dir", "use_cpu"} and len(changed) > 5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import OptimizerNames
 
 from ..errors import InputError
@@ -197,6 +198,33 @@ def parse_arguments(
         near = difflib.get_close_matches(unknown[0], names, n=1)
         raise InputError(f"no argument is named {unknown[0]!r}" + (f", did you mean {near[0]!r}?" if near else ""))
     return tuple(parsed)
+
+
+def changed_arguments(*parsed) -> dict:
+    """What differs from the defaults, as plain values: as a YAML file, the same arguments again.
+
+    Args:
+        parsed: instances of the argument classes.
+    """
+    changed = {}
+    for arguments in parsed:
+        is_training = isinstance(arguments, TrainingArguments)
+        values = arguments.to_dict() if is_training else vars(arguments)
+        for field_ in dataclasses.fields(arguments):
+            default = field_.default if field_.default is not dataclasses.MISSING else field_.default_factory()
+            value = values[field_.name]
+            # The library replaces some defaults by False or an empty list.
+            is_default = default in (None, "", "none") and (value is False or value == [])
+            if value != default and not (is_training and is_default):
+                changed[field_.name] = value
+        if is_training:
+            if arguments.accelerator_config == AcceleratorConfig():
+                changed.pop("accelerator_config", None)
+            if arguments.use_cpu:
+                changed.pop("dataloader_pin_memory", None)
+    for name in ("resume_from_checkpoint", "hub_token"):
+        changed.pop(name, None)
+    return changed
 
 
 def _refuse(message: str):

@@ -9,7 +9,7 @@ from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
-from .runs import build_model, course_of_run, quiet_logs, run_training
+from .runs import build_model, quiet_logs, run_training
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_or_train_tokenizer
 from .trainer import LmTrainer
@@ -47,7 +47,7 @@ def train_lm(
         processing_class=tokenizer,
         carry_state=data_args.carry_state,
     )
-    return trainer, run_training(trainer, checkpoint, course_of_run(model_args, data_args, training_args))
+    return trainer, run_training(trainer, checkpoint, model_args, data_args)
 
 
 def load_streams(model_args, data_args, training_args, checkpoint):

@@ -3,17 +3,20 @@
 import sys
 from pathlib import Path
 
+import yaml
 from datasets import disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, Trainer
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
-from .arguments import MoeModelArguments, MoeTrainingArguments
+from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .optimizer import OptimizerSizeCallback
 
+# The arguments of a run, in its folder: a configuration file that repeats it.
+CONFIG_FILE = "run.yaml"
 # What a run may change when it is resumed.
 FREE_ARGUMENTS = (
     "recompute_experts",
@@ -47,13 +50,13 @@ def quiet_logs(training_args: MoeTrainingArguments) -> None:
         transformers_logging.disable_progress_bar()
 
 
-def run_training(trainer: Trainer, checkpoint: str | None, course: dict) -> dict:
-    """Train, save model, tokenizer, state and the experts' history into `output_dir`, evaluate.
+def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args) -> dict:
+    """Train, save model, tokenizer, state, arguments and the experts' history into `output_dir`, evaluate.
 
     Args:
         trainer: with the datasets to train and evaluate on, the latter may be None.
         checkpoint: what to resume from, or None.
-        course: see `course_of_run`.
+        model_args, data_args: what the trainer was built from.
 
     Returns:
         the last evaluation's metrics, empty without anything to evaluate on.
@@ -66,7 +69,10 @@ def run_training(trainer: Trainer, checkpoint: str | None, course: dict) -> dict
     ).attach_to(trainer)
     trainer.add_callback(OptimizerSizeCallback())
     if checkpoint or args.should_save:  # every process checks, so that none waits for one that stopped
-        check_same_run(args.output_dir, checkpoint, course)
+        check_same_run(args.output_dir, checkpoint, course_of_run(model_args, data_args, args))
+    if args.should_save:
+        config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
+        (Path(args.output_dir) / CONFIG_FILE).write_text(config, encoding="utf-8")
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)

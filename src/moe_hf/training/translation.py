@@ -8,7 +8,7 @@ from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .parallel_data import load_sentence_pairs
-from .runs import build_model, course_of_run, quiet_logs, run_training
+from .runs import build_model, quiet_logs, run_training
 from .token_batches import TokenBatchSampler
 from .tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from .translation_arguments import TranslationDataArguments
@@ -65,7 +65,7 @@ def train_translation(
         processing_class=tokenizer,
         translate_arguments={"num_beams": training_args.eval_num_beams},
     )
-    return trainer, run_training(trainer, checkpoint, course_of_run(model_args, data_args, training_args))
+    return trainer, run_training(trainer, checkpoint, model_args, data_args)
 
 
 def load_pairs(model_args, data_args, training_args, checkpoint):

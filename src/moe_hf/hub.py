@@ -1,0 +1,137 @@
+"""Models for the Hub: weights, tokenizer, generation settings, model card, and the code that computes the model.
+
+    with_code(model).push_to_hub("me/my-moe")     # a model in memory, also one that a Trainer saves
+    export("runs/mine", "folder")                 # a training's folder, to look at
+    push("runs/mine", "me/my-moe")                # the same, uploaded
+
+Whoever loads such a repository needs `trust_remote_code=True`, and not this package.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .errors import InputError
+from .model_card import write_model_card
+from .training.runs import load_pretrained, reason
+
+# What each Auto class loads, by model type.
+AUTO_MAPS = {
+    "lstm_moe": {
+        "AutoConfig": "configuration_lstm_moe.LstmMoeConfig",
+        "AutoModel": "modeling_lstm_moe.LstmMoeModel",
+        "AutoModelForCausalLM": "modeling_lstm_moe.LstmMoeForCausalLM",
+    },
+    "gnmt_moe": {
+        "AutoConfig": "configuration_gnmt_moe.GnmtMoeConfig",
+        "AutoModel": "modeling_gnmt_moe.GnmtMoeModel",
+        "AutoModelForSeq2SeqLM": "modeling_gnmt_moe.GnmtMoeForConditionalGeneration",
+    },
+}
+TASK_MODELS = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
+
+
+def with_code(model: PreTrainedModel) -> PreTrainedModel:
+    """Make `save_pretrained` and `push_to_hub` of this model write its code too; returns the model.
+
+    From then on they do so for every model of its class, as the library keeps this setting in the class.
+
+    Raises:
+        ValueError: it is none of this package's models.
+    """
+    auto_map = AUTO_MAPS.get(model.config.model_type, {})
+    names = {value.partition(".")[2]: auto_class for auto_class, value in auto_map.items()}
+    if type(model).__name__ not in names:
+        raise ValueError(f"model={type(model).__name__} is none of {sorted(set(_class_names()))}")
+    type(model).register_for_auto_class(names[type(model).__name__])
+    type(model.config).register_for_auto_class()
+    model.config.auto_map = dict(auto_map)
+    return model
+
+
+def _class_names() -> list[str]:
+    values = [value for auto_map in AUTO_MAPS.values() for name, value in auto_map.items() if name != "AutoConfig"]
+    return [value.partition(".")[2] for value in values]
+
+
+def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of either family, with its softmax, and its tokenizer.
+
+    Args:
+        source: folder or Hub name of both.
+
+    Raises:
+        InputError: one of them cannot be loaded, or the model is of no family of this package.
+    """
+    try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+        if model_type not in TASK_MODELS:
+            raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"model={source}: cannot be loaded ({reason(error)})") from error
+    return load_pretrained(TASK_MODELS[model_type], source), tokenizer
+
+
+def export(
+    source: str,
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    max_shard_size: str = "5GB",
+    license: str = "apache-2.0",
+) -> None:
+    """Write a repository: safetensors, configurations, tokenizer, code, model card (README.md) and its plot.
+
+    Args:
+        source: what a training left in its `output_dir`, or any folder or Hub name of a model and its tokenizer; the
+            card has the numbers of the former only.
+        folder: new or empty.
+        repo_id: the name that the card's example loads; by default that of `folder`.
+        max_shard_size: weights larger than that become several files.
+        license: of the weights, as the Hub names it.
+
+    Raises:
+        InputError: `folder` has something in it, or `source` cannot be loaded.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"folder={folder} must be new or empty")
+    model, tokenizer = load_model_and_tokenizer(source)
+    with_code(model).save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(folder)
+    write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license)
+
+
+def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
+    """`export`, then upload; the repository is made if there is none. `options` are those of `export`.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        InputError: as `export`, or `repo_id` is no name of a repository.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"repo={repo_id!r}: {reason(error)}") from error
+    with TemporaryDirectory() as folder:
+        export(source, folder, repo_id=repo_id, **options)
+        api = HfApi()
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}")
+    return commit.commit_url

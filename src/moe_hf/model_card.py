@@ -1,0 +1,179 @@
+"""The model card of a repository on the Hub, filled from the folder that a training wrote: no number by hand."""
+
+import csv
+import json
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from .evaluation.history_plot import plot_expert_history
+from .evaluation.model_size import count_embedding_parameters, count_parameters, ops_per_timestep
+from .training.runs import CONFIG_FILE
+
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+HISTORY_FILE, HISTORY_PLOT = "expert_history.csv", "expert_history.png"
+# Of eval_results.json: the metric's type on the Hub, and its name on the card.
+METRICS = {
+    "bleu": ("bleu", "BLEU"),
+    "bleu_lowercase": ("bleu", "BLEU, lowercase"),
+    "chrf": ("chrf", "chrF"),
+    "perplexity_per_word": ("perplexity", "perplexity per word"),
+    "perplexity_per_token": ("perplexity", "perplexity per token"),
+    "bits_per_word": ("bits_per_word", "bits per word"),
+}
+FAMILIES = {
+    "lstm_moe": {
+        "task": "text-generation",
+        "script": "train_lm.py",
+        "summary": "An LSTM language model with sparsely-gated mixture-of-experts layers (Shazeer et al., 2017).",
+        "limits": "It continues text in the manner of what it was trained on, true or not, and repeats what is wrong "
+        "or hurtful there. It follows no instructions. Nothing was done against the biases of the text. An LSTM's "
+        "memory of a long context fades: its state has a fixed size.",
+        "example": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{repo}", trust_remote_code=True)
+inputs = tokenizer("The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))""",
+    },
+    "gnmt_moe": {
+        "task": "translation",
+        "script": "train_translation.py",
+        "summary": "A GNMT-like translation model with sparsely-gated mixture-of-experts layers (Shazeer et al., "
+        "2017).",
+        "limits": "It translates single sentences like those it was trained on; other text comes out wrong and does "
+        "not look it. It may leave out, add or change what the source says. Do not rely on it where an error does "
+        "harm.",
+        "example": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo}", trust_remote_code=True)
+model = AutoModelForSeq2SeqLM.from_pretrained("{repo}", trust_remote_code=True)
+inputs = tokenizer(["A sentence to translate."], return_tensors="pt")
+outputs = model.generate(**inputs, num_beams=4, max_new_tokens=100)
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
+    },
+}
+
+
+def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_id: str, license: str) -> None:
+    """Write README.md, and a plot of the experts' balance if there is a history, into `folder`.
+
+    Args:
+        model: its configuration and size go on the card.
+        source: the `output_dir` of a training, whose files have the numbers; from another source there are none.
+        folder: of the repository.
+        repo_id: what the card's example loads.
+        license: of the weights, as the Hub names it.
+    """
+    family, source = FAMILIES[model.config.model_type], Path(source)
+    run = _read(source / CONFIG_FILE, yaml.safe_load)
+    results = {name.removeprefix("eval_"): value for name, value in _read(source / "eval_results.json").items()}
+    evaluated_on = ", ".join(_evaluation_files(run))
+    name = repo_id.rpartition("/")[2]
+    card = ModelCard.from_template(
+        card_data=_metadata(family, run, results, evaluated_on, name, license),
+        template_path=str(TEMPLATE),
+        model_name=name,
+        summary=family["summary"],
+        facts=_facts(model),
+        example=family["example"].replace("{repo}", repo_id),
+        metrics=_metric_rows(results),
+        evaluated_on=evaluated_on,
+        loads=_last_loads(source / HISTORY_FILE),
+        last_step=_read(source / "trainer_state.json").get("global_step"),
+        command=f"python scripts/{family['script']} {CONFIG_FILE}" if run else None,
+        training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
+        run_yaml=yaml.safe_dump(run, sort_keys=False, allow_unicode=True),
+        limits=family["limits"],
+    )
+    card.save(folder / "README.md")
+    if (source / HISTORY_FILE).is_file():
+        plot_expert_history(source / HISTORY_FILE, folder / HISTORY_PLOT)
+
+
+def _read(path: Path, parse=json.loads) -> dict:
+    return parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _evaluation_files(run: dict) -> list[str]:
+    """The files, or the dataset of the Hub, that the run was evaluated on."""
+    files = [*(run.get("validation_files") or []), *(run.get("validation_source_files") or [])]
+    files += run.get("validation_target_files") or []
+    for source in run.get("validation_pairs") or []:
+        files += [path for value in source.values() if isinstance(value, dict) for path in value.values()]
+    if not files and run.get("dataset_name"):
+        files = [f"{run['dataset_name']} ({run.get('validation_split') or 'validation'})"]
+    return files
+
+
+def _metadata(family: dict, run: dict, results: dict, evaluated_on: str, name: str, license: str) -> ModelCardData:
+    languages = [run[side] for side in ("source_language", "target_language") if run.get(side)]
+    measured = [
+        EvalResult(
+            task_type=family["task"],
+            dataset_type="text" if "/" in evaluated_on else evaluated_on or "text",
+            dataset_name=evaluated_on or "unknown",
+            metric_type=metric,
+            metric_name=label,
+            metric_value=round(results[key], 4),
+            metric_config=results.get(f"{key}_signature"),
+        )
+        for key, (metric, label) in METRICS.items()
+        if key in results
+    ]
+    return ModelCardData(
+        model_name=name,
+        language=languages or None,
+        license=license,
+        library_name="transformers",
+        pipeline_tag=family["task"],
+        tags=["mixture-of-experts", "moe", "lstm", "moe_hf"],
+        eval_results=measured or None,
+    )
+
+
+def _facts(model: PreTrainedModel) -> dict[str, str]:
+    config = model.config
+    patterns = ["layer_pattern", "encoder_layer_pattern", "decoder_layer_pattern"]
+    gate = config.gating
+    if config.num_expert_groups is not None:
+        gate = f"hierarchical, {config.num_expert_groups} groups of which {config.num_groups_per_tok} are used"
+    facts = {
+        "layers": "; ".join(", ".join(getattr(config, name)) for name in patterns if hasattr(config, name)),
+        "width": f"{config.hidden_size}",
+        "experts of a MoE layer": f"{config.num_experts}, {config.num_experts_per_tok} for a token; gate: {gate}",
+        "hidden units of an expert": f"{config.moe_intermediate_size}",
+        "parameters": f"{count_parameters(config) / 1e6:,.2f} M, and "
+        f"{count_embedding_parameters(config) / 1e6:,.2f} M of embedding and softmax",
+        "multiply-adds for a token": f"{ops_per_timestep(config) / 1e6:,.2f} M, without embedding and softmax",
+        "vocabulary": f"{config.vocab_size:,} tokens",
+    }
+    return facts
+
+
+def _metric_rows(results: dict) -> list[tuple[str, str, str]]:
+    rows = []
+    for key, (_, label) in METRICS.items():
+        if key in results:
+            signature = results.get(f"{key}_signature")
+            escaped = (signature or "").replace("|", "\\|")  # a bar ends a cell, even inside of code
+            rows.append((label, f"{results[key]:.2f}", f"`{escaped}`" if escaped else ""))
+    return rows
+
+
+def _last_loads(file: Path) -> list[dict]:
+    """The last row of each MoE layer, numbers rounded."""
+    if not file.is_file():
+        return []
+    with open(file, newline="", encoding="utf-8") as lines:
+        last = {row["layer"]: row for row in csv.DictReader(lines)}
+    names = ("cv_importance", "cv_load", "max_over_mean_load")
+    return [row | {name: f"{float(row[name]):.2f}" for name in names} for row in last.values()]
+
+
+def _training(results: dict, state: dict) -> str:
+    if not results:
+        return ""
+    return f"{state.get('global_step', '?')} steps, {results['epoch']:.2f} epochs, {results['train_runtime']:,.0f} s"

@@ -1,0 +1,191 @@
+"""Export to the Hub: what a repository has in it, its use without the package, and uploads to a stand-in server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fake_hub import FakeHub
+from huggingface_hub import ModelCard
+from tiny_gnmt import tiny_model as tiny_gnmt
+from tiny_models import tiny_model as tiny_lm
+from tiny_runs import TRANSLATION_CONFIG, write_config
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel
+
+from moe_hf.errors import InputError
+from moe_hf.hub import AUTO_MAPS, export, push, with_code
+from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from moe_hf.training.lm import train_lm
+from moe_hf.training.translation import train_translation
+from moe_hf.training.translation_arguments import TranslationDataArguments
+
+ROOT = Path(__file__).parents[1]
+FAMILIES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
+
+
+@pytest.fixture(autouse=True)
+def classes_as_before(monkeypatch):
+    """`with_code` marks classes, which other tests share."""
+    for model in (tiny_lm(), tiny_gnmt()):
+        for cls in (type(model), type(model.base_model), type(model.config)):
+            monkeypatch.setattr(cls, "_auto_class", None)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{model type: folder of a training of four steps}."""
+    folder = tmp_path_factory.mktemp("hub")
+    write_config(folder)
+    train_lm(*parse_arguments([str(folder / "config.yaml")]))
+    (folder / "pairs.en").write_text("the dog sees the cat\nthe cat sleeps\n" * 6, encoding="utf-8")
+    (folder / "pairs.de").write_text("der Hund sieht die Katze\ndie Katze schläft\n" * 6, encoding="utf-8")
+    paths = {
+        f"{part}_{side}_files": [f"{folder}/pairs.{language}"]
+        for part in ("train", "validation")
+        for side, language in (("source", "en"), ("target", "de"))
+    }
+    paths |= {"source_language": "en", "target_language": "de"}
+    paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/translation"}
+    config = folder / "translation.yaml"
+    config.write_text(TRANSLATION_CONFIG + yaml.safe_dump(paths), encoding="utf-8")
+    classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+    train_translation(*parse_arguments([str(config)], classes))
+    return {"lstm_moe": folder / "run", "gnmt_moe": folder / "translation"}
+
+
+def run_process(*arguments, **environment):
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_repository_is_complete_and_works_without_the_package(family, runs, tmp_path):
+    export(str(runs[family]), tmp_path / "repository")
+    config = json.loads((tmp_path / "repository" / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAPS[family]
+    names = {path.name for path in (tmp_path / "repository").iterdir()}
+    assert {"model.safetensors", "generation_config.json", "tokenizer.json", "README.md", "moe.py"} <= names
+
+    model = FAMILIES[family].from_pretrained(runs[family])
+    inputs = {"input_ids": torch.tensor([[5, 7, 9, 4]])}
+    if family == "gnmt_moe":
+        inputs["decoder_input_ids"] = torch.tensor([[1, 5, 6]])
+    torch.save((inputs, model(**inputs).logits.detach()), tmp_path / "expected.pt")
+    arguments = (FAMILIES[family].__name__, tmp_path / "repository", tmp_path)
+    output = run_process(ROOT / "tests" / "use_without_package.py", *arguments, HF_MODULES_CACHE=f"{tmp_path}/modules")
+    assert "works without the package" in output
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_card_has_the_runs_numbers_and_its_command(family, runs, tmp_path):
+    export(str(runs[family]), tmp_path / "repository", repo_id="me/model")
+    card = ModelCard.load(tmp_path / "repository" / "README.md")
+    results = json.loads((runs[family] / "eval_results.json").read_text())
+    key, label = {"lstm_moe": ("perplexity_per_word", "perplexity per word"), "gnmt_moe": ("chrf", "chrF")}[family]
+    measured = {result.metric_name: result for result in card.data.eval_results}
+    assert measured[label].metric_value == pytest.approx(results[f"eval_{key}"], abs=1e-4)
+    assert f"| {label} | {results[f'eval_{key}']:.2f} |" in card.text
+    assert measured[label].dataset_name != "unknown" and measured[label].dataset_name in card.text
+    assert card.data.pipeline_tag == {"lstm_moe": "text-generation", "gnmt_moe": "translation"}[family]
+    assert (runs[family] / "run.yaml").read_text() in card.text
+    assert 'from_pretrained("me/model"' in card.text
+    assert (tmp_path / "repository" / "expert_history.png").stat().st_size > 1000
+
+
+def test_a_card_without_a_training_says_so(tmp_path):
+    write_model_and_tokenizer(tmp_path / "model")
+    export(str(tmp_path / "model"), tmp_path / "repository")
+    card = ModelCard.load(tmp_path / "repository" / "README.md")
+    assert "Nothing is known of the training" in card.text and not card.data.eval_results
+
+
+def write_model_and_tokenizer(folder):
+    from moe_hf.training.demo_corpus import generate_lines
+    from moe_hf.training.tokenizers import train_tokenizer
+
+    tiny_lm(torch.float32).save_pretrained(folder)
+    train_tokenizer(generate_lines(20, seed=0), kind="word", vocab_size=20).save_pretrained(folder)
+
+
+def test_large_weights_are_split(runs, tmp_path):
+    export(str(runs["lstm_moe"]), tmp_path / "repository", max_shard_size="3KB")
+    assert len(list((tmp_path / "repository").glob("model-*.safetensors"))) > 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "repository")
+    torch.testing.assert_close(model.state_dict(), AutoModelForCausalLM.from_pretrained(runs["lstm_moe"]).state_dict())
+
+
+def test_the_script_uploads_a_repository(runs, tmp_path):
+    with FakeHub() as hub:
+        arguments = (runs["gnmt_moe"], "me/translator", "--private")
+        output = run_process(ROOT / "scripts" / "push_to_hub.py", *arguments, **hub.environment)
+        assert f"{hub.url}/me/translator/commit" in output
+        assert hub.private == {"me/translator": True}
+        export(str(runs["gnmt_moe"]), tmp_path / "expected", repo_id="me/translator")
+        expected = {path.name: path.read_bytes() for path in (tmp_path / "expected").iterdir()}
+        assert {name: data for name, data in hub.files["me/translator"].items() if name in expected} == expected
+
+
+PUSH = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+import moe_hf
+from moe_hf.hub import with_code
+model = with_code(AutoModelForCausalLM.from_pretrained(sys.argv[1]))
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model.push_to_hub("me/model")
+tokenizer.push_to_hub("me/model")
+arguments = TrainingArguments(output_dir=sys.argv[2] + "/trained", hub_model_id="me/trained", report_to="none",
+                              max_steps=1, save_strategy="no", use_cpu=True, push_to_hub=True, disable_tqdm=True)
+ids = tokenizer("two and two")["input_ids"]
+trainer = Trainer(model, arguments, train_dataset=[{"input_ids": ids, "labels": ids}] * 8, processing_class=tokenizer)
+trainer.train()
+trainer.push_to_hub()
+"""
+LOAD = """
+import sys
+sys.modules["moe_hf"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for name in ("me/model", "me/trained"):
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+    print(name, AutoTokenizer.from_pretrained(name, trust_remote_code=True)("two").input_ids, type(model).__name__)
+"""
+
+
+def test_model_tokenizer_and_trainer_push_and_the_repository_loads_from_there(runs, tmp_path):
+    with FakeHub() as hub:
+        caches = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        run_process("-c", PUSH, runs["lstm_moe"], tmp_path, **hub.environment, **caches)
+        for repository in ("me/model", "me/trained"):
+            files = hub.files[repository]
+            assert {"model.safetensors", "config.json", "tokenizer.json", "modeling_lstm_moe.py"} <= set(files)
+        output = run_process("-c", LOAD, **hub.environment, **caches)
+        tokens = AutoTokenizer.from_pretrained(runs["lstm_moe"])("two").input_ids
+        assert output.splitlines() == [f"{name} {tokens} LstmMoeForCausalLM" for name in ("me/model", "me/trained")]
+
+
+def test_bad_input_is_named(runs, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(InputError, match="folder=.*full must be new or empty"):
+        export(str(runs["lstm_moe"]), tmp_path / "full")
+    with pytest.raises(InputError, match="model=nowhere/at/all"):
+        export("nowhere/at/all", tmp_path / "new")
+    with pytest.raises(InputError, match="repo='a/b/c'"):
+        push(str(runs["lstm_moe"]), "a/b/c")
+    bert = BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8))
+    bert.save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match="model_type='bert', expected one of"):
+        export(str(tmp_path / "bert"), tmp_path / "new")
+    with pytest.raises(ValueError, match="model=BertModel is none of"):
+        with_code(bert)

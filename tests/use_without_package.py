@@ -1,0 +1,45 @@
+"""What someone does with a repository of the Hub who has not installed the package: load, generate, fine-tune, save.
+
+python use_without_package.py AUTO_CLASS REPOSITORY WORK_FOLDER   # WORK_FOLDER/expected.pt has inputs and their logits
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainingArguments
+
+sys.modules["moe_hf"] = None  # so that importing it fails
+auto_class, repository, folder = getattr(transformers, sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+inputs, expected = torch.load(folder / "expected.pt")
+
+tokenizer = AutoTokenizer.from_pretrained(repository, trust_remote_code=True)
+model = auto_class.from_pretrained(repository, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-5, atol=1e-5)
+assert AutoConfig.from_pretrained(repository, trust_remote_code=True).model_type == model.config.model_type
+base = AutoModel.from_pretrained(repository, trust_remote_code=True)
+torch.testing.assert_close(base.state_dict(), model.base_model.state_dict())
+
+prompt = tokenizer("the", return_tensors="pt")
+generated = model.generate(**prompt, max_new_tokens=5, num_beams=2)
+assert isinstance(tokenizer.decode(generated[0], skip_special_tokens=True), str)
+
+rows = [{name: ids[0] for name, ids in inputs.items() if name == "input_ids"}] * 4
+rows = [row | {"labels": row["input_ids"]} for row in rows]
+options = {"max_steps": 2, "learning_rate": 0.1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+trainer = Trainer(
+    model=model,
+    args=TrainingArguments(output_dir=str(folder / "trainer"), save_strategy="no", **options),
+    train_dataset=rows,
+    processing_class=tokenizer,
+)
+trainer.train()
+logits = model.eval()(**inputs).logits
+assert not torch.allclose(logits, expected, atol=1e-3), "the training changed nothing"
+
+trainer.save_model(str(folder / "saved"))
+again = auto_class.from_pretrained(folder / "saved", trust_remote_code=True)
+torch.testing.assert_close(again(**inputs).logits, logits)
+print("works without the package")
