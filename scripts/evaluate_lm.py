@@ -1,35 +1,12 @@
 #!/usr/bin/env python3
 """Perplexity of a language model on text files, and how evenly they use its experts.
 
-python scripts/evaluate_lm.py MODEL FILE [FILE ...]
+The same as `moe-hf evaluate-lm`; --help tells the arguments.
 """
 
-import argparse
 import sys
 
-import moe_hf  # noqa: F401  (registers the models)
-from moe_hf.errors import run_command
-from moe_hf.training.evaluate import evaluate_lm
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
-    parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz, globs")
-    parser.add_argument("--window_length", type=int, default=64, help="tokens at once (default: 64)")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows that the text is cut into (default: 16)")
-    parser.add_argument("--no_carry_state", action="store_true", help="start every window from a state of zero")
-    arguments = parser.parse_args()
-    return run_command(
-        lambda: evaluate_lm(
-            arguments.model,
-            arguments.files,
-            window_length=arguments.window_length,
-            carry_state=not arguments.no_carry_state,
-            batch_size=arguments.batch_size,
-        )
-    )
-
+from moe_hf.commands.evaluate_lm import main
 
 if __name__ == "__main__":
     sys.exit(main())

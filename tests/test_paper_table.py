@@ -1,26 +1,23 @@
 """The configurations of configs/ are the paper's models: parameters, operations and training settings."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import tiny_gnmt
 from tiny_models import tiny_config
 
+from moe_hf.commands import paper_table as script
 from moe_hf.evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
 from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
 from moe_hf.training.arguments import parse_arguments
 
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("paper_table_script", ROOT / "scripts" / "paper_table.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = {row.config: row for row in (*BILLION_WORDS_1, *BILLION_WORDS_100)}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_row_has_the_papers_parameters_operations_and_dropout(name):
-    row, config = ROWS[name], script.read_config(script.CONFIGS / name)
+    row, config = ROWS[name], script.read_config(CONFIGS / "lm" / name)
     params, ops = count_parameters(config), ops_per_timestep(config)
     assert f"{params / 1e6:.1f}" == f"{row.mparams:.1f}" and row.has_params(params)
     # 8.6 for the 8.6508 of MoE-256 is the one number that the paper did not round to the nearest.
@@ -29,13 +26,13 @@ def test_row_has_the_papers_parameters_operations_and_dropout(name):
 
 
 def test_every_configuration_is_a_row_and_every_row_has_one():
-    assert {path.name for path in script.CONFIGS.iterdir()} == ROWS.keys()
+    assert {path.name for path in (CONFIGS / "lm").iterdir()} == ROWS.keys()
     assert len(ROWS) == 20
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_training_settings_are_the_papers(name):
-    model, data, training = parse_arguments([str(script.CONFIGS / name), "--use_cpu", "true"])
+    model, data, training = parse_arguments([str(CONFIGS / "lm" / name), "--use_cpu", "true"])
     words = data.window_length * training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert words == (2_500_000 if name.startswith("100b-") else 300_000)
     assert (data.tokenizer_kind, data.vocab_size) == ("word", 793471)
@@ -47,7 +44,12 @@ def test_training_settings_are_the_papers(name):
     assert (training.optim == "factored_adam") == bool(model.recompute_experts) == saves_memory
 
 
-def test_table_prints_each_row_with_its_mark(capsys):
+@pytest.fixture
+def no_arguments(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["moe-hf table"])
+
+
+def test_table_prints_each_row_with_its_mark(no_arguments, capsys):
     assert script.main() == 0
     lines = capsys.readouterr().out.splitlines()
     marked = [line.split() for line in lines if "✓" in line]
@@ -57,7 +59,7 @@ def test_table_prints_each_row_with_its_mark(capsys):
 
 
 @pytest.mark.parametrize("change", [{"mparams": 37.7}, {"mops": 8.5}, {"dropout": 0.2}])
-def test_a_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
+def test_a_row_that_differs_is_marked_and_fails(change, no_arguments, monkeypatch, capsys):
     row = ROWS["moe-32.yaml"]._replace(**change)
     monkeypatch.setattr(script, "BILLION_WORDS_1", (row,))
     monkeypatch.setattr(script, "BILLION_WORDS_100", ())
@@ -68,7 +70,7 @@ def test_a_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
 
 @pytest.mark.parametrize("row", TRANSLATION, ids=lambda row: row.name)
 def test_translation_model_has_the_papers_operations_and_parameters(row):
-    config = script.read_translation_config(script.TRANSLATION_CONFIGS / row.config)
+    config = script.read_translation_config(CONFIGS / "translation" / row.config)
     assert abs(ops_per_timestep(config) / (row.mops * 1e6) - 1) <= 0.03 and row.has_ops(ops_per_timestep(config))
     params = count_parameters(config) + count_embedding_parameters(config)
     assert row.has_params(params) and (row.gparams is None or abs(params / 8.7e9 - 1) < 0.01)
@@ -77,12 +79,12 @@ def test_translation_model_has_the_papers_operations_and_parameters(row):
 
 
 def test_every_translation_configuration_is_a_row_and_every_row_has_one():
-    assert {path.name for path in script.TRANSLATION_CONFIGS.iterdir()} == {row.config for row in TRANSLATION}
+    assert {path.name for path in (CONFIGS / "translation").iterdir()} == {row.config for row in TRANSLATION}
     assert len(TRANSLATION) == 5
 
 
 @pytest.mark.parametrize("change", [{"mops": 90}, {"gparams": 8.6}])
-def test_a_translation_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
+def test_a_translation_row_that_differs_is_marked_and_fails(change, no_arguments, monkeypatch, capsys):
     for name in ("BILLION_WORDS_1", "BILLION_WORDS_100"):
         monkeypatch.setattr(script, name, ())
     monkeypatch.setattr(script, "TRANSLATION", (TRANSLATION[3],))
@@ -139,3 +141,9 @@ def test_all_parameters_are_layers_embeddings_and_softmax(shared, tied):
     model.tie_weights()
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == count_parameters(model.config) + count_embedding_parameters(model.config)
+
+
+def test_a_folder_without_the_configurations_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["moe-hf table", str(tmp_path)])
+    assert script.main() == 1
+    assert f"configs={tmp_path} has no lm/" in capsys.readouterr().err

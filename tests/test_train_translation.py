@@ -1,9 +1,7 @@
 """Training a translation model in-process: what it learns, resumption, evaluation, scripts, and bad input."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +9,14 @@ from test_resume import assert_same_run
 from tiny_runs import TRANSLATION_CONFIG
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainerCallback
 
+from moe_hf.commands import train_translation as train_translation_command
+from moe_hf.commands import translate
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.evaluate_translation import evaluate_translation
 from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 from moe_hf.training.translation_trainer import TranslationTrainer
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 WORDS = {"a": "ein", "dog": "Hund", "cat": "Kater", "sees": "sieht", "big": "großer", "old": "alter"}
 PAIRS = [
@@ -50,13 +49,6 @@ def corpus(tmp_path_factory):
 
 def train(corpus, *overrides):
     return train_translation(*parse_arguments([str(corpus / "config.yaml"), *map(str, overrides)], CLASSES))
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.fixture(scope="module")
@@ -151,21 +143,20 @@ def test_multilingual_run_reports_each_direction(corpus):
 
 def test_translate_script_prints_as_many_lines_as_it_reads(corpus, trained, monkeypatch, capsys):
     (corpus / "input.txt").write_text("a dog\n\na cat sees a dog\n", encoding="utf-8")
-    script = load_script("translate")
     arguments = [str(corpus / "run"), str(corpus / "input.txt")]
     monkeypatch.setattr("sys.argv", ["translate.py", *arguments, "--attention_plot", str(corpus / "attention.png")])
-    assert script.main() == 0
+    assert translate.main() == 0
     lines = capsys.readouterr().out.split("\n")
     assert len(lines) == 4 and lines[1] == "" and (corpus / "attention.png").is_file()
     monkeypatch.setattr("sys.argv", ["translate.py", *arguments, "--num_return_sequences", "2", "--scores"])
-    assert script.main() == 0
+    assert translate.main() == 0
     assert all(re.match(r"-?\d+\.\d{4}\t", line) for line in capsys.readouterr().out.splitlines())
     monkeypatch.setattr("sys.argv", ["translate.py", str(corpus / "run"), str(corpus / "nothing.txt")])
-    assert script.main() == 1
+    assert translate.main() == 1
     assert re.match(r"error: .*nothing\.txt.*\n\Z", capsys.readouterr().err)
     (corpus / "latin.txt").write_bytes(b"fine\nd\xe9j\xe0\n")
     monkeypatch.setattr("sys.argv", ["translate.py", str(corpus / "run"), str(corpus / "latin.txt")])
-    assert script.main() == 1
+    assert translate.main() == 1
     assert "latin.txt: line 2 is not UTF-8" in capsys.readouterr().err
 
 
@@ -193,7 +184,7 @@ def test_bad_input_is_one_line_that_names_it(corpus, trained, monkeypatch, capsy
     arguments = [str(corpus / "config.yaml"), "--output_dir", str(corpus / "refused")]
     arguments += [text.format(**places) for text in overrides]
     monkeypatch.setattr("sys.argv", ["train_translation.py", *arguments])
-    assert load_script("train_translation").main() == 1
+    assert train_translation_command.main() == 1
     error = capsys.readouterr().err
     assert re.search(named, error) and error.startswith("error: ") and error.count("\n") == 1, error
     assert not (corpus / "refused").exists() or not any((corpus / "refused").iterdir())

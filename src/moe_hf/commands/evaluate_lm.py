@@ -1,0 +1,28 @@
+"""Perplexity of a language model on text files, and how evenly they use its experts.
+
+moe-hf evaluate-lm MODEL FILE [FILE ...]
+"""
+
+import argparse
+
+from ..errors import run_command
+from ..training.evaluate import evaluate_lm
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
+    parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz, globs")
+    parser.add_argument("--window_length", type=int, default=64, help="tokens at once (default: 64)")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows that the text is cut into (default: 16)")
+    parser.add_argument("--no_carry_state", action="store_true", help="start every window from a state of zero")
+    arguments = parser.parse_args()
+    return run_command(
+        lambda: evaluate_lm(
+            arguments.model,
+            arguments.files,
+            window_length=arguments.window_length,
+            carry_state=not arguments.no_carry_state,
+            batch_size=arguments.batch_size,
+        )
+    )

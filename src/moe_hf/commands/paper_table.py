@@ -1,0 +1,91 @@
+"""Print size and cost of the paper's models beside those of configs/lm (its tables 7 and 8) and configs/translation.
+
+    moe-hf table [CONFIGS]
+
+CONFIGS is the folder of that name in a checkout of this project (default: ./configs, or that of the checkout run).
+Nothing is allocated, for 137 billion parameters neither. Exit status 1 when a row is not the paper's.
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from .. import GnmtMoeConfig, LstmMoeConfig
+from ..errors import InputError, run_command
+from ..evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
+from ..evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
+from ..training.arguments import parse_arguments
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
+ROUNDED_DOWN = (
+    "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/evaluation/paper_tables.py."
+)
+
+
+def read_config(path: Path) -> LstmMoeConfig:
+    """The model that a file for scripts/train_lm.py describes."""
+    model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"])
+    return LstmMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
+
+
+def read_translation_config(path: Path) -> GnmtMoeConfig:
+    """The model that a file of configs/translation describes, whatever else it says."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return GnmtMoeConfig(**{name: values[name] for name in values if name in GnmtMoeConfig.__dataclass_fields__})
+
+
+def print_row(row: PaperRow, configs: Path) -> bool:
+    """Print one row, and tell whether it is the paper's."""
+    config = read_config(configs / "lm" / row.config)
+    ops, params = ops_per_timestep(config), count_parameters(config)
+    matches = row.has_ops(ops) and row.has_params(params) and config.dropout == (row.dropout or 0)
+    mark = ("✓ *" if row.ops_rounded_down else "✓") if matches else "differs"
+    numbers = [config.num_expert_groups or "-", row.mops, f"{ops / 1e6:.3f}", row.mparams, f"{params / 1e6:.3f}"]
+    print(LINE.format(row.name, *numbers, config.dropout, row.test_ppl, mark))
+    return matches
+
+
+def print_translation_row(row: TranslationRow, configs: Path) -> bool:
+    """Print one row, and tell whether it is the paper's."""
+    config = read_translation_config(configs / "translation" / row.config)
+    ops, params = ops_per_timestep(config), count_parameters(config) + count_embedding_parameters(config)
+    matches = row.has_ops(ops) and row.has_params(params)
+    paper = "-" if row.gparams is None else f"{row.gparams * 1e3:.0f}"
+    numbers = [config.num_expert_groups or "-", row.mops, f"{ops / 1e6:.3f}", paper, f"{params / 1e6:.3f}"]
+    print(LINE.format(row.name, *numbers, config.dropout, "-", "✓" if matches else "differs"))
+    return matches
+
+
+def print_heads(title: str) -> None:
+    names = ("model", "groups", "ops: paper", "ours", "params: paper", "ours", "dropout", "ppl", "")
+    print(f"\n{title}\n{LINE.format(*names).rstrip()}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="?", type=Path, help="folder with lm/ and translation/")
+    configs = parser.parse_args().configs
+    matches = []
+    status = run_command(lambda: matches.extend(print_tables(find_configs(configs))))
+    return status or int(not all(matches))
+
+
+def find_configs(given: Path | None) -> Path:
+    """The folder given, else configs/ of the working folder, else of the checkout that this file is in."""
+    for folder in [given] if given else [Path("configs"), CHECKOUT / "configs"]:
+        if (folder / "lm").is_dir() and (folder / "translation").is_dir():
+            return folder
+    raise InputError(f"configs={folder} has no lm/ and translation/: give the folder of a checkout of this project")
+
+
+def print_tables(configs: Path) -> list[bool]:
+    """Print all rows, and tell of each whether it is the paper's."""
+    matches = []
+    for title, rows in (("1 billion words", BILLION_WORDS_1), ("100 billion words", BILLION_WORDS_100)):
+        print_heads(f"{title}; in millions, without embedding and softmax; ppl is the paper's")
+        matches += [print_row(row, configs) for row in rows]
+    print(ROUNDED_DOWN)
+    print_heads("translation; in millions, parameters with embedding and softmax; operations to 3 %")
+    return matches + [print_translation_row(row, configs) for row in TRANSLATION]

@@ -1,0 +1,32 @@
+"""Put a trained model on the Hub: weights, tokenizer, code and a model card, usable without this package.
+
+    moe-hf push MODEL REPO [--private]
+    moe-hf push MODEL REPO --dry-run FOLDER     # writes FOLDER, uploads nothing
+
+Log in first, by `hf auth login` or the environment variable HF_TOKEN.
+"""
+
+import argparse
+
+from ..errors import run_command
+from ..hub import export, push
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a training (its output_dir), or folder or Hub name of a model")
+    parser.add_argument("repo", help="name of the repository on the Hub, such as me/my-moe")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry-run", metavar="FOLDER", help="write the repository into this folder and upload nothing")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights (default: apache-2.0)")
+    parser.add_argument("--max_shard_size", default="5GB", help="size of a weights file at most (default: 5GB)")
+    arguments = parser.parse_args()
+    options = {"license": arguments.license, "max_shard_size": arguments.max_shard_size}
+
+    def run() -> dict:
+        if arguments.dry_run:
+            export(arguments.model, arguments.dry_run, repo_id=arguments.repo, **options)
+            return {"written to": arguments.dry_run}
+        return {"uploaded": push(arguments.model, arguments.repo, private=arguments.private, **options)}
+
+    return run_command(run)

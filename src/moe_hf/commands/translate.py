@@ -1,0 +1,59 @@
+"""Translate the lines of a file, or of standard input; prints as many lines as it read, in their order.
+
+    moe-hf translate MODEL [FILE|-] [--num_beams 4] [--length_alpha 0.2 --coverage_beta 0.2]
+
+With --num_return_sequences N each line gives N lines, best first. --scores puts the score and a tab before each. Lines
+are read in portions of --buffer_lines, which are sorted by length inside; --buffer_lines 1 answers each line at once.
+"""
+
+import argparse
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers import AutoModelForSeq2SeqLM
+
+from ..errors import run_command
+from ..evaluation.attention_plot import plot_attention
+from ..training.runs import load_pretrained
+from ..training.text_data import read_lines
+from ..training.translation_tokenizers import load_translation_tokenizer
+from ..translation import Translator
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
+    parser.add_argument("file", nargs="?", default="-", help="text file, plain, .gz or .xz; - for standard input")
+    parser.add_argument("--target_language", help="of a multilingual model: the language to translate into")
+    parser.add_argument("--num_beams", type=int, default=4, help="beams; 1 is greedy search (default: 4)")
+    parser.add_argument("--num_return_sequences", type=int, default=1, help="translations of each line (default: 1)")
+    parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
+    parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
+    parser.add_argument("--length_penalty", type=float, default=1.0, help="the library's own, without GNMT's score")
+    parser.add_argument("--batch_tokens", type=int, default=8000, help="positions of a batch over all beams")
+    parser.add_argument("--buffer_lines", type=int, default=2000, help="lines of a portion (default: 2000)")
+    parser.add_argument("--scores", action="store_true", help="print the score of each translation")
+    parser.add_argument("--attention_plot", type=Path, help="PNG file: heat map of the attention of the first line")
+    return parser.parse_args()
+
+
+def main() -> int:
+    return run_command(lambda: translate(parse()))
+
+
+def translate(arguments: argparse.Namespace) -> None:
+    translator = build_translator(arguments)
+    lines = read_lines(arguments.file, allow_no_text=True)
+    for number, results in enumerate(tqdm(translator.translate(lines), unit=" lines", disable=None)):
+        for found in results:
+            print(f"{found.score:.4f}\t{found.text}" if arguments.scores else found.text, flush=True)
+        if number == 0 and arguments.attention_plot and results[0].target_ids:
+            plot_attention(translator, results[0], arguments.attention_plot)
+
+
+def build_translator(arguments: argparse.Namespace) -> Translator:
+    tokenizer = load_translation_tokenizer(arguments.model)
+    model = load_pretrained(AutoModelForSeq2SeqLM, arguments.model)
+    names = ["target_language", "num_beams", "num_return_sequences", "length_alpha", "coverage_beta", "length_penalty"]
+    names += ["batch_tokens", "buffer_lines"]
+    return Translator(model, tokenizer, **{name: getattr(arguments, name) for name in names})

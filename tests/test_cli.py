@@ -1,0 +1,80 @@
+"""`moe-hf`: its commands, its help, its exit codes."""
+
+import importlib
+import runpy
+from pathlib import Path
+
+import pytest
+from tiny_gnmt import tiny_model as tiny_gnmt
+from tiny_models import tiny_model as tiny_lm
+
+from moe_hf import __version__, cli
+from moe_hf.commands import evaluate, evaluate_lm, evaluate_translation
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call `moe-hf` with arguments: its exit status, what it printed, and its errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["moe-hf", *map(str, arguments)])
+        try:
+            status = cli.main()
+        except SystemExit as end:  # argparse
+            status = end.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def test_help_and_version(call):
+    for arguments, status in ((["--help"], 0), (["-h"], 0), ([], 2)):
+        found, output, _ = call(*arguments)
+        assert found == status and all(f"  {name} " in output for name in cli.COMMANDS)
+    assert call("--version") == (0, f"moe-hf {__version__}\n", "")
+
+
+def test_an_unknown_command_is_named(call):
+    status, _, error = call("trian-lm")
+    assert status == 2 and "command='trian-lm' is none of train-lm," in error
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_tells_its_arguments_under_its_own_name(name, call):
+    status, output, _ = call(name, "--help")
+    assert status == 0 and f"moe-hf {name}" in " ".join(output.split())
+
+
+@pytest.mark.parametrize("name", sorted({module for module, _ in cli.COMMANDS.values()} - {"evaluate"}))
+def test_the_script_of_its_name_is_the_same(name):
+    module = importlib.import_module(f"moe_hf.commands.{name}")
+    assert runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"] is module.main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train-lm", "--train_files", "x", "--learning_rat", "1"], "'--learning_rat', did you mean '--learning_rate'"),
+        (["train-translation", "nothing.yaml"], "configuration file nothing.yaml does not exist"),
+        (["translate", "nowhere", "-"], "nowhere"),
+        (["evaluate", "nowhere", "file"], "model=nowhere: cannot be loaded"),
+        (["push", "nowhere", "me/model"], "model=nowhere: cannot be loaded"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(arguments, named, call):
+    status, output, error = call(*arguments)
+    assert (status, output) == (1, "") and named in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_evaluate_takes_the_command_of_the_models_family(call, tmp_path, monkeypatch):
+    for module in (evaluate_lm, evaluate_translation):
+        monkeypatch.setattr(module, "main", lambda name=module.__name__: print(name) or 0)
+    tiny_lm().config.save_pretrained(tmp_path / "lm")
+    tiny_gnmt().config.save_pretrained(tmp_path / "translator")
+    assert call("evaluate", tmp_path / "lm")[:2] == (0, "moe_hf.commands.evaluate_lm\n")
+    assert call("evaluate", tmp_path / "translator")[:2] == (0, "moe_hf.commands.evaluate_translation\n")
+    assert set(evaluate.COMMANDS.values()) == {evaluate_lm, evaluate_translation}
