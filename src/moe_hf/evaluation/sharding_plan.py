@@ -126,10 +126,11 @@ def plan_sharding(
         value_bytes: of a parameter, gradient, activation or moment; factored moments have 4 always.
 
     Raises:
-        InputError: tokens below 1, or an unknown optimizer.
+        InputError: tokens or value_bytes below 1, or an unknown optimizer.
     """
-    if tokens < 1:
-        raise InputError(f"tokens={tokens} must be at least 1")
+    for name, value in (("tokens", tokens), ("value_bytes", value_bytes)):
+        if value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer={optimizer!r} is not known, use {' or '.join(OPTIMIZERS)}")
     experts = expert_weights(config)
