@@ -37,6 +37,8 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/softmax.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/offload.py
+	$(BIN)/python benchmarks/sharding.py
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

@@ -11,6 +11,7 @@ from tiny_models import tiny_model as tiny_lm
 from moe_hf import __version__, cli
 from moe_hf.commands import evaluate, evaluate_lm, evaluate_translation
 
+TEXT = ["--train_files", __file__, "--output_dir", "unused"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -57,7 +58,10 @@ def test_the_script_of_its_name_is_the_same(name):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["train-lm", "--train_files", "x", "--learning_rat", "1"], "'--learning_rat', did you mean '--learning_rate'"),
+        (
+            ["train-lm", "--train_files", __file__, "--output_dir", "x", "--lerning_rate", "1"],
+            "'--lerning_rate', did you mean '--learning_rate'",
+        ),
         (["train-translation", "nothing.yaml"], "configuration file nothing.yaml does not exist"),
         (["translate", "nowhere", "-"], "nowhere"),
         (["evaluate", "nowhere", "file"], "model=nowhere: cannot be loaded"),

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate-lm": ("evaluate_lm", "perplexity of a language model, and how evenly text uses its experts"),
     "evaluate-translation": ("evaluate_translation", "BLEU, chrF and perplexity of a translation model"),
     "table": ("paper_table", "size and cost of the paper's models beside those of configs/"),
+    "plan": ("sharding_plan", "how a model's experts spread over devices: memory, bytes moved, time"),
     "push": ("push_to_hub", "put a trained model on the Hub, with its code and a model card"),
 }
 HEAD = """usage: moe-hf COMMAND [ARGUMENT ...]

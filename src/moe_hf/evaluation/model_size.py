@@ -12,7 +12,7 @@ from ..models.modeling_lstm_moe import LstmMoeModel
 
 def count_parameters(config: MoeConfig) -> int:
     """Number of parameters of all layers, without embedding and softmax. Nothing is allocated, whatever the size."""
-    return sum(parameter.numel() for parameter in _layers_without_memory(config).parameters())
+    return sum(parameter.numel() for parameter in layers_without_memory(config).parameters())
 
 
 def count_embedding_parameters(config: MoeConfig) -> int:
@@ -31,7 +31,7 @@ def ops_per_timestep(config: MoeConfig) -> int:
     the source, the scores and their weighted sum, is left out.
     """
     ops = 0
-    for module in _layers_without_memory(config).modules():
+    for module in layers_without_memory(config).modules():
         size = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
         if isinstance(module, MoeExperts):
             size = size * config.num_experts_per_tok // config.num_experts
@@ -41,7 +41,8 @@ def ops_per_timestep(config: MoeConfig) -> int:
     return ops
 
 
-def _layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
+def layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
+    """All layers of the model, without embedding and softmax, as modules on the meta device."""
     with torch.device("meta"):
         if isinstance(config, GnmtMoeConfig):
             model = GnmtMoeModel(config)

@@ -13,7 +13,7 @@ class GnmtAttention(nn.Module):
 
     "product", the paper's:  sum_d V_d tanh((x_i U)_d) tanh((y_j W)_d), which is one matrix product of two tensors;
     "additive", GNMT's:      sum_d V_d tanh((x_i U)_d + (y_j W)_d), which needs memory for B * T * S * A numbers.
-    What depends on the source alone is computed once, by `project_source`. The context is the weighted sum of the x_i.
+    What depends on the source alone, the keys, is computed once. The context is the weighted sum of the x_i.
 
     Args:
         config: hidden_size D, attention_type.
@@ -50,18 +50,20 @@ class GnmtAttention(nn.Module):
         return torch.tanh(keys_BSA) * self.score_weight if self.is_product else keys_BSA
 
     def forward(
-        self, query: torch.Tensor, keys: torch.Tensor, source: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, query: torch.Tensor, keys: torch.Tensor | None, source: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
             query: (B, T, D).
-            keys: (B, S, A), from `project_source`.
+            keys: (B, S, A), what an earlier call returned for this source; None: computed here.
             source: (B, S, D).
             mask: (B, S) bool, False for padding, whose weight is exactly 0; None when there is none.
 
         Returns:
-            context (B, T, D), zero for a row whose source is all padding, and weights (B, T, S), at least float32.
+            context (B, T, D), zero for a row whose source is all padding; weights (B, T, S), at least float32; keys.
         """
+        if keys is None:
+            keys = self.project_source(source)
         query_BTA = nn.functional.linear(query, self.query_weight)
         if self.is_product:
             scores_BTS = torch.bmm(torch.tanh(query_BTA), keys.to(query_BTA.dtype).transpose(1, 2))
@@ -73,4 +75,4 @@ class GnmtAttention(nn.Module):
         weights_BTS = scores_BTS.softmax(dim=-1)
         if mask is not None:
             weights_BTS = weights_BTS * mask[:, None]
-        return torch.bmm(weights_BTS.to(source.dtype), source), weights_BTS
+        return torch.bmm(weights_BTS.to(source.dtype), source), weights_BTS, keys

@@ -52,21 +52,19 @@ class AttentionLstmLayer(LstmLayer):
             hidden_states (B, T, D), context (B, T, D), attention weights (B, 1, T, S), h, c and keys.
         """
         h, c = self.start(hidden_states, h, c)
-        if keys is None:
-            keys = self.attention.project_source(source)
         if self.self_feeding:
             run = self._run_step_by_step
         else:
             run = self._run_at_once
-        output, context, weights, h, c = run(hidden_states, source, keys, source_mask, mask, h, c)
+        output, context, weights, h, c, keys = run(hidden_states, source, keys, source_mask, mask, h, c)
         dtype = hidden_states.dtype  # autocast would leave the state in the lower precision, or only a part of it
         hidden_states = hidden_states + self.dropout(output)
         return hidden_states, context, weights[:, None], h.to(dtype), c.to(dtype), keys
 
     def _run_at_once(self, hidden_states, source, keys, source_mask, mask, h, c):
         output, h, c = run_lstm(hidden_states, mask, h[None], c[None], [self], self.training)
-        context, weights = self.attention(output, keys, source, source_mask)
-        return output, context, weights, h[0], c[0]
+        context, weights, keys = self.attention(output, keys, source, source_mask)
+        return output, context, weights, h[0], c[0], keys
 
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
@@ -77,7 +75,7 @@ class AttentionLstmLayer(LstmLayer):
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
-            context, weights = self.attention(h[:, None], keys, source, source_mask)
+            context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
             context_BD = context[:, 0].to(h.dtype)
             if both_weights is None:
                 fed_back = nn.functional.linear(context_BD, context_weight) + nn.functional.linear(h, self.weight_hh)
@@ -90,10 +88,10 @@ class AttentionLstmLayer(LstmLayer):
                 output = output * is_real_B1
                 new_h, new_c = torch.where(is_real_B1, new_h, h), torch.where(is_real_B1, new_c, c)
             h, c = new_h, new_c
-            outputs.append(output)
+            outputs.append(output[:, None])
             contexts.append(context)
             all_weights.append(weights)
-        return torch.stack(outputs, dim=1), torch.cat(contexts, dim=1), torch.cat(all_weights, dim=1), h, c
+        return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys
 
     def _cell(self, gates, c):
         input_gate, forget_gate, new_values, output_gate = gates.chunk(4, dim=-1)

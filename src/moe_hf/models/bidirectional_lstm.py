@@ -41,6 +41,7 @@ class BidirectionalLstmLayer(GradientCheckpointingLayer):
             the mean of both directions (B, S, D), and both, the forward one first (B, S, 2D).
         """
         h, c = (torch.stack([state] * 2) for state in self.forward_lstm.start(hidden_states, None, None))
-        output, _, _ = run_lstm(hidden_states, mask, h, c, [self.forward_lstm, self.backward_lstm], self.training)
+        directions = [self.forward_lstm(), self.backward_lstm()]
+        output, _, _ = run_lstm(hidden_states, mask, h, c, directions, self.training)
         both = torch.cat([hidden_states, hidden_states], dim=-1) + self.dropout(output)
         return torch.stack(both.chunk(2, dim=-1)).mean(dim=0), both

@@ -3,6 +3,8 @@
 Shape suffixes: B batch, S sequence, D width (hidden_size), I width of the inputs, U units of the cell, L directions.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -12,12 +14,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .lstm_kernel import lstm_sequence
 
 
+class LstmWeights(NamedTuple):
+    """The tensors of `Lstm`, under the same names."""
+
+    weight_ih: torch.Tensor
+    weight_hh: torch.Tensor
+    bias: torch.Tensor
+    weight_hr: torch.Tensor | None
+
+
 def run_lstm(
     inputs: torch.Tensor,
     mask: torch.Tensor | None,
     h: torch.Tensor,
     c: torch.Tensor,
-    directions: "list[Lstm]",
+    directions: "list[Lstm | LstmWeights]",
     training: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run an LSTM in one direction or two. Padding is skipped: it changes no other position and no state.
@@ -41,7 +52,7 @@ def run_lstm(
     return torch.cat(outputs, dim=-1), torch.stack(h), torch.stack(c)
 
 
-def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm") -> bool:
+def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm | LstmWeights") -> bool:
     """Whether torch has a fused kernel: on a GPU, and on a CPU for whole float32 sequences without a projection."""
     if inputs.device.type != "cpu":
         return True
@@ -50,7 +61,11 @@ def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm") -> b
 
 def run_fused(inputs, mask, h, c, directions, training):
     """`run_lstm` by torch's kernel for the device, oneDNN's or cuDNN's; padding becomes packed sequences."""
-    weights = [weight for lstm in directions for weight in lstm.kernel_weights()]
+    weights = []
+    for lstm in directions:
+        # The kernels expect two bias vectors; the paper's parameter counts have one.
+        weights += [lstm.weight_ih, lstm.weight_hh, lstm.bias, torch.zeros_like(lstm.bias)]
+        weights += [] if lstm.weight_hr is None else [lstm.weight_hr]
     options = (True, 1, 0.0, training, len(h) == 2)  # biases, layers, dropout, training, bidirectional
     if mask is None:
         return torch._VF.lstm(inputs, (h, c), weights, *options, True)
@@ -113,11 +128,12 @@ class Lstm(nn.Module):
         if self.weight_hr is not None:
             init.uniform_(self.weight_hr, -bound, bound)
 
-    def kernel_weights(self) -> list[torch.Tensor]:
-        """The weights as torch's kernels take them."""
-        # They expect two bias vectors; the paper's parameter counts have one.
-        weights = [self.weight_ih, self.weight_hh, self.bias, torch.zeros_like(self.bias)]
-        return weights if self.weight_hr is None else [*weights, self.weight_hr]
+    def forward(self) -> LstmWeights:
+        """The weights, for a module that runs several LSTMs at once.
+
+        It calls this and does not read them: offloading brings a module's weights when the module is called.
+        """
+        return LstmWeights(self.weight_ih, self.weight_hh, self.bias, self.weight_hr)
 
     def start(
         self, inputs: torch.Tensor, h: torch.Tensor | None, c: torch.Tensor | None
