@@ -13,6 +13,7 @@ from .experts_interface import OWN_IMPLEMENTATION
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
+from .sharding_checks import check_sharding
 
 
 class MoePreTrainedModel(PreTrainedModel):
@@ -59,6 +60,13 @@ class MoePreTrainedModel(PreTrainedModel):
                 "train thresholds for its weights, build a new model and call load_state_dict(..., strict=False)"
             )
         super()._adjust_missing_and_unexpected_keys(loading_info)
+
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, mesh_manager):
+        """Refuse what the library would shard wrongly or wait for without end (`from_pretrained` calls this)."""
+        if mesh_manager is not None:
+            check_sharding(model, distributed_config)
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         config, reason = self.config, None

@@ -10,6 +10,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, course_of_run, quiet_logs, run_training
+from .sharding import check_same_run_everywhere
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_or_train_tokenizer
 from .trainer import LmTrainer
@@ -28,11 +29,15 @@ def train_lm(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
+    course = course_of_run(model_args, data_args, training_args)
+    check_same_run_everywhere(course, training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
-    model = build_model(LstmMoeForCausalLM, AutoModelForCausalLM, model_args, tokenizer)
+    model = build_model(
+        LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint
+    )
     windows = cut_windows(streams, data_args, training_args)
     report(model, streams, windows)
 
@@ -47,7 +52,7 @@ def train_lm(
         processing_class=tokenizer,
         carry_state=data_args.carry_state,
     )
-    return trainer, run_training(trainer, checkpoint, course_of_run(model_args, data_args, training_args))
+    return trainer, run_training(trainer, checkpoint, course)
 
 
 def load_streams(model_args, data_args, training_args, checkpoint):

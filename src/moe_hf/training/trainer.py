@@ -69,11 +69,12 @@ class LmTrainer(MoeTrainerMixin, Trainer):
     # and both are written before trainer_state.json, which marks a checkpoint as whole.
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
         if self.carry_state:
             at_epoch_end = float(self.state.epoch).is_integer()
             carried = {} if at_epoch_end else {slot: _states(cache) for slot, cache in self._carried.items()}
+            os.makedirs(output_dir, exist_ok=True)
             torch.save(carried, self._carried_file(output_dir))
+        super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
