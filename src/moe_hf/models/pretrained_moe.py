@@ -63,9 +63,14 @@ class MoePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def maybe_distribute_model(cls, model, distributed_config, mesh_manager):
-        """Refuse what the library would shard wrongly or wait for without end (`from_pretrained` calls this)."""
+        """Shard a model on the meta device; refuses what the library would shard wrongly, or wait for without end."""
         if mesh_manager is not None:
             check_sharding(model, distributed_config)
+            if model.all_tied_weights_keys:
+                # With a rule for the softmax the library puts the embedding into a group of its own and leaves the
+                # softmax in the whole model's: two groups with one weight, of which each pads its own copy where the
+                # processes do not divide the vocabulary, and one is never updated.
+                model.fsdp_plan = {name: rule for name, rule in model.fsdp_plan.items() if name != "lm_head"}
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:

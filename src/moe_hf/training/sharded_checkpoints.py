@@ -9,10 +9,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from transformers import PreTrainedModel
 from transformers.distributed.checkpoint import (
     _load_model_checkpoint_distributed,
-    _save_model_checkpoint_distributed,
+    _redistribute_state_dict,
     is_sharded_checkpoint,
     load_optimizer_distributed,
     save_optimizer_distributed,
@@ -34,6 +37,14 @@ def check_sharded_optimizer(checkpoint: str | Path) -> None:
         file = folder / part.relative_path
         if not file.is_file() or file.stat().st_size < part.offset + part.length:
             raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/{file.name} is missing or cut")
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Every process writes its part of the weights, as a safetensors file. All of them must call it."""
+    state = _redistribute_state_dict(get_model_state_dict(model))
+    for name in model.all_tied_weights_keys:  # the file format wants no two names for one memory
+        state[name] = state[name].clone()
+    dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 class ShardedCheckpointMixin:
@@ -79,7 +90,7 @@ class ShardedCheckpointMixin:
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
-        _save_model_checkpoint_distributed(model, str(folder))
+        save_weights(model, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.saves_shards:
@@ -108,7 +119,13 @@ class ShardedCheckpointMixin:
         if checkpoint is None or not is_sharded_checkpoint(checkpoint):
             return super()._load_optimizer_and_scheduler(checkpoint)
         load_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(checkpoint, OPTIMIZER_FOLDER)))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
+        schedule, own = torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True), self.lr_scheduler.state_dict()
+        for name, values in schedule.items():
+            # An entry for each group of parameters, of which there are more with more kinds of sharding; they all
+            # have the same learning rate.
+            if isinstance(values, list):
+                schedule[name] = values[:1] * len(own[name])
+        self.lr_scheduler.load_state_dict(schedule)
 
     def _load_best_model(self) -> None:
         if is_sharded_checkpoint(self.state.best_model_checkpoint):
