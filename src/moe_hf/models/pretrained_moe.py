@@ -67,11 +67,21 @@ class MoePreTrainedModel(PreTrainedModel):
         if mesh_manager is not None:
             check_sharding(model, distributed_config)
             if model.all_tied_weights_keys:
-                # With a rule for the softmax the library puts the embedding into a group of its own and leaves the
-                # softmax in the whole model's: two groups with one weight, of which each pads its own copy where the
-                # processes do not divide the vocabulary, and one is never updated.
+                # One weight in one group. The library shards embedding and softmax before it ties them, and in two
+                # groups: where the processes do not divide the vocabulary each then has a padded copy, and one of
+                # them is never updated.
+                model.tie_weights(recompute_mapping=False)
                 model.fsdp_plan = {name: rule for name, rule in model.fsdp_plan.items() if name != "lm_head"}
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
+
+    def gather_sharded_state_dict_for_save(self, model_to_save, state_dict, distributed_config, **kwargs):
+        state_dict = super().gather_sharded_state_dict_for_save(
+            model_to_save, state_dict, distributed_config, **kwargs
+        )
+        if distributed_config is None:
+            return state_dict
+        # Gathered, tied weights are tensors of their own, which the library takes for different ones.
+        return {name: weight for name, weight in state_dict.items() if name not in self.all_tied_weights_keys}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         config, reason = self.config, None

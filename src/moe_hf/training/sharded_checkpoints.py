@@ -75,7 +75,9 @@ class ShardedCheckpointMixin:
         elif _internal_call and output_dir is not None and not self.args.save_only_model:
             self._save_shards(Path(output_dir))
         elif self.is_fsdp_enabled:  # the Trainer would save nothing, unless accelerate is told FULL_STATE_DICT
-            self._save(output_dir or self.args.output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+            state = self.accelerator.get_state_dict(self.model)
+            state = {name: weight for name, weight in state.items() if name not in self.model.all_tied_weights_keys}
+            self._save(output_dir or self.args.output_dir, state_dict=state)
         else:
             super().save_model(output_dir, _internal_call)
 
