@@ -25,7 +25,10 @@ def train_all_cases(size):
     return {name: train(family, layout=size, **case) for name, (family, case) in CASES.items()}
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(
+    scope="module",
+    params=["two", *(pytest.param(name, marks=pytest.mark.distributed) for name in LAYOUTS if name != "two")],
+)
 def runs(request):
     """{case: what each process recorded} of one layout; all cases in one start of the processes."""
     num_processes, size = LAYOUTS[request.param]

@@ -85,6 +85,9 @@ def check_checkpoint(folder: str | Path) -> None:
             raise InputError(f"checkpoint {folder} is broken: {path.name} cannot be read ({error})") from error
     if is_sharded:
         check_sharded_optimizer(folder)
+        num_processes = len(list(folder.glob("rng_state*.pth")))
+        if len(weights) != num_processes:
+            raise InputError(f"checkpoint {folder} is not whole: {len(weights)} shards of {num_processes} processes")
     # Without them the Trainer would start these two anew, silently.
     for name in ("scheduler.pt",) if is_sharded else ("optimizer.pt", "scheduler.pt"):
         if not (folder / name).is_file():
