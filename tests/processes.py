@@ -1,6 +1,6 @@
 """Runs a function on several processes that talk through gloo, and never waits for them without end.
 
-The processes are forked from a server that has imported the libraries already: that takes a tenth of a second, not ten.
+They are forked from a server that has imported the libraries already, which takes a tenth of a second and not ten.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ _context.set_forkserver_preload(
 
 
 class Run:
-    """Processes that run `function(*arguments)`; RANK and its like and SHARED_FOLDER are set, torch.distributed not yet."""
+    """Processes that run `function(*arguments)`, with RANK and its like and SHARED_FOLDER in their environment."""
 
     def __init__(self, num_processes: int, function, *arguments):
         with socket.socket() as free:

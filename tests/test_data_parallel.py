@@ -5,6 +5,7 @@ import torch
 from parallel_runs import assert_same_training, train
 from processes import on_processes
 
+pytestmark = pytest.mark.distributed
 # name: (family, keyword arguments of `train`); DDP without find_unused_parameters, which is the default here
 CASES = {
     "lm noisy": ("lm", {"gate": "noisy"}),

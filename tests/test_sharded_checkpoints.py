@@ -17,6 +17,7 @@ from moe_hf.training.callbacks import AuxLossCallback
 from moe_hf.training.checkpoints import check_checkpoint
 from moe_hf.training.lm import train_lm
 
+pytestmark = pytest.mark.distributed
 ROWS = 8  # of a step on all processes
 COURSE = "--gating softmax_top_k --dropout 0 --carry_state true --tie_word_embeddings true --optim factored_adam "
 COURSE += "--learning_rate 0.02 --adam_epsilon 1e-3 --max_grad_norm 0.5 --logging_steps 1 --max_steps 6 "

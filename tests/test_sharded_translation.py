@@ -1,4 +1,4 @@
-"""Translation runs with one copy of each expert: the same losses, translations and model with any number of processes."""
+"""Translation runs with one copy of each expert: the same losses, translations and model on 1, 2 and 4 processes."""
 
 import os
 import shutil
