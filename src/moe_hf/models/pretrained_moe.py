@@ -66,7 +66,7 @@ class MoePreTrainedModel(PreTrainedModel):
         """Shard a model on the meta device; refuses what the library would shard wrongly, or wait for without end."""
         if mesh_manager is not None:
             check_sharding(model, distributed_config)
-            if model.all_tied_weights_keys:
+            if model.all_tied_weights_keys and distributed_config.tp_size == 1:
                 # One weight in one group. The library shards embedding and softmax before it ties them, and in two
                 # groups: where the processes do not divide the vocabulary each then has a padded copy, and one of
                 # them is never updated.
