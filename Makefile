@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks
 
-.PHONY: demo test quality style bench hf-suite clean
+.PHONY: demo test test-distributed quality style bench hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
+
+# What takes several processes minutes; up to four of them at once.
+test-distributed: $(BIN)/.installed
+	$(BIN)/python -m pytest -m distributed
 
 quality: $(BIN)/.installed
 	$(BIN)/ruff check $(SOURCES)

@@ -22,7 +22,8 @@ from moe_hf.training.runs import new_config
 from moe_hf.training.tokenizers import train_tokenizer
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.glob("accelerate/*")))  # those are for `accelerate launch`
 TRANSLATION_CONFIGS = [path for path in CONFIGS if "encoder_layer_pattern" in path.read_text(encoding="utf-8")]
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
 LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)

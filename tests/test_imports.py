@@ -23,6 +23,7 @@ CHAINS = [
     ("balancing", "gating", "balanced_gating", "moe", "modeling"),
     ("experts", "moe", "modeling"),
     ("segment_experts", "experts_interface", "pretrained_moe", "modeling"),
+    ("experts", "sharding_checks", "pretrained_moe", "modeling"),
     ("cache", "lstm", "modeling"),
     ("lstm_kernel", "lstm", "modeling"),
     ("embedding", "modeling"),

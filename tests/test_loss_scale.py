@@ -1,5 +1,7 @@
 """The gradient does not depend on how a batch is cut into accumulation steps and processes.
 
+Here each process balances its own batch; test_data_parallel.py has the combined one.
+
 Shape suffixes: T tokens, E experts.
 """
 
@@ -44,6 +46,7 @@ def trained_gradient(folder, data, batch_size, steps, **config):
         callbacks=[recorder],
         max_steps=1,
         per_device_train_batch_size=batch_size,
+        balance_across_processes=False,
         gradient_accumulation_steps=steps,
     ).train()
     return recorder.gradient

@@ -126,8 +126,7 @@ class StrictlyBalancedGate(nn.Module):
         )
         if self.training or need_balancing:
             num_tokens = len(logits_TE) if mask is None else int(is_token_T1.sum())
-            m = tokens_for_each_expert(num_tokens, self.num_experts, self.num_experts_per_tok)
-            by_batch_TE = batchwise_mask(gates_TE, m, is_token_T1)
+            by_batch_TE = self.choose_by_batch(gates_TE, is_token_T1, num_tokens)
         if not self.training or need_balancing:
             by_threshold_TE = threshold_mask(gates_TE, threshold_E, is_token_T1)
 
@@ -139,6 +138,15 @@ class StrictlyBalancedGate(nn.Module):
         importance_E = importance(top_k_index, top_k_weights, self.num_experts)
         loss = batchwise_loss(gates_TE, threshold_E, by_threshold_TE, by_batch_TE) / max(num_tokens, 1)
         return GateOutput(top_k_index, top_k_weights, logits_TE, importance_E, counts_E, counts_E, loss)
+
+    def choose_by_batch(self, gates_TE: torch.Tensor, is_token_T1: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """M_batchwise, (T, E) bool, where the batch is this call's; who knows of more tokens may put theirs in place.
+
+        Args:
+            gates_TE, is_token_T1: as for `batchwise_mask`. num_tokens: of these, the real ones.
+        """
+        m = tokens_for_each_expert(num_tokens, self.num_experts, self.num_experts_per_tok)
+        return batchwise_mask(gates_TE, m, is_token_T1)
 
     @staticmethod
     def _slots(logits_TE: torch.Tensor, chosen_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

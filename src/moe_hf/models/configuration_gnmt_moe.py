@@ -44,6 +44,7 @@ class GnmtMoeConfig(MoeConfig):
 
     model_type = "gnmt_moe"
     keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]
+    base_model_fsdp_plan = {}  # the plans stand with the encoder and the decoder, here they would get a wrong prefix
 
     dropout: float | int = 0.4
     moe_intermediate_size: int = 2048

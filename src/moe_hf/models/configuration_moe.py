@@ -17,6 +17,8 @@ EXPERTS_EP_PLAN = {
     "layers.*.experts.down_proj": "grouped_gemm",
     "layers.*.experts": "ep_dispatch_experts",
 }
+# Which modules gather their parameters together, and let go of them again, under FSDP2.
+FSDP_PLAN = {"embed_tokens": "free_full_weight", "layers.*": "free_full_weight"}
 
 
 @strict
@@ -60,6 +62,8 @@ class MoeConfig(PreTrainedConfig):
     Raises:
         a validation error that names the argument and the values allowed.
     """
+
+    base_model_fsdp_plan = FSDP_PLAN
 
     vocab_size: int = 32000
     hidden_size: int = 512

@@ -14,6 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_lstm import AttentionLstmLayer
 from .cache import LstmCacheLayer
 from .configuration_gnmt_moe import GnmtMoeConfig
+from .configuration_moe import FSDP_PLAN
 from .embedding import TokenEmbedding
 from .inputs import padding_mask
 from .lstm import LstmLayer
@@ -35,6 +36,8 @@ class GnmtMoeDecoder(GnmtMoeStack):
     State: an `EncoderDecoderCache`. Its first part has h and c of every LSTM layer (the attention's feed is the first
     layer's h); layer 0 of its second part has the source: the attention's keys and the encoder's output.
     """
+
+    _fsdp_plan = {"layers.*": FSDP_PLAN["layers.*"]}
 
     def __init__(self, config: GnmtMoeConfig):
         super().__init__(config)

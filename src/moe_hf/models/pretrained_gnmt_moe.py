@@ -6,7 +6,7 @@ from transformers.utils.output_capturing import OutputRecorder
 from .attention import GnmtAttention
 from .attention_lstm import AttentionLstmLayer
 from .configuration_gnmt_moe import GnmtMoeConfig
-from .configuration_moe import EXPERTS_EP_PLAN, EXPERTS_TP_PLAN
+from .configuration_moe import EXPERTS_EP_PLAN, EXPERTS_TP_PLAN, FSDP_PLAN
 from .moe import MoeBlock, layer_balancing_loss
 from .pretrained_moe import MoePreTrainedModel
 
@@ -43,6 +43,7 @@ class GnmtMoeStack(GnmtMoePreTrainedModel):
     # Here and not in the configuration, whose plans would get a wrong prefix.
     _tp_plan = EXPERTS_TP_PLAN
     _ep_plan = EXPERTS_EP_PLAN
+    _fsdp_plan = FSDP_PLAN
 
     def no_aux_loss(self, hidden_states: torch.Tensor, is_asked_for: bool) -> torch.Tensor | None:
         """What the balancing losses are added to: zero, or None when they are not asked for."""

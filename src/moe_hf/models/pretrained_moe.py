@@ -13,6 +13,7 @@ from .experts_interface import OWN_IMPLEMENTATION
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
+from .sharding_checks import check_sharding
 
 
 class MoePreTrainedModel(PreTrainedModel):
@@ -59,6 +60,28 @@ class MoePreTrainedModel(PreTrainedModel):
                 "train thresholds for its weights, build a new model and call load_state_dict(..., strict=False)"
             )
         super()._adjust_missing_and_unexpected_keys(loading_info)
+
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, mesh_manager):
+        """Shard a model on the meta device; refuses what the library would shard wrongly, or wait for without end."""
+        if mesh_manager is not None:
+            check_sharding(model, distributed_config)
+            if model.all_tied_weights_keys and distributed_config.tp_size == 1:
+                # One weight in one group. The library shards embedding and softmax before it ties them, and in two
+                # groups: where the processes do not divide the vocabulary each then has a padded copy, and one of
+                # them is never updated.
+                model.tie_weights(recompute_mapping=False)
+                model.fsdp_plan = {name: rule for name, rule in model.fsdp_plan.items() if name != "lm_head"}
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
+
+    def gather_sharded_state_dict_for_save(self, model_to_save, state_dict, distributed_config, **kwargs):
+        state_dict = super().gather_sharded_state_dict_for_save(
+            model_to_save, state_dict, distributed_config, **kwargs
+        )
+        if distributed_config is None:
+            return state_dict
+        # Gathered, tied weights are tensors of their own, which the library takes for different ones.
+        return {name: weight for name, weight in state_dict.items() if name not in self.all_tied_weights_keys}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         config, reason = self.config, None

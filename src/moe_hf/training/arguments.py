@@ -135,6 +135,21 @@ class MoeTrainingArguments(TrainingArguments):
     load_loss_coef_schedule: dict | str | None = field(
         default=None, metadata={"help": 'w_load by step, linear between: {"0": 0.1, "10000": 0.01}'}
     )
+    expert_parallel_size: int = field(
+        default=1,
+        metadata={
+            "help": "processes that share one copy of each expert, a divisor of their number; -1: all. The rest of "
+            "the model is sharded over all of them too (FSDP2). 1: every process has every expert"
+        },
+    )
+    balance_across_processes: bool = field(
+        default=True,
+        metadata={"help": "take importance, load and the strict balance over the batches of all processes together"},
+    )
+    # Every parameter has a gradient in every step, also an idle expert's.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "look for parameters without gradient in every step; none of ours ever is"}
+    )
 
     def __post_init__(self):
         names = [FACTORED_ADAM, *(name.value for name in OptimizerNames)]
@@ -146,6 +161,11 @@ class MoeTrainingArguments(TrainingArguments):
         super().__post_init__()
         if optim == FACTORED_ADAM:
             self.optim = FACTORED_ADAM
+        size = self.expert_parallel_size
+        if size < -1 or size == 0:
+            raise InputError(f"expert_parallel_size={size} must be at least 1, or -1 for all processes")
+        if size != 1 and self.fsdp:
+            raise InputError(f"expert_parallel_size={size} shards the whole model; fsdp={self.fsdp} must be left out")
 
 
 @dataclass

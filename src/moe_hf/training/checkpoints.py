@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 
 from safetensors import safe_open
+from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from ..errors import InputError
+from .sharded_checkpoints import check_sharded_optimizer
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "run_arguments.json"
@@ -71,7 +73,8 @@ def check_checkpoint(folder: str | Path) -> None:
             json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"checkpoint {folder} is not whole: {name} is missing or broken") from error
-    weights = sorted(folder.glob("model*.safetensors"))
+    is_sharded = is_sharded_checkpoint(folder)
+    weights = sorted(folder.glob("shard-*.safetensors" if is_sharded else "model*.safetensors"))
     if not weights:
         raise InputError(f"checkpoint {folder} is not whole: model.safetensors is missing")
     for path in weights:
@@ -80,7 +83,13 @@ def check_checkpoint(folder: str | Path) -> None:
                 file.keys()
         except Exception as error:
             raise InputError(f"checkpoint {folder} is broken: {path.name} cannot be read ({error})") from error
-    for name in ("optimizer.pt", "scheduler.pt"):  # without them the Trainer would start these two anew, silently
+    if is_sharded:
+        check_sharded_optimizer(folder)
+        num_processes = len(list(folder.glob("rng_state*.pth")))
+        if len(weights) != num_processes:
+            raise InputError(f"checkpoint {folder} is not whole: {len(weights)} shards of {num_processes} processes")
+    # Without them the Trainer would start these two anew, silently.
+    for name in ("scheduler.pt",) if is_sharded else ("optimizer.pt", "scheduler.pt"):
         if not (folder / name).is_file():
             raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
     for path in sorted(folder.glob("*.pt*")):

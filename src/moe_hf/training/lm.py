@@ -9,7 +9,8 @@ from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
-from .runs import build_model, quiet_logs, run_training
+from .runs import build_model, course_of_run, quiet_logs, run_training
+from .sharding import check_same_run_everywhere
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_or_train_tokenizer
 from .trainer import LmTrainer
@@ -28,11 +29,14 @@ def train_lm(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
+    check_same_run_everywhere(course_of_run(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
-    model = build_model(LstmMoeForCausalLM, AutoModelForCausalLM, model_args, tokenizer)
+    model = build_model(
+        LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint
+    )
     windows = cut_windows(streams, data_args, training_args)
     report(model, streams, windows)
 

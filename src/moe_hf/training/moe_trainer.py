@@ -1,12 +1,26 @@
 """What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
 
 import torch
+from transformers import TrainerCallback
 
 from ..errors import InputError, NonFiniteLossError
+from .combined_batch import CombinedBatchCallback
 from .optimizer import FACTORED_ADAM, create_factored_adam
+from .sharded_checkpoints import ShardedCheckpointMixin
 
 
-class MoeTrainerMixin:
+class OwnNoiseCallback(TrainerCallback):
+    """Else dropout and gating noise would be the same on all processes.
+
+    Not before the training starts: the seed by then is that of the order of the data, which they share.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            torch.manual_seed(args.seed + args.process_index)
+
+
+class MoeTrainerMixin(ShardedCheckpointMixin):
     """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
 
     def __init__(self, *args, **kwargs):
@@ -18,6 +32,9 @@ class MoeTrainerMixin:
                 f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
                 "with it the balancing losses; only 0 is allowed"
             )
+        self.add_callback(OwnNoiseCallback())
+        if self.args.balance_across_processes and self.args.world_size > 1:
+            self.add_callback(CombinedBatchCallback())
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.args.optim == FACTORED_ADAM:

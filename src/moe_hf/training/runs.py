@@ -1,6 +1,9 @@
 """What the training runs of both families have in common: a model for a tokenizer, a trainer to its results."""
 
+import os
 import sys
+import warnings
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -14,6 +17,7 @@ from .arguments import MoeModelArguments, MoeTrainingArguments, changed_argument
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .optimizer import OptimizerSizeCallback
+from .sharding import distributed_config, shard_new_model
 
 # The arguments of a run, in its folder: a configuration file that repeats it.
 CONFIG_FILE = "run.yaml"
@@ -29,9 +33,9 @@ FREE_ARGUMENTS = (
     "cache_dir",
 )
 COURSE_ARGUMENTS = (
-    "per_device_train_batch_size gradient_accumulation_steps world_size seed data_seed optim learning_rate "
-    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type warmup_steps constant_steps "
-    "importance_loss_coef_schedule load_loss_coef_schedule bf16 fp16"
+    "seed data_seed optim learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
+    "lr_scheduler_type warmup_steps constant_steps importance_loss_coef_schedule load_loss_coef_schedule bf16 fp16 "
+    "balance_across_processes"
 ).split()
 
 
@@ -39,15 +43,22 @@ def course_of_run(model_args, data_args, training_args) -> dict:
     """The arguments that decide which weights a run ends with, but for when it ends."""
     given = {**vars(model_args), **vars(data_args)}
     course = {name: value for name, value in given.items() if name not in FREE_ARGUMENTS}
-    return course | {name: getattr(training_args, name) for name in COURSE_ARGUMENTS if hasattr(training_args, name)}
+    course |= {name: getattr(training_args, name) for name in COURSE_ARGUMENTS if hasattr(training_args, name)}
+    # A run may go on with more processes, if its steps stay the same.
+    steps = training_args.gradient_accumulation_steps * training_args.world_size
+    return course | {"rows_per_step (of all processes)": training_args.per_device_train_batch_size * steps}
 
 
 def quiet_logs(training_args: MoeTrainingArguments) -> None:
-    """Set the library's log level as told; in a log file progress bars only hide the messages."""
+    """Set the library's log level as told, on one process; in a log file progress bars only hide the messages."""
+    if training_args.process_index:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
     if not sys.stderr.isatty():
         disable_progress_bars()
         transformers_logging.disable_progress_bar()
+    # Of the LSTM's state, a view of a larger tensor, which nothing changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args) -> dict:
@@ -85,28 +96,37 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
 
 
 def build_model(
-    model_class: type[PreTrainedModel], auto_class, model_args: MoeModelArguments, tokenizer, **config
+    model_class: type[PreTrainedModel],
+    auto_class,
+    model_args: MoeModelArguments,
+    training_args: MoeTrainingArguments,
+    tokenizer,
+    checkpoint: str | None = None,
+    **config,
 ) -> PreTrainedModel:
     """A new model for the tokenizer's vocabulary and special tokens, or the checkpoint named, which must fit it.
 
     Args:
         model_class: the family's model, made anew.
         auto_class: what loads a checkpoint of that family.
+        checkpoint: what the run is resumed from; a sharded model is made from it at once.
         config: further arguments of a new model's configuration.
 
     Raises:
         InputError: an argument is not allowed, or the checkpoint cannot be loaded or does not fit.
     """
-    implementation = model_args.experts_implementation
-    path = model_args.model_name_or_path
+    sharding = distributed_config(training_args)
+    path = checkpoint if checkpoint and sharding else model_args.model_name_or_path
     if path is None:
-        config = new_config(model_class.config_class, model_args, tokenizer, **config)
-        config._experts_implementation = implementation
-        try:
-            return model_class(config)
-        except ValueError as error:
-            raise InputError(reason(error)) from error
-    model = load_pretrained(auto_class, path, model_args.config_arguments(), experts_implementation=implementation)
+        build = partial(new_model, model_class, model_args, tokenizer, **config)
+        return build() if sharding is None else shard_new_model(build, sharding, training_args)
+    model = load_pretrained(
+        auto_class,
+        path,
+        model_args.config_arguments(),
+        experts_implementation=model_args.experts_implementation,
+        distributed_config=sharding,
+    )
     if not isinstance(model, model_class):
         raise InputError(f"model_name_or_path={path} is a {type(model).__name__}, expected a {model_class.__name__}")
     if len(tokenizer) > model.config.vocab_size:
@@ -129,6 +149,16 @@ def load_pretrained(auto_class, path: str, config_arguments: dict | None = None,
         return auto_class.from_pretrained(path, config=config, **arguments)
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
+
+
+def new_model(model_class, model_args: MoeModelArguments, tokenizer, **config) -> PreTrainedModel:
+    """A model with the configuration of `new_config`."""
+    config = new_config(model_class.config_class, model_args, tokenizer, **config)
+    config._experts_implementation = model_args.experts_implementation
+    try:
+        return model_class(config)
+    except ValueError as error:
+        raise InputError(reason(error)) from error
 
 
 def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config):

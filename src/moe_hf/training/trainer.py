@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import torch
 from transformers import DynamicCache, Trainer
@@ -69,20 +70,24 @@ class LmTrainer(MoeTrainerMixin, Trainer):
     # and both are written before trainer_state.json, which marks a checkpoint as whole.
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
         if self.carry_state:
             at_epoch_end = float(self.state.epoch).is_integer()
             carried = {} if at_epoch_end else {slot: _states(cache) for slot, cache in self._carried.items()}
+            os.makedirs(output_dir, exist_ok=True)
             torch.save(carried, self._carried_file(output_dir))
+        super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if self.carry_state and checkpoint is not None:
-            saved = torch.load(self._carried_file(checkpoint), map_location=self.args.device, weights_only=True)
-            for slot, states in saved.items():
-                self._carried[slot] = cache = DynamicCache(config=self.model.config)
-                for index, (h, c, length) in states.items():
-                    cache.update(h, c, index, num_tokens=length)
+            rank, world_size, rows = self.args.process_index, self.args.world_size, self.args.train_batch_size
+            for index, (h, c, length) in _states_of_all_rows(checkpoint).items():
+                # The rows of a step are in order of micro-batch and process, however many there are of each.
+                for slot in range(self.args.gradient_accumulation_steps):
+                    cache = self._carried.setdefault(slot, DynamicCache(config=self.model.config))
+                    start = (slot * world_size + rank) * rows
+                    state = (x[start : start + rows].to(self.args.device) for x in (h, c))
+                    cache.update(*state, index, num_tokens=length)
 
     def _carried_file(self, folder: str) -> str:
         return os.path.join(folder, f"carried_state_{self.args.process_index}.pt")
@@ -137,6 +142,20 @@ def detached(cache: DynamicCache) -> DynamicCache:
         if hasattr(layer, "detach"):
             layer.detach()
     return cache
+
+
+def _states_of_all_rows(checkpoint: str) -> dict[int, tuple]:
+    """{layer: (h, c, length)} over all rows of an optimizer step, from the files of all processes; {} for zeros."""
+    files = sorted(Path(checkpoint).glob("carried_state_*.pt"), key=lambda file: int(file.stem.rpartition("_")[2]))
+    if not files:
+        raise InputError(f"checkpoint {checkpoint} has no carried_state_0.pt: its run had carry_state=False")
+    parts = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+    pieces = [part[slot] for slot in sorted(parts[0]) for part in parts]
+    states = {}
+    for index, (_, _, length) in pieces[0].items() if pieces else ():
+        h, c = (torch.cat([piece[index][i] for piece in pieces]) for i in range(2))
+        states[index] = (h, c, length)
+    return states
 
 
 def _states(cache: DynamicCache) -> dict[int, tuple]:

@@ -8,7 +8,8 @@ from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .parallel_data import load_sentence_pairs
-from .runs import build_model, quiet_logs, run_training
+from .runs import build_model, course_of_run, quiet_logs, run_training
+from .sharding import check_same_run_everywhere
 from .token_batches import TokenBatchSampler
 from .tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from .translation_arguments import TranslationDataArguments
@@ -30,6 +31,7 @@ def train_translation(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
+    check_same_run_everywhere(course_of_run(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
@@ -38,7 +40,9 @@ def train_translation(
         GnmtMoeForConditionalGeneration,
         AutoModelForSeq2SeqLM,
         model_args,
+        training_args,
         tokenizer,
+        checkpoint=checkpoint,
         decoder_start_token_id=tokenizer.bos_token_id,
     )
     report(model)
@@ -52,7 +56,8 @@ def train_translation(
         directions=column_to_numpy(train_tokens, "direction"),
         temperature=data_args.sampling_temperature,
         bucket_width=data_args.length_bucket_width,
-        num_processes=training_args.world_size,
+        # The batches of an optimizer step stand together: how many of them a process has may change in a resumed run.
+        num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
     print(f"batches: {len(batches):,} an epoch, of at most {data_args.words_per_batch:,} tokens a side")
     trainer = TranslationTrainer(

@@ -96,6 +96,9 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
     def _scores(self, pairs: EvaluationPairs) -> tuple[dict, list[str]]:
         rank, world_size = self.args.process_index, self.args.world_size
+        if self.is_distributed_loading_by_transformers or self.is_fsdp_enabled:
+            # The processes compute every step of every translation together: all of them make all translations.
+            rank, world_size = 0, 1
         sources = pairs.tokens["input_ids"][rank::world_size]
         translator = Translator(
             self.accelerator.unwrap_model(self.model),
@@ -104,6 +107,8 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         )
         with tqdm(total=len(sources), desc="Translating", disable=None if rank == 0 else True, leave=False) as bar:
             found = [results[0].text for results in translator.translate_ids(sources, on_batch=bar.update)]
+        if world_size == 1:
+            return score_translations(found, pairs), found
         parts = gather_object([list(zip(range(rank, len(pairs), world_size), found))])
         translations = [text for _, text in sorted(entry for part in parts for entry in part)]
         return score_translations(translations, pairs), translations

@@ -1,0 +1,44 @@
+"""What is checked before a model is sharded over processes: once, while it is loaded."""
+
+import torch
+import transformers
+
+from .experts import MoeExperts
+
+
+def check_sharding(model, distributed_config) -> None:
+    """Raise a ValueError, on every process, for a model that cannot be sharded as asked for.
+
+    Args:
+        model: with its whole parameters, on the meta device.
+        distributed_config: a `transformers.distributed.DistributedConfig`.
+    """
+    config, size = model.config, distributed_config.ep_size
+    values = config.to_dict()
+    values.pop("_name_or_path", None)  # each process may read its own copy
+    check_same_everywhere(values)
+    if size == 1:
+        return
+    if not any(isinstance(module, MoeExperts) for module in model.modules()):
+        raise ValueError(f"ep_size={size} shards experts, but the model has no 'moe' layer; use ep_size=1")
+    if config.num_experts % size:
+        raise ValueError(f"ep_size={size} must divide num_experts={config.num_experts}")
+    if config.num_expert_layers > 1:
+        # The library's plans cut the first dimension, which in mid_proj is the layers'.
+        raise ValueError(f"ep_size={size} needs num_expert_layers=1, not {config.num_expert_layers}; use ep_size=1")
+
+
+def check_same_everywhere(values: dict) -> None:
+    """Raise a ValueError, on every process, when one of the values, or a version of a library, is not the same on all.
+
+    With other shapes, or another order of their collectives, processes wait for each other without end.
+    """
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    everywhere = [None] * torch.distributed.get_world_size()
+    own = {name: repr(value) for name, value in (values | versions).items()}
+    torch.distributed.all_gather_object(everywhere, own)
+    for rank, other in enumerate(everywhere):
+        for name in sorted(everywhere[0].keys() | other.keys()):
+            value, expected = other.get(name, "not given"), everywhere[0].get(name, "not given")
+            if value != expected:
+                raise ValueError(f"{name}={value} on process {rank} differs from {name}={expected} on process 0")

@@ -1,0 +1,136 @@
+"""Checkpoints of which every process writes and reads its own part, and which any number of processes can resume.
+
+A folder `checkpoint-N` then holds shard-*.safetensors instead of model.safetensors, which `from_pretrained` reads as
+well, and the folder `optimizer` instead of optimizer.pt, both written by torch.distributed.checkpoint. What
+`save_model` writes at the end of a run is one whole model, as ever.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from transformers import PreTrainedModel
+from transformers.distributed.checkpoint import (
+    _load_model_checkpoint_distributed,
+    _redistribute_state_dict,
+    is_sharded_checkpoint,
+    load_optimizer_distributed,
+    save_optimizer_distributed,
+)
+
+from ..errors import InputError
+
+OPTIMIZER_FOLDER = "optimizer"
+
+
+def check_sharded_optimizer(checkpoint: str | Path) -> None:
+    """Raise an InputError unless every file of a sharded checkpoint's optimizer is there in its whole length."""
+    folder = Path(checkpoint) / OPTIMIZER_FOLDER
+    try:
+        parts = FileSystemReader(folder).read_metadata().storage_data.values()
+    except Exception as error:  # a pickle, broken in whatever way
+        raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/.metadata is missing") from error
+    for part in parts:
+        file = folder / part.relative_path
+        if not file.is_file() or file.stat().st_size < part.offset + part.length:
+            raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/{file.name} is missing or cut")
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Every process writes its part of the weights, as a safetensors file. All of them must call it."""
+    state = _redistribute_state_dict(get_model_state_dict(model))
+    for name in model.all_tied_weights_keys:  # the file format wants no two names for one memory
+        state[name] = state[name].clone()
+    dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+class ShardedCheckpointMixin:
+    """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`.
+
+    Models that are sharded, by expert parallelism or by accelerate's FSDP, are saved in shards. So are those on a
+    single process with `expert_parallel_size` other than 1, so that a run can go on with more processes.
+
+    The Trainer itself refuses to save what resuming from a model sharded by `DistributedConfig` needs, and has for
+    accelerate's FSDP a format that only FSDP can read.
+    """
+
+    def __init__(self, model=None, args=None, **kwargs):
+        is_sharded = getattr(model, "is_distributed_loading_by_transformers", False)
+        if not is_sharded:
+            super().__init__(model=model, args=args, **kwargs)
+        else:
+            save_only_model, args.save_only_model = args.save_only_model, True  # for the Trainer's check of it
+            try:
+                super().__init__(model=model, args=args, **kwargs)
+            finally:
+                args.save_only_model = save_only_model
+        self.saves_shards = is_sharded or self.is_fsdp_enabled or self.args.expert_parallel_size != 1
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.saves_shards:
+            super().save_model(output_dir, _internal_call)
+        elif _internal_call and output_dir is not None and not self.args.save_only_model:
+            self._save_shards(Path(output_dir))
+        elif self.is_fsdp_enabled:  # the Trainer would save nothing, unless accelerate is told FULL_STATE_DICT
+            state = self.accelerator.get_state_dict(self.model)
+            state = {name: weight for name, weight in state.items() if name not in self.model.all_tied_weights_keys}
+            self._save(output_dir or self.args.output_dir, state_dict=state)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_shards(self, folder: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # the shards of a run that was killed here, of other processes
+            folder.mkdir(parents=True)
+            model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
+        save_weights(model, folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.saves_shards:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        save_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(output_dir, OPTIMIZER_FOLDER)))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process writes trainer_state.json next, which says that all files are there.
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if is_sharded_checkpoint(resume_from_checkpoint):
+            _load_model_checkpoint_distributed(self.model, resume_from_checkpoint)
+        elif self.saves_shards:
+            raise InputError(
+                f"resume_from_checkpoint={resume_from_checkpoint} is of a run without expert_parallel_size and FSDP: "
+                "resume it so, or start a new run from its weights with --model_name_or_path"
+            )
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded_checkpoint(checkpoint):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(checkpoint, OPTIMIZER_FOLDER)))
+        schedule, own = torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True), self.lr_scheduler.state_dict()
+        for name, values in schedule.items():
+            # An entry for each group of parameters, of which there are more with more kinds of sharding; they all
+            # have the same learning rate.
+            if isinstance(values, list):
+                schedule[name] = values[:1] * len(own[name])
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_best_model(self) -> None:
+        if is_sharded_checkpoint(self.state.best_model_checkpoint):
+            _load_model_checkpoint_distributed(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()

@@ -1,0 +1,199 @@
+"""Five training steps of tiny models, by one process or as one of several, and what is to be equal about them."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from safetensors.torch import load_file
+from tiny_lm import ArrayStream, tiny_arguments, tiny_model
+from torch.nn.utils.rnn import pad_sequence
+from transformers import TrainerCallback
+
+from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
+from moe_hf.models.moe import MoeBlock
+from moe_hf.training.arguments import TranslationTrainingArguments
+from moe_hf.training.sharding import distributed_config, shard_new_model
+from moe_hf.training.trainer import LmTrainer
+from moe_hf.training.translation_trainer import TranslationTrainer
+from moe_hf.training.windows import StreamWindows, collate_windows
+
+ROWS, STEPS = 8, 5  # sequences of a step's batch on all processes; steps
+GATES = {
+    "noisy": {"gating": "noisy_top_k"},
+    "softmax": {"gating": "softmax_top_k"},
+    "hierarchical": {"gating": "noisy_top_k", "num_expert_groups": 4, "num_experts_per_tok": 4},
+    "balanced": {"gating": "strictly_balanced"},
+}
+COEFS = {"importance_loss_coef": 0.3, "load_loss_coef": 0.2, "threshold_loss_coef": 0.3}
+# Adam divides by the gradient's size: with the usual epsilon a step is as long where only rounding made the gradient.
+ARGUMENTS = dict(optim="adamw_torch", adam_epsilon=1e-3, learning_rate=0.02, max_grad_norm=0.2, max_steps=STEPS)
+
+
+def make_model(family: str, **config):
+    """A new model of 8 experts, in float32, whose weights are large enough that all of them matter."""
+    config = COEFS | {"num_experts": 8, "num_experts_per_tok": 2} | config
+    if family == "lm":
+        model = tiny_model(torch.float32, **config)
+    else:
+        sizes = dict(vocab_size=23, hidden_size=8, moe_intermediate_size=8, dropout=0.0)
+        tokens = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+        torch.manual_seed(0)
+        model = GnmtMoeForConditionalGeneration(GnmtMoeConfig(**(sizes | tokens | config)))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "threshold" not in name:
+                weight.copy_(0.5 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def rows_of(family: str, num_rows: int, empty_from: int | None = None) -> list[dict[str, torch.Tensor]]:
+    """Sequences of 1 to 7 tokens; of a step's 8 rows those from `empty_from` on have none."""
+    lengths = [1 + (i * i + i // 8) % 7 for i in range(num_rows)]
+    if empty_from is not None:
+        lengths = [length if i % ROWS < empty_from else 0 for i, length in enumerate(lengths)]
+    if family == "lm":
+        windows = StreamWindows(ArrayStream(num_rows * 7 + 1), 7)
+        return [{k: v[:length] for k, v in window.items()} for window, length in zip(windows, lengths)]
+    generator = torch.Generator().manual_seed(2)
+    draw = [torch.randint(3, 23, (2, 7), generator=generator) for _ in range(num_rows)]
+    return [
+        {"input_ids": ids[:length], "labels": labels[: 8 - length]}
+        for (ids, labels), length in zip(draw, lengths, strict=True)
+    ]
+
+
+def collate_pairs(rows):
+    ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True)
+    labels = pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class Recorder(TrainerCallback):
+    """The logits and losses of every step on this process, and the first step's gradients, clipped and whole."""
+
+    def __init__(self, model):
+        self.outputs, self.gradients = [], None
+        model.register_forward_hook(self.observe, with_kwargs=True)
+
+    def observe(self, model, args, kwargs, outputs):
+        labels = kwargs.get("shift_labels", kwargs["labels"])
+        logits = outputs.logits.detach().float()[labels != -100]
+        self.outputs.append((logits, outputs.loss.item(), outputs.aux_loss.item()))
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.gradients is None:
+            self.gradients = {name: whole(weight.grad).clone() for name, weight in model.named_parameters()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+@contextmanager
+def noise_of_the_token():
+    """Noise that is a function of the token's logits, so that it does not depend on which process draws it."""
+    drawn = torch.randn_like
+    torch.randn_like = lambda logits: torch.sin(3 * logits.detach())
+    try:
+        yield
+    finally:
+        torch.randn_like = drawn
+
+
+def to_the_first_experts(gate, inputs, routed):
+    """A hook for gates by which every token goes to the experts 0 to K - 1."""
+    top_k_index = routed.top_k_index
+    return routed._replace(top_k_index=torch.arange(top_k_index.shape[1]).expand_as(top_k_index))
+
+
+def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tied=False, **arguments) -> dict:
+    """Five steps on the same 40 rows; on one process of several with its part of them.
+
+    Args:
+        layout: expert_parallel_size, or "fsdp" for accelerate's FSDP2.
+        empty_from: see `rows_of`. crowd: every token goes to the first experts.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = arguments.get("gradient_accumulation_steps", 1)
+    folder = Path(os.environ.get("SHARED_FOLDER") or tempfile.mkdtemp())
+    rows = rows_of(family, ROWS * STEPS * accumulation, empty_from)
+    arguments = ARGUMENTS | {"per_device_train_batch_size": ROWS // world_size} | arguments
+    if isinstance(layout, int):
+        arguments["expert_parallel_size"] = layout
+    if family == "lm":
+        args, trainer_class, collate = tiny_arguments(folder, **arguments), LmTrainer, collate_windows
+    else:
+        own = {name: value for name, value in vars(tiny_arguments(folder)).items() if name in TINY}
+        args = TranslationTrainingArguments(**(own | {"output_dir": str(folder)} | arguments))
+        trainer_class, collate = TranslationTrainer, collate_pairs
+        args.remove_unused_columns = False
+    model = make_model(family, tie_word_embeddings=tied, **GATES[gate])
+    if layout == "fsdp":
+        accelerate_fsdp_on_cpu(args)
+    elif sharding := distributed_config(args):
+        model = shard_new_model(lambda whole=model: whole, sharding, args)
+    recorder = Recorder(model)
+    trainer = trainer_class(model=model, args=args, train_dataset=rows, data_collator=collate, callbacks=[recorder])
+    if crowd:
+        for module in model.modules():
+            if isinstance(module, MoeBlock):
+                module.gate.register_forward_hook(to_the_first_experts)
+    with noise_of_the_token():
+        trainer.train()
+    trainer.save_model(str(folder / "trained"))
+    weights = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        weights = load_file(folder / "trained" / "model.safetensors")
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return {
+        "outputs": recorder.outputs,
+        "gradients": recorder.gradients,
+        "loss": [log["loss"] for log in logs],
+        "grad_norm": [float(log["grad_norm"]) for log in logs],
+        "weights": weights,
+        "class": type(trainer.model_wrapped).__name__,
+        "sharded": any(hasattr(weight, "full_tensor") for weight in trainer.model.parameters()),
+    }
+
+
+TINY = ("use_cpu", "report_to", "disable_tqdm", "save_strategy", "lr_scheduler_type", "logging_steps")
+TINY += ("train_sampling_strategy",)
+
+
+def accelerate_fsdp_on_cpu(args):
+    """Accelerate leaves FSDP out on a CPU without a word (state.py looks for kinds of accelerators): say it is one."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    assert args.world_size > 1
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def assert_same_training(parts: list[dict], expected: dict, rtol=1e-5, atol=1e-5) -> None:
+    """`parts` of the processes of one run; `expected` of a single process."""
+    close = dict(rtol=rtol, atol=atol)
+    num_micro = len(expected["outputs"]) // STEPS
+    for step, (logits, loss, aux_loss) in enumerate(expected["outputs"]):
+        own = [part["outputs"][step] for part in parts]
+        torch.testing.assert_close(torch.cat([logits for logits, _, _ in own]), logits, **close)
+        for _, _, own_aux_loss in own:
+            torch.testing.assert_close(own_aux_loss, aux_loss, **close)
+        torch.testing.assert_close(sum(own_loss for _, own_loss, _ in own), loss, **close)
+    assert num_micro * STEPS == len(parts[0]["outputs"])
+    for part in parts:
+        for name, gradient in expected["gradients"].items():
+            torch.testing.assert_close(part["gradients"][name], gradient, **close, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(part["grad_norm"], expected["grad_norm"], **close)
+    torch.testing.assert_close(parts[0]["loss"], expected["loss"], **close)
+    assert parts[0]["weights"].keys() == expected["weights"].keys()
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(parts[0]["weights"][name], weight, **close, msg=lambda m: f"{name}: {m}")
