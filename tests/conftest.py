@@ -1,5 +1,10 @@
-"""One thread for every test: the tensors are tiny, and waiting for a second thread can cost more than it saves."""
+"""One thread for every test: the tensors are tiny, and waiting for a second thread can cost more than it saves.
+
+No network either: a name that is no folder is refused at once, rather than looked for on the Hub.
+"""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; processes that tests start inherit it
+# Before torch and huggingface_hub are imported; processes that tests start inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"

@@ -74,6 +74,7 @@ def test_a_repository_is_complete_and_works_without_the_package(family, runs, tm
     export(str(runs[family]), tmp_path / "repository")
     config = json.loads((tmp_path / "repository" / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAPS[family]
+    assert "local" not in (tmp_path / "repository" / "tokenizer_config.json").read_text()
     names = {path.name for path in (tmp_path / "repository").iterdir()}
     assert {"model.safetensors", "generation_config.json", "tokenizer.json", "README.md", "moe.py"} <= names
 

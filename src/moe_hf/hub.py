@@ -112,6 +112,8 @@ def export(
         raise InputError(f"folder={folder} must be new or empty")
     model, tokenizer = load_model_and_tokenizer(source)
     with_code(model).save_pretrained(folder, max_shard_size=max_shard_size)
+    for name in ("is_local", "local_files_only"):  # of this loading; the library would save them
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
     write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license)
 
