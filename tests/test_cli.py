@@ -16,8 +16,9 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Call `moe-hf` with arguments: its exit status, what it printed, and its errors."""
+def call(monkeypatch, capsys, tmp_path):
+    """Call `moe-hf` with arguments, in a folder of its own: its exit status, what it printed, and its errors."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["moe-hf", *map(str, arguments)])
@@ -59,8 +60,8 @@ def test_the_script_of_its_name_is_the_same(name):
     ("arguments", "named"),
     [
         (
-            ["train-lm", "--train_files", __file__, "--output_dir", "x", "--lerning_rate", "1"],
-            "'--lerning_rate', did you mean '--learning_rate'",
+            ["train-lm", "--train_files", __file__, "--output_dir", "run", "--learning_rat", "1"],
+            "'--learning_rat', did you mean '--learning_rate'",
         ),
         (["train-translation", "nothing.yaml"], "configuration file nothing.yaml does not exist"),
         (["translate", "nowhere", "-"], "nowhere"),

@@ -199,7 +199,7 @@ def parse_arguments(
         InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(dataclasses_, usage="%(prog)s [CONFIG.yaml] [--name value ...]")
+    parser = HfArgumentParser(dataclasses_, usage="%(prog)s [CONFIG.yaml] [--name value ...]", allow_abbrev=False)
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
             action.nargs, action.const = "?", "last"
