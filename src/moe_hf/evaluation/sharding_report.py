@@ -22,7 +22,7 @@ from .sharding_plan import (
 
 GB = 1e9
 FEW_TOKENS = 64  # for an expert; below it its weights take longer to fetch than to use (benchmarks/results/experts.md)
-# Appendix D: 32 GPUs of 12 GB, but 64 and 128 for the two largest, "to have enough memory for all the parameters".
+# The others have 32. Appendix D's numbers as remembered, not checked against its text.
 PAPER_DEVICES = {"MoE-65536-h": 64, "MoE-131072-h": 128}
 PAPER_BATCH = 2_500_000
 
