@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from test_upcycling import BALANCED, BUILDERS, FLAT, GROUPS, ONE, are_close, build, inputs, logits
+from test_upcycling import BALANCED, BUILDERS, DENSE, FLAT, GROUPS, ONE, are_close, build, inputs, logits
 from tiny_models import assert_same
 from tiny_models import tiny_model as tiny_lm
 
@@ -171,6 +171,7 @@ def test_deep_experts_and_dense_gates_go_too(source, method):
         (GROUPS, {"keep": 5}, "keep=5 must be a multiple of num_expert_groups=3"),
         (GROUPS | {"num_experts": 9}, {"keep": 6, "num_experts_per_tok": 5}, "num_experts_per_tok=5 must be a mult"),
         (GROUPS, {"keep": 3, "num_experts_per_tok": 4}, "keep=3 leaves 1 experts in a group: num_experts_per_tok=4"),
+        (DENSE, {"keep": 2, "num_experts_per_tok": 1}, "num_experts_per_tok=1 must be num_experts=2"),
         (FLAT, {"keep": 2, "num_experts_per_tok": 0}, "num_experts_per_tok=0 must be at least 1"),
         (FLAT, {"keep": 2, "method": "drop"}, "method='drop' must be one of prune, merge"),
         (FLAT, {"keep": 2, "load": "size"}, "load='size' must be one of tokens, importance"),

@@ -83,9 +83,8 @@ def sizes_of_pruned(model: PreTrainedModel, keep: int, num_experts_per_tok: int 
     n, groups = config.num_experts, config.num_expert_groups
     if not 1 <= keep < n:
         raise InputError(f"keep={keep} must lie between 1 and {n - 1}, as the model has num_experts={n}")
-    if config.gating == "softmax":
-        return {"num_experts": keep, "num_experts_per_tok": keep}
-    k = config.num_experts_per_tok if num_experts_per_tok is None else num_experts_per_tok
+    k = keep if config.gating == "softmax" else config.num_experts_per_tok
+    k = k if num_experts_per_tok is None else num_experts_per_tok
     changes = {"num_experts": keep, "num_experts_per_tok": k}
     if groups is None:
         if k > keep:

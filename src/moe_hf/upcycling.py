@@ -128,7 +128,7 @@ def exactness(old, new, gate_std: float = 1.0, expert_std: float = 0.0) -> str:
 def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> PreTrainedModel:
     """A model with `changes` in its configuration; its MoE layers are filled by `write_block`, the rest is copied.
 
-    Needs the memory of both models, and no more than a layer's gate or an expert besides.
+    Needs the memory of both models, and little besides: a gate, or the experts that are merged into one.
 
     Args:
         write_block: is called with a MoE layer's name, the old block and the new one, whose parameters hold no values.
