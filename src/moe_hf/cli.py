@@ -13,6 +13,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "judge a model of either family on other text"),
     "evaluate-lm": ("evaluate_lm", "perplexity of a language model, and how evenly text uses its experts"),
     "evaluate-translation": ("evaluate_translation", "BLEU, chrF and perplexity of a translation model"),
+    "upcycle": ("upcycle", "make a model with many experts from a trained one with one or a few"),
+    "prune": ("prune", "leave out or merge the least-loaded experts, at a perplexity that is reported"),
     "table": ("paper_table", "size and cost of the paper's models beside those of configs/"),
     "plan": ("sharding_plan", "how a model's experts spread over devices: memory, bytes moved, time"),
     "push": ("push_to_hub", "put a trained model on the Hub, with its code and a model card"),

@@ -1,9 +1,12 @@
 """Judge a trained translation model on sentence pairs: perplexity, BLEU and chrF."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
+from ..evaluation.routing import RoutingTotals, routing_totals
 from .arguments import TranslationTrainingArguments
 from .pair_sources import PairSource
 from .parallel_data import load_sentence_pairs
@@ -36,18 +39,49 @@ def evaluate_translation(
         InputError: the model, its tokenizer or a file cannot be read, or the files do not fit together.
     """
     tokenizer = load_translation_tokenizer(model)
+    pairs = _load_pairs(source_file, target_file, target_language)
+    loaded = load_pretrained(AutoModelForSeq2SeqLM, model)
+    with _trainer(loaded, tokenizer, pairs, translate_arguments=translate_arguments) as trainer:
+        metrics = trainer.evaluate()
+    return metrics, trainer.translations
+
+
+def measure_translation(
+    model, tokenizer, source_file: str, target_file: str, target_language: str | None = None
+) -> tuple[dict[str, float], dict[str, RoutingTotals]]:
+    """One pass of a model over sentence pairs, in evaluation mode, without translating them.
+
+    Args:
+        source_file, target_file, target_language: as for `evaluate_translation`.
+
+    Returns:
+        perplexities (`TranslationTrainer.perplexities`), and what each expert got from the pairs (`routing_totals`).
+
+    Raises:
+        InputError: a file cannot be read, or the files do not fit together.
+    """
+    pairs = _load_pairs(source_file, target_file, target_language)
+    with _trainer(model.eval(), tokenizer, pairs) as trainer, routing_totals(model) as totals:
+        metrics = trainer.perplexities(trainer.eval_dataset)
+    return {f"eval_{name}": value for name, value in metrics.items()}, totals
+
+
+def _load_pairs(source_file: str, target_file: str, target_language: str | None):
     source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
     pairs = load_sentence_pairs([source])
     print(f"evaluated: {pairs}")
-    loaded = load_pretrained(AutoModelForSeq2SeqLM, model)
+    return pairs
+
+
+@contextmanager
+def _trainer(model, tokenizer, pairs, **arguments) -> Iterator[TranslationTrainer]:
+    """A trainer that evaluates on the pairs, with a folder of its own for as long."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = TranslationTrainer(
-            model=loaded,
+        yield TranslationTrainer(
+            model=model,
             args=TranslationTrainingArguments(output_dir=folder, report_to="none", remove_unused_columns=False),
             eval_dataset=evaluation_pairs(pairs, tokenizer),
             data_collator=DataCollatorForSeq2Seq(tokenizer),
             processing_class=tokenizer,
-            translate_arguments=translate_arguments,
+            **arguments,
         )
-        metrics = trainer.evaluate()
-    return metrics, trainer.translations

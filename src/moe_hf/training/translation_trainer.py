@@ -65,7 +65,7 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         start = time.time()
         self.model.eval()
         random_state = torch.get_rng_state()  # as a run without this evaluation would have it
-        metrics = self._perplexities(pairs)
+        metrics = self.perplexities(pairs)
         scores, self.translations = self._scores(pairs)
         torch.set_rng_state(random_state)
         metrics |= scores | {"runtime": round(time.time() - start, 3)}
@@ -74,7 +74,8 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _perplexities(self, pairs: EvaluationPairs) -> dict[str, float]:
+    def perplexities(self, pairs: EvaluationPairs) -> dict[str, float]:
+        """loss (nats per token), perplexity_per_token, perplexity_per_word and bits_per_word of the references."""
         tokens = pairs.tokens.select_columns(["input_ids", "labels"])
         sampler = TokenBatchSampler(
             pairs.tokens["source_length"],
