@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks
 
-.PHONY: demo test test-distributed quality style bench hf-suite clean
+.PHONY: demo test test-distributed test-browser quality style bench hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ test: $(BIN)/.installed
 # What takes several processes minutes; up to four of them at once.
 test-distributed: $(BIN)/.installed
 	$(BIN)/python -m pytest -m distributed
+
+# Pages in a headless Chromium, which has to be there: apt-get install chromium chromium-driver.
+test-browser: $(BIN)/.installed
+	MOE_HF_BROWSER=required $(BIN)/python -m pytest -m browser
 
 quality: $(BIN)/.installed
 	$(BIN)/ruff check $(SOURCES)

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "judge a model of either family on other text"),
     "evaluate-lm": ("evaluate_lm", "perplexity of a language model, and how evenly text uses its experts"),
     "evaluate-translation": ("evaluate_translation", "BLEU, chrF and perplexity of a translation model"),
+    "report": ("routing_report", "a page that shows which experts a text uses, and what for"),
     "table": ("paper_table", "size and cost of the paper's models beside those of configs/"),
     "plan": ("sharding_plan", "how a model's experts spread over devices: memory, bytes moved, time"),
     "push": ("push_to_hub", "put a trained model on the Hub, with its code and a model card"),

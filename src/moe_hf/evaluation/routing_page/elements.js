@@ -1,0 +1,66 @@
+// Elements of the page. Text from the data becomes text nodes only, never markup.
+const byId = (id) => document.getElementById(id);
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key in made && typeof value !== "string") made[key] = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+const number = (value, digits = 2) =>
+  value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const whole = (value) => Math.round(value).toLocaleString("en");
+const percent = (share) => (share > 0 && share < 0.005 ? "<1 %" : `${Math.round(100 * share)} %`);
+
+// A token's text, with what cannot be seen made visible.
+function visible(text) {
+  if (text === "") return "∅";
+  if (/^[ \u00a0]+$/.test(text)) return "␣".repeat(text.length);
+  return text.replaceAll("\n", "⏎").replaceAll("\r", "␍").replaceAll("\t", "⇥");
+}
+
+function tokenButton(place, extra = "") {
+  const side = state.layer.side;
+  const special = SPECIAL.has(side.tokens[place]) ? " special" : "";
+  return element("button", { type: "button", class: `token${special}${extra}`, "data-place": String(place), tabIndex: -1 }, visible(side.text(place)));
+}
+
+// One stop of the tab key for each row of tokens; the arrow keys move inside.
+function oneTabStop(row, token = row.querySelector(".token")) {
+  row.setAttribute("data-tokens", "");
+  if (token) token.tabIndex = 0;
+  return row;
+}
+
+document.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step || !event.target.matches?.(".token")) return;
+  const tokens = [...event.target.closest("[data-tokens]").querySelectorAll(".token")];
+  const next = tokens[tokens.indexOf(event.target) + step];
+  if (!next) return;
+  event.target.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+  event.preventDefault();
+});
+
+function expertName(layer, expert) {
+  const group = layer.groupOf(expert);
+  return group === null ? `${expert}` : `${expert} (group ${group})`;
+}
+
+function expertButton(expert, note, kind = "chip") {
+  const button = element("button", { type: "button", class: kind, "data-expert": String(expert) }, note === null ? `${expert}` : `expert ${expert}`);
+  if (note) button.append(" ", element("small", {}, note));
+  return button;
+}
+
+function meter(share) {
+  const bar = element("i");
+  bar.style.width = `${Math.min(100, 100 * share)}%`;
+  return element("span", { class: "meter", "aria-hidden": "true" }, bar);
+}
