@@ -72,9 +72,12 @@ def unpack(packed) -> np.ndarray:
 
 
 def contexts_of(data, layer, expert) -> list[tuple[str, str]]:
-    """What the page should show for an expert, from the data by a way of its own: (token, words around and with it)."""
+    """What the page should show for an expert, found in the data in another way: (token, the words around it)."""
     side, vocabulary, width = data["sides"][layer["side"]], data["vocabulary"]["texts"], data["context_width"]
     tokens, positions, starts = (unpack(side[name]).tolist() for name in ("tokens", "positions", "starts"))
+    texts = [vocabulary[token] for token in tokens]
+    for place, text in side["whole"]:
+        texts[place] = text
     place_of, start_positions = {p: i for i, p in enumerate(positions)}, {positions[i] for i in starts}
     offsets, places = unpack(layer["contexts"]["offsets"]), unpack(layer["contexts"]["places"])
     found = []
@@ -85,6 +88,6 @@ def contexts_of(data, layer, expert) -> list[tuple[str, str]]:
             first -= 1
         while last - middle < width and last + 1 < side["length"] and last + 1 not in start_positions:
             last += 1
-        words = [vocabulary[tokens[place_of[position]]] for position in range(first, last + 1)]
-        found.append((vocabulary[tokens[place]], "".join(words)))
+        words = [texts[place_of[position]] for position in range(first, last + 1)]
+        found.append((texts[place], "".join(words)))
     return found

@@ -5,8 +5,8 @@ expert the places with the highest gate value (the paper's table 9), to search a
     moe-hf report TRANSLATOR SOURCE_FILE TARGET_FILE -o report.html
 
 The page is one file that needs nothing else, neither a server nor a network; beside it come PNGs of its charts. The
-model runs without noise. Of a translation model the encoder reads the sources and the decoder their given translations,
-as in training. The balance over the training is drawn from expert_history.csv in the model's folder, if there is one.
+model runs without noise. Of a translation model the encoder reads the sources, and the decoder the translations in
+TARGET_FILE, as in training. The balance over the training comes from expert_history.csv in the model's folder.
 """
 
 import argparse

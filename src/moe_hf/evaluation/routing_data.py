@@ -13,7 +13,7 @@ from .coactivation import PairCounts
 from .history_plot import CURVES
 from .routing_statistics import LayerRouting, side_of
 from .specialisation import specialisation
-from .token_texts import token_texts
+from .token_texts import FRAGMENT, token_texts, whole_characters
 
 PASSAGE = 1500  # tokens of the text that the page shows as such
 NUM_TYPICAL, NUM_PARTNERS, NUM_EXPERTS_OF_WORD = 6, 6, 5
@@ -46,6 +46,7 @@ def report_data(
     }
     kept = {side: _kept_positions(text, side, contexts, context_width) for side, text in sides.items()}
     ids_V = np.unique(np.concatenate([sides[side].ids[positions] for side, positions in kept.items()]))
+    texts_V = token_texts(tokenizer, ids_V.tolist())
     layers = []
     for name, layer in routing.items():
         side = side_of(name)
@@ -73,12 +74,14 @@ def report_data(
     return {
         "facts": {**facts, "gating": config.gating, "version": __version__},
         "vocabulary": {
-            "texts": token_texts(tokenizer, ids_V.tolist()),
+            "texts": texts_V,
             "special": np.flatnonzero(np.isin(ids_V, list(tokenizer.all_special_ids))).tolist(),
         },
         "context_width": context_width,
         "history_names": CURVES,
-        "sides": {side: _side_data(sides[side], positions, ids_V) for side, positions in kept.items()},
+        "sides": {
+            side: _side_data(sides[side], positions, ids_V, texts_V, tokenizer) for side, positions in kept.items()
+        },
         "layers": layers,
     }
 
@@ -121,9 +124,15 @@ def _kept_positions(text, side: str, contexts: dict, width: int) -> np.ndarray:
     return np.flatnonzero(is_kept)
 
 
-def _side_data(text, kept_R: np.ndarray, ids_V: np.ndarray) -> dict:
+def _side_data(text, kept_R: np.ndarray, ids_V: np.ndarray, texts_V: list[str], tokenizer) -> dict:
+    words_R = np.searchsorted(ids_V, text.ids[kept_R])
+    fragments = np.flatnonzero(np.array([FRAGMENT in word for word in texts_V])[words_R])
+    whole = []  # [place, its text], of tokens that are parts of characters
+    for run in np.split(fragments, np.flatnonzero(np.diff(fragments) > 1) + 1) if len(fragments) else ():
+        whole += zip(run.tolist(), whole_characters(tokenizer, text.ids[kept_R[run]].tolist()))
     return {
-        "tokens": pack(np.searchsorted(ids_V, text.ids[kept_R]), "u4"),
+        "tokens": pack(words_R, "u4"),
+        "whole": whole,
         "positions": pack(kept_R, "u4"),
         "starts": pack(np.flatnonzero(np.isin(kept_R, text.starts)), "u4"),
         "passage": int((kept_R < PASSAGE).sum()),
@@ -239,9 +248,8 @@ def pair_matrix(pairs: PairCounts, load_E: np.ndarray) -> np.ndarray:
     counts[a, b] = seen
     matrix = np.full(counts.shape, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
-        matrix[first, second] = matrix[second, first] = np.where(
-            expected > 0, counts[first, second] / expected, np.nan
-        )
+        lift = np.where(expected > 0, counts[first, second] / expected, np.nan)
+    matrix[first, second] = matrix[second, first] = lift
     return matrix
 
 

@@ -71,19 +71,17 @@ def routing_report(
     ):
         if value < 1:
             raise InputError(f"{name}={value} must be at least 1")
-    loaded, tokenizer, family = _load(model)
+    loaded, tokenizer, family = _load(model, target_language)
     choose_layers(loaded, layers)  # a wrong name is refused before the text is read
     curves = _history(model, history)
     if family == "gnmt_moe":
         if len(files) != 2:
             raise InputError(f"files={files}: a translation model needs two, the sources and their translations")
         source = PairSource(source_files=[files[0]], target_files=[files[1]], target_language=target_language)
-        pairs = tokenize_pairs(load_sentence_pairs([source]), tokenizer)
+        pairs = tokenize_pairs(load_sentence_pairs([source], max_pairs=max_tokens), tokenizer)
         text = PairText(pairs, loaded.config.decoder_start_token_id, batch_size, max_tokens)
     else:
-        if target_language is not None:
-            raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
-        stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
+        stream = tokenize_to_stream(load_text_dataset(files, max_lines=max_tokens), tokenizer)
         text = StreamText(stream, window_length, batch_size, max_tokens, carry_state)
 
     routing = collect_routing(
@@ -107,15 +105,18 @@ def _checked_output(output: str | Path) -> Path:
     return output
 
 
-def _load(model: str):
-    """The model, its tokenizer and its family."""
+def _load(model: str, target_language: str | None):
+    """The model, its tokenizer and its family; InputError: they cannot be loaded, or do not know the language."""
     try:
         family = AutoConfig.from_pretrained(model).model_type
     except (OSError, ValueError) as error:
         raise InputError(f"model={model}: cannot be loaded ({reason(error)})") from error
     if family == "gnmt_moe":
-        tokenizer, auto_class = load_translation_tokenizer(model), AutoModelForSeq2SeqLM
+        languages = [] if target_language is None else [target_language]
+        tokenizer, auto_class = load_translation_tokenizer(model, languages), AutoModelForSeq2SeqLM
     elif family == "lstm_moe":
+        if target_language is not None:
+            raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
         tokenizer, auto_class = load_tokenizer(model), AutoModelForCausalLM
     else:
         raise InputError(f"model={model} has model_type={family!r}, expected 'lstm_moe' or 'gnmt_moe'")
@@ -137,8 +138,6 @@ def _with_progress(text, model):
     total = sum(len(side.ids) for side in text.sides.values())
     with tqdm(total=total, unit=" tokens", desc="Routing", disable=None) as bar:
         for inputs, positions in text.batches(model.config):
-            moved = {
-                name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()
-            }
-            yield moved, positions
+            tensors = {name: value.to(model.device) for name, value in inputs.items() if torch.is_tensor(value)}
+            yield inputs | tensors, positions
             bar.update(sum(int((places >= 0).sum()) for places in positions.values()))

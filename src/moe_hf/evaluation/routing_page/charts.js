@@ -1,5 +1,5 @@
 // Charts as SVG; the matrix of pairs, which has many cells, as a canvas.
-const WIDTH = 520, HEIGHT = 190, LEFT = 44, BOTTOM = 26, TOP = 8;
+const WIDTH = 400, HEIGHT = 190, LEFT = 40, BOTTOM = 24, TOP = 8;
 
 function svg(name, attributes = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -18,12 +18,12 @@ function ticks(high, count = 4) {
 const short = (value) => (value >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M` : value >= 1e4 ? `${+(value / 1e3).toPrecision(3)}k` : `${+value.toPrecision(3)}`);
 
 // Axes from 0 to `right` and 0 to `high`; returns the drawing and the scales.
-function axes(right, high, label, height = HEIGHT, xTicks = null) {
-  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": label });
-  const x = (value) => LEFT + (value / (right || 1)) * (WIDTH - LEFT - 8);
+function axes(right, high, label, { xTicks = null, width = WIDTH, height = HEIGHT } = {}) {
+  const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  const x = (value) => LEFT + (value / (right || 1)) * (width - LEFT - 8);
   const y = (value) => height - BOTTOM - (value / (high || 1)) * (height - BOTTOM - TOP);
   for (const value of ticks(high)) {
-    drawing.append(svg("line", { class: "grid", x1: LEFT, x2: WIDTH - 8, y1: y(value), y2: y(value) }));
+    drawing.append(svg("line", { class: "grid", x1: LEFT, x2: width - 8, y1: y(value), y2: y(value) }));
     drawing.append(svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
   for (const value of xTicks ?? ticks(right))
@@ -47,7 +47,7 @@ function balanceFigure(layer) {
   const label = `Load and importance of ${layer.num_experts} experts in multiples of their mean; the busiest has ${number(largest(load))} times the mean load.`;
   const xTicks = ticks(layer.num_experts - 1).map(Math.floor);
   const middle = few ? 0.5 : 0;
-  const { drawing, x, y } = axes(layer.num_experts, high, label, HEIGHT, []);
+  const { drawing, x, y } = axes(layer.num_experts, high, label, { xTicks: [] });
   for (const value of new Set(xTicks)) drawing.append(svg("text", { x: x(value + middle), y: HEIGHT - 8, "text-anchor": "middle" }, short(value)));
   if (few) {
     const wide = x(1) - x(0), bar = Math.max(1, wide * 0.72);
@@ -71,7 +71,7 @@ function balanceFigure(layer) {
 }
 
 function barsFigure(title, note, label, counts, right, xTicks = null, mean = null) {
-  const { drawing, x, y } = axes(right, 1.05 * largest(counts, 1), label, HEIGHT, xTicks);
+  const { drawing, x, y } = axes(right, 1.05 * largest(counts, 1), label, { xTicks });
   const wide = (x(right) - x(0)) / counts.length;
   counts.forEach((count, i) => {
     if (count) drawing.append(svg("rect", { class: "bar", x: x(0) + i * wide + 0.5, y: y(count), width: Math.max(1, wide - 1), height: y(0) - y(count) }, svg("title", {}, whole(count))));
@@ -102,14 +102,14 @@ function specialisationFigure(layer) {
   const high = 1.05 * Math.max(0.1, ...rows.map(([, found]) => found.bits));
   const label = rows.map(([title, found]) => `${title}: ${number(found.bits)} bits, ${number(found.control_mean)} with permuted experts.`).join(" ");
   const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
-  const x = (value) => 6 + (value / high) * (WIDTH - 90);
+  const x = (value) => 6 + (value / high) * (WIDTH - 12);
   rows.forEach(([title, found], i) => {
     const top = 10 + i * 86;
     drawing.append(svg("text", { x: 6, y: top + 8 }, title));
     for (const [value, y, kind, what] of [[found.bits, top + 16, "var(--accent)", "counted"], [found.control_mean, top + 38, "var(--soft)", "permuted"]]) {
       drawing.append(svg("rect", { x: x(0), y, width: Math.max(1, x(value) - x(0)), height: 18, fill: kind }));
       const spread = what === "permuted" ? ` ± ${number(found.control_std, 4)}` : "";
-      const inside = x(value) > WIDTH * 0.62;
+      const inside = x(value) > WIDTH * 0.55;
       drawing.append(svg("text", { x: inside ? x(value) - 6 : x(value) + 6, y: y + 13, "text-anchor": inside ? "end" : "start", style: inside ? "fill: var(--card)" : "" }, `${what} ${number(value, 3)}${spread}`));
     }
   });
@@ -122,8 +122,8 @@ function historyFigures(layer) {
     const known = values.map((value, i) => [step[i], value]).filter(([, value]) => value !== null);
     const last = known.length ? known.at(-1)[1] : NaN;
     const title = DATA.history_names[name];
-    const high = 1.08 * Math.max(1e-9, ...known.map(([, value]) => value));
-    const { drawing, x, y } = axes(step.at(-1), high || 1, `${title} over the training, ${number(last)} at the end.`, 150);
+    const high = 1.08 * (largest(known.map(([, value]) => value)) || 1);
+    const { drawing, x, y } = axes(step.at(-1), high, `${title} over the training, ${number(last)} at the end.`, { width: 280, height: 140 });
     if (known.length === 1) drawing.append(svg("circle", { cx: x(known[0][0]), cy: y(known[0][1]), r: 3 }));
     drawing.append(svg("path", { class: "load", d: path(known.map(([at]) => x(at)), known.map(([, value]) => y(value))) }));
     return figure(title, `by training step; ${number(last, name === "dead_experts" ? 0 : 2)} at the end`, drawing);

@@ -31,6 +31,7 @@ class Side {
     this.length = data.length;
     this.isStart = new Uint8Array(this.tokens.length);
     for (const place of unpack(data.starts)) this.isStart[place] = 1;
+    this.whole = new Map(data.whole); // texts of tokens that are parts of characters
   }
 
   // First and last place of the context around a place: the report's width, and not over the start of a text.
@@ -43,7 +44,7 @@ class Side {
   }
 
   text(place) {
-    return DATA.vocabulary.texts[this.tokens[place]];
+    return this.whole.get(place) ?? DATA.vocabulary.texts[this.tokens[place]];
   }
 }
 

@@ -13,20 +13,33 @@ function element(name, attributes = {}, ...children) {
 
 const number = (value, digits = 2) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+// Three digits, and all those before the point.
+const rounded = (value) => value.toLocaleString("en", { maximumSignificantDigits: Math.max(3, Math.ceil(Math.log10(value + 1))) });
 const whole = (value) => Math.round(value).toLocaleString("en");
 const percent = (share) => (share > 0 && share < 0.005 ? "<1 %" : `${Math.round(100 * share)} %`);
 
-// A token's text, with what cannot be seen made visible.
-function visible(text) {
-  if (text === "") return "∅";
-  if (/^[ \u00a0]+$/.test(text)) return "␣".repeat(text.length);
+// A token's text, with what cannot be seen made visible; inside of a text a space is a space.
+function visible(text, isInText = false) {
+  if (text === "") return "·"; // the rest of a character that stands at the token before
+  if (!isInText && /^ +$/.test(text)) return "␣".repeat(text.length);
   return text.replaceAll("\n", "⏎").replaceAll("\r", "␍").replaceAll("\t", "⇥");
 }
 
-function tokenButton(place, extra = "") {
-  const side = state.layer.side;
+// A token by itself: "dog" begins a word and "‑ing" goes on with one, where the tokenizer tells.
+const hasWordStarts = DATA.vocabulary.texts.some((text) => /^ \S/.test(text));
+const hasWordParts = DATA.vocabulary.texts.some((text) => /^\p{L}/u.test(text));
+function wordLabel(text) {
+  const mark = hasWordStarts && hasWordParts && /^\p{L}/u.test(text) ? "\u2011" : "";
+  return mark + visible(/\S/.test(text) ? text.trim() : text);
+}
+
+// A span and not a button, beside which a line could break inside of a word.
+function tokenButton(place, text = state.layer.side.text(place), kind = "") {
+  const side = state.layer.side, shown = visible(text, kind === "");
   const special = SPECIAL.has(side.tokens[place]) ? " special" : "";
-  return element("button", { type: "button", class: `token${special}${extra}`, "data-place": String(place), tabIndex: -1 }, visible(side.text(place)));
+  const made = element("span", { role: "button", class: `token${special}${kind}`, "data-place": String(place), tabIndex: -1 }, shown);
+  if (!/\S/.test(shown)) made.setAttribute("aria-label", "space");
+  return made;
 }
 
 // One stop of the tab key for each row of tokens; the arrow keys move inside.
@@ -38,7 +51,12 @@ function oneTabStop(row, token = row.querySelector(".token")) {
 
 document.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step || !event.target.matches?.(".token")) return;
+  if (!event.target.matches?.(".token")) return;
+  if (event.key === "Enter" || event.key === " ") {
+    event.preventDefault();
+    event.target.click();
+  }
+  if (!step) return;
   const tokens = [...event.target.closest("[data-tokens]").querySelectorAll(".token")];
   const next = tokens[tokens.indexOf(event.target) + step];
   if (!next) return;

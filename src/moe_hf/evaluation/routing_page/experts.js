@@ -31,7 +31,7 @@ function showPage(page) {
   const highest = largest(layer.load, 1) / layer.meanLoad;
   const rows = state.found.slice(state.page * ROWS, (state.page + 1) * ROWS).map((expert) => {
     const load = layer.load[expert] / layer.meanLoad;
-    const words = layer.typical(expert).map((found) => visible(DATA.vocabulary.texts[found.words]).trim());
+    const words = layer.typical(expert).map((found) => element("span", {}, wordLabel(DATA.vocabulary.texts[found.words])));
     const name = element("th", { scope: "row" }, expertButton(expert, null, "link"));
     if (layer.group_size) name.append(element("small", {}, ` g${layer.groupOf(expert)}`));
     return element(
@@ -39,7 +39,7 @@ function showPage(page) {
       element("td", {}, `${number(load)}×`, meter(load / highest)),
       element("td", {}, `${number(layer.importance[expert] / layer.meanImportance)}×`),
       element("td", {}, number(layer.meanGate(expert))),
-      element("td", { class: "words tokens" }, words.join("  ")),
+      element("td", { class: "words tokens" }, ...words),
     );
   });
   if (!rows.length) rows.push(element("tr", {}, element("td", { colSpan: 5 }, "No expert's contexts have this.")));
@@ -65,7 +65,9 @@ function contextLine({ place, gate }) {
   const left = element("span"), right = element("span", { class: "right" });
   for (let i = first; i < place; i++) left.append(tokenButton(i));
   for (let i = place + 1; i <= last; i++) right.append(tokenButton(i));
-  const middle = tokenButton(place, " middle");
+  const text = state.layer.side.text(place), space = /^ +\S/.test(text) ? text.match(/^ +/)[0] : "";
+  left.append(space); // so that the mark is on the word alone
+  const middle = tokenButton(place, text.slice(space.length), " middle");
   const gateLabel = element("span", { class: "gate", title: "gate value G(x)" }, number(gate));
   return oneTabStop(element("li", { class: "tokens" }, gateLabel, element("span", { class: "left" }, left), middle, right), middle);
 }
@@ -80,7 +82,7 @@ function showExpert() {
   ];
   parts.push(contexts.length ? element("ul", { class: "contexts" }, ...contexts.map(contextLine)) : element("p", {}, "No token of the text came to this expert."));
   const typical = layer.typical(expert).map(({ words, hits }) =>
-    element("span", { class: "chip tokens" }, visible(DATA.vocabulary.texts[words]).trim(), " ", element("small", {}, `${whole(hits)} of ${whole(layer.wordCounts[words])}`)));
+    element("span", { class: "chip tokens" }, wordLabel(DATA.vocabulary.texts[words]), " ", element("small", {}, `${whole(hits)} of ${whole(layer.wordCounts[words])}`)));
   if (typical.length) parts.push(element("h4", {}, "Tokens it gets more often than by chance"), element("div", { class: "chips" }, ...typical));
   const partners = layer.partners(expert).map(({ experts, lifts }) => expertButton(experts, `${number(lifts, 1)}×`));
   if (partners.length) parts.push(element("h4", {}, "Shares tokens with, more often than by chance"), element("div", { class: "chips" }, ...partners));
@@ -98,7 +100,7 @@ function showToken(button) {
   const box = byId("token");
   const parts = [
     close,
-    element("h3", { id: "token-title", class: "tokens" }, `“${visible(layer.side.text(place)).trim() || "␣"}”`),
+    element("h3", { id: "token-title", class: "tokens" }, `“${wordLabel(layer.side.text(place))}”`),
     element("p", {}, `token ${whole(layer.side.positions[place])} of the text; gate values:`),
     found.length ? element("ul", {}, ...rows) : element("p", {}, "no expert: none of the thresholds lets it through"),
     more > 0 ? element("p", {}, `and ${more} more experts with lower values`) : null,

@@ -10,9 +10,9 @@ const TERMS = {
   "Gate entropy": "Of a token's gate values, −Σ G log₂ G, in bits: 0 if one expert has all the weight, log₂ k if k experts share it evenly. The mean is over the tokens that have experts.",
   "Effective experts": "2 to the entropy of the experts' shares of the importance: how many equally used experts would be as varied. In perfect balance it is the number of experts.",
   "Mean gate": "An expert's importance over its load: the weight it has on average where it is used.",
-  "What the expert tells": "Mutual information, in bits, between the strongest expert of a token and the token that the layer reads, or the one that follows it. The 255 most frequent tokens are a class each, all others are one. Such a count is above 0 by chance, so the experts are permuted among the tokens ten times and counted again (mean ± standard deviation); the difference of the two is what the experts really tell.",
+  "Specialisation": "Mutual information, in bits, between the strongest expert of a token and the token that the layer reads, or the one that follows it. The 255 most frequent tokens are a class each, all others are one. Such a count is above 0 by chance, so the experts are permuted among the tokens ten times and counted again (mean ± standard deviation); the difference of the two is what the experts really tell, and the number at the top of the page. Gates with random weights part the tokens too, as they read them: what the training added is the difference to an untrained model.",
   "Pairs by chance": "How often two experts would get the same token if pairs formed at random in proportion to the experts' loads, as many pairs in all as there were. A hierarchical gate takes several experts of one group by construction, so pairs inside a group and pairs across groups are compared separately.",
-  "Contexts": "The places of the text where the expert's gate value is highest, as in table 9 of the paper; the token in the middle is the one that the layer reads there. Places with the same words around them are shown once.",
+  "Contexts": "The places of the text where the expert's gate value is highest, as in table 9 of the paper; the token in the middle is the one that the layer reads there. Places with the same words around them are shown once, and of equal values (a token's only expert has 1) the first of the text.",
   "Typical tokens": "Those that come to an expert more often than its load would give, sorted by (observed − expected) / √expected; “3 of 5” means that 3 of its 5 occurrences came to this expert.",
 };
 
@@ -30,7 +30,7 @@ function showSummary() {
     ["without a token", whole(summary.dead_experts ?? num_experts), `of ${whole(num_experts)} experts`],
     ["gate entropy", `${number(summary.gate_entropy)} bits`, `at most ${number(Math.log2(experts_per_token))} for k experts`],
     ["effective experts", number(summary.effective_experts, 1), `of ${whole(num_experts)}`],
-    ["told of the token", `${number(told)} bits`, `of ${number(specialisation.read.class_entropy)} that it has`],
+    ["specialisation", `${number(told)} bits`, `of ${number(specialisation.read.class_entropy)} that a token has`],
   ];
   byId("summary").replaceChildren(...cells.map(([name, value, extra]) => element("div", {}, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "extra" }, extra))));
 }
@@ -44,12 +44,13 @@ function showPairs() {
   const head = ["experts", "tokens shared", "by chance", "ratio"].map((name) => element("th", { scope: "col" }, name));
   const rows = pairs.top.map(([first, second, count, expected]) => element("tr", {},
     element("td", {}, expertButton(first, null, "link"), " + ", expertButton(second, null, "link")),
-    element("td", {}, whole(count)), element("td", {}, number(expected, expected < 10 ? 1 : 0)), element("td", {}, `${number(count / expected, 1)}×`)));
+    element("td", {}, whole(count)), element("td", {}, rounded(expected)), element("td", {}, `${rounded(count / expected)}×`)));
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
   const scroll = element("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": "pairs of experts furthest above chance" }, table);
   scroll.style.maxHeight = "38rem";
   scroll.style.overflowY = "auto";
   const contents = rows.length ? [scroll] : [element("p", {}, "No two experts share more tokens than by chance.")];
+  byId("pairs").classList.toggle("single", !pairs.matrix);
   byId("pairs").replaceChildren(...(pairs.matrix ? [matrixFigure(state.layer)] : []), ...contents);
 }
 
@@ -61,6 +62,7 @@ function showPassage() {
     for (let place = start; place < Math.min(start + PASSAGE_ROW, side.passage); place++) {
       if (place && side.isStart[place]) row.append(element("br"));
       row.append(tokenButton(place));
+      if (side === sides[""] && SPECIAL.has(side.tokens[place])) row.append(element("br")); // the end of a line
     }
     rows.push(row);
   }
