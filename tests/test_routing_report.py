@@ -15,8 +15,10 @@ from tiny_reports import NASTY, SOURCES, TARGETS, contexts_of, read_page, save_g
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 
 from moe_hf.errors import InputError
+from moe_hf.evaluation.coactivation import PairCounts
 from moe_hf.evaluation.history_plot import read_expert_history
 from moe_hf.evaluation.routing import routing_totals
+from moe_hf.evaluation.routing_data import coactivation_data
 from moe_hf.evaluation.routing_statistics import collect_routing
 from moe_hf.evaluation.token_texts import token_texts, whole_characters
 from moe_hf.training.evaluate import evaluate_lm
@@ -227,6 +229,17 @@ def test_a_strictly_balanced_model_without_history_in_gzip(tmp_path):
     data = read_page(written["page"])
     assert [layer["name"] for layer in data["layers"]] == ["decoder.layers.1"] and "history_plot" not in written
     assert data["layers"][0]["history"] is None
+
+
+def test_a_pair_that_chance_would_hardly_give_has_a_ratio():
+    pairs, rows = PairCounts(4), np.array([[0, 1]] * 20_000 + [[2, 3]])
+    pairs.add(rows, np.full(len(rows), 2))
+    data = coactivation_data(pairs, np.bincount(rows.ravel()))
+    load = np.bincount(rows.ravel())
+    in_all = sum(load[a] * load[b] for a in range(4) for b in range(a))
+    first, second, count, expected = data["top"][0]
+    assert (first, second, count) == (2, 3, 1)
+    assert expected == pytest.approx(len(rows) / in_all, rel=1e-5) and expected < 1e-4
 
 
 def test_dense_and_single_experts_have_no_pairs(tmp_path):

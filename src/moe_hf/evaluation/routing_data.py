@@ -67,7 +67,7 @@ def report_data(
                 "contexts": _pack_contexts(contexts[name], kept[side]),
                 "routing": _pack_routing(layer, kept[side]),
                 "words": _words(layer, sides[side], ids_V),
-                "coactivation": None if layer.pairs is None else _coactivation(layer.pairs, layer.load),
+                "coactivation": None if layer.pairs is None else coactivation_data(layer.pairs, layer.load),
                 "history": None if curves is None else _thinned(curves),
             }
         )
@@ -213,7 +213,7 @@ def _words(layer: LayerRouting, text, ids_V: np.ndarray) -> dict:
     }
 
 
-def _coactivation(pairs: PairCounts, load_E: np.ndarray) -> dict:
+def coactivation_data(pairs: PairCounts, load_E: np.ndarray) -> dict:
     """The pairs furthest above chance, of all and of each expert, and for few experts all of them."""
     first, second, counts = pairs.pairs()
     expected = pairs.expected(first, second, load_E)
@@ -228,7 +228,7 @@ def _coactivation(pairs: PairCounts, load_E: np.ndarray) -> dict:
         matrix = pack(pair_matrix(pairs, load_E), "f4")
     return {
         "missed": pairs.missed,
-        "top": [[int(first[i]), int(second[i]), int(counts[i]), round(float(expected[i]), 3)] for i in best.tolist()],
+        "top": [[int(first[i]), int(second[i]), int(counts[i]), float(f"{expected[i]:.6g}")] for i in best.tolist()],
         "partners": {
             "width": NUM_PARTNERS,
             "experts": pack(_pick(np.concatenate([second, first]), partners), "u4"),

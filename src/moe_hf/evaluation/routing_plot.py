@@ -56,5 +56,6 @@ def _plot_pairs(figure, axes, layer: LayerRouting) -> None:
     best = np.argsort(-(counts - expected) / np.sqrt(expected), kind="stable")[:NUM_BARS]
     axes.barh([f"{first[i]} + {second[i]}" for i in best], (counts / expected)[best])
     axes.invert_yaxis()
+    axes.set_xscale("log")
     axes.tick_params(axis="y", labelsize="x-small")
     axes.set(title="pairs of experts furthest above chance", xlabel="times as often as by chance")

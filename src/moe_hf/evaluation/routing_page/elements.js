@@ -14,7 +14,7 @@ function element(name, attributes = {}, ...children) {
 const number = (value, digits = 2) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 // Three digits, and all those before the point.
-const rounded = (value) => value.toLocaleString("en", { maximumSignificantDigits: Math.max(3, Math.ceil(Math.log10(value + 1))) });
+const rounded = (value) => (value >= 100 ? whole(value) : value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 }));
 const whole = (value) => Math.round(value).toLocaleString("en");
 const percent = (share) => (share > 0 && share < 0.005 ? "<1 %" : `${Math.round(100 * share)} %`);
 

@@ -111,9 +111,13 @@ function showToken(button) {
   for (const token of document.querySelectorAll(".token.chosen")) token.classList.remove("chosen");
   button.classList.add("chosen");
   box.hidden = false;
-  const at = button.getBoundingClientRect(), below = at.bottom + 8 + box.offsetHeight < innerHeight || at.top < box.offsetHeight + 8;
+  // Below the token, above it where there is no room, or else where there is.
+  const at = button.getBoundingClientRect(), height = box.offsetHeight;
+  let top = at.bottom + 8;
+  if (top + height > innerHeight - 8) top = at.top - height - 8;
+  if (top < 8) top = Math.max(8, innerHeight - height - 8);
   box.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - box.offsetWidth - 8)) + scrollX}px`;
-  box.style.top = `${(below ? at.bottom + 8 : at.top - box.offsetHeight - 8) + scrollY}px`;
+  box.style.top = `${top + scrollY}px`;
   state.opener = button;
   box.focus({ preventScroll: true });
 }

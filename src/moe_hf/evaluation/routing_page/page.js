@@ -136,7 +136,7 @@ document.addEventListener("click", (event) => {
   if (token) showToken(token);
   else if (expert) {
     const step = expert.matches(".step") ? expert.getAttribute("aria-label") : null;
-    chooseExpert(+expert.dataset.expert, { reveal: !step && (!expert.closest("#table") || innerWidth <= 900) });
+    chooseExpert(+expert.dataset.expert, { reveal: !step && (!expert.closest("#table") || innerWidth <= 1120) });
     if (step) byId("expert").querySelector(`.step[aria-label="${step}"]`).focus(); // the button was drawn anew
   }
   else if (!event.target.closest("#token")) closeToken(false);
