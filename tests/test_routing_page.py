@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_reports import NASTY, contexts_of, read_page, save_gnmt, save_lm, unpack
+from tiny_reports import NASTY, contexts_of, read_page, save_gnmt, save_lm, unpack, without_pictures
 
 from moe_hf.training.routing_report import routing_report
 
@@ -58,9 +58,11 @@ def reports(tmp_path_factory):
     save_gnmt(folder / "gnmt", num_experts=7, gating="strictly_balanced")
     files = {name: ["text.txt"] for name in ("small", "many")} | {"gnmt": ["text.en", "text.de"]}
     pages = {}
-    for name, texts in files.items():
-        pages[name] = folder / f"{name}.html"
-        routing_report(str(folder / name), [str(folder / name / text) for text in texts], pages[name], **options)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without_pictures(monkeypatch)
+        for name, texts in files.items():
+            pages[name] = folder / f"{name}.html"
+            routing_report(str(folder / name), [str(folder / name / text) for text in texts], pages[name], **options)
     return pages
 
 
@@ -144,11 +146,12 @@ def visible(text: str) -> str:
 def test_an_expert_shows_its_contexts(open_page):
     page = open_page("small")
     (layer,) = page.data["layers"]
+    contexts = contexts_of(page.data, layer)
     for row in range(layer["num_experts"]):
         page.click("#table tbody .link", row)
         assert page.text("#expert-title") == f"Expert {row}"
         shown = list(zip(page.texts("#expert .token.middle"), page.texts("#expert .contexts li")))
-        expected = contexts_of(page.data, layer, row)
+        expected = contexts[row]
         assert [token for token, _ in shown] == [visible(token) for token, _ in expected] and expected
         for (_, line), (_, words) in zip(shown, expected):
             assert line.endswith(words)
@@ -204,13 +207,13 @@ def test_search_finds_the_experts_whose_contexts_have_the_words(open_page):
     page = open_page("many")
     (layer,) = page.data["layers"]
     typical, width = unpack(layer["words"]["typical"]["words"]), layer["words"]["typical"]["width"]
-    vocabulary = page.data["vocabulary"]["texts"]
+    vocabulary, contexts = page.data["vocabulary"]["texts"], contexts_of(page.data, layer)
     for words in ("dog", "saw a tree", "no such words", "SCRIPT"):
         page.search(words)
         expected = set()
         for expert in range(layer["num_experts"]):
             known = [vocabulary[i] for i in typical[expert * width : (expert + 1) * width] if i != 0xFFFFFFFF]
-            known += [context for _, context in contexts_of(page.data, layer, expert)]
+            known += [context for _, context in contexts[expert]]
             if any(words.lower() in text.lower() for text in known):
                 expected.add(expert)
         assert set(page.run("return state.found")) == expected

@@ -11,7 +11,7 @@ from shutil import copytree, ignore_patterns
 import numpy as np
 import pytest
 import torch
-from tiny_reports import NASTY, SOURCES, TARGETS, contexts_of, read_page, save_gnmt, save_lm, unpack
+from tiny_reports import NASTY, SOURCES, TARGETS, contexts_of, read_page, save_gnmt, save_lm, unpack, without_pictures
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 
 from moe_hf.errors import InputError
@@ -92,7 +92,8 @@ def test_pairs_are_read_as_in_training_until_one_side_would_have_too_many_tokens
         PairText(tokens, 1, batch_size=3, max_tokens=2)
 
 
-def test_balance_is_that_of_evaluate_lm(lm, tmp_path):
+def test_balance_is_that_of_evaluate_lm(lm, tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
     metrics = evaluate_lm(str(lm), [str(lm / "text.txt")], window_length=9, batch_size=3)
     routing_report(str(lm), [str(lm / "text.txt")], tmp_path / "a.html", window_length=9, batch_size=3)
     (layer,) = read_page(tmp_path / "a.html")["layers"]
@@ -183,7 +184,7 @@ def test_contexts_are_the_surroundings_of_the_highest_gate_values(pages):
         assert len(offsets) == layer["num_experts"] + 1 and np.diff(offsets).max() == 3
         for expert in range(layer["num_experts"]):
             assert (np.diff(gates[offsets[expert] : offsets[expert + 1]]) <= 0).all()
-            contexts = contexts_of(data, layer, expert)
+            contexts = contexts_of(data, layer)[expert]
             assert len(set(contexts)) == len(contexts)
             for token, words in contexts:
                 assert token in words and len(words) < 60
@@ -219,7 +220,8 @@ def test_every_kept_token_has_the_experts_that_the_model_gives_it(gnmt, pages):
             assert found == {e: hits[token, e] for e in found} and sorted(found.values(), reverse=True) == best
 
 
-def test_a_strictly_balanced_model_without_history_in_gzip(tmp_path):
+def test_a_strictly_balanced_model_without_history_in_gzip(tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
     folder = save_gnmt(tmp_path, gating="strictly_balanced")
     for name in ("text.en", "text.de"):
         (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
@@ -242,7 +244,7 @@ def test_a_pair_that_chance_would_hardly_give_has_a_ratio():
     assert expected == pytest.approx(len(rows) / in_all, rel=1e-5) and expected < 1e-4
 
 
-def test_dense_and_single_experts_have_no_pairs(tmp_path):
+def test_dense_and_single_experts_have_no_pairs(tmp_path):  # with pictures, which have no pairs to draw
     dense, one = {"gating": "softmax", "num_experts_per_tok": None}, {"num_experts": 1, "num_experts_per_tok": 1}
     for name, config in {"dense": dense, "one": one}.items():
         (tmp_path / name).mkdir()
@@ -252,6 +254,7 @@ def test_dense_and_single_experts_have_no_pairs(tmp_path):
 
 
 def test_the_script_writes_a_report_and_says_where(lm, tmp_path, monkeypatch, capsys):
+    without_pictures(monkeypatch)
     arguments = ["report", str(lm), str(lm / "text.txt"), "-o", str(tmp_path / "r.html"), "--max_tokens", "50"]
     monkeypatch.setattr("sys.argv", arguments)
     script = runpy.run_path(str(ROOT / "scripts" / "routing_report.py"))

@@ -10,6 +10,7 @@ import torch
 from tiny_gnmt import tiny_model as tiny_gnmt
 from tiny_models import tiny_model as tiny_lm
 
+from moe_hf.evaluation import routing_report
 from moe_hf.training.callbacks import STATISTICS
 from moe_hf.training.tokenizers import train_tokenizer
 from moe_hf.training.translation_tokenizers import train_translation_tokenizer
@@ -71,23 +72,26 @@ def unpack(packed) -> np.ndarray:
     return np.frombuffer(base64.b64decode(packed["bytes"]), dtype=f"<{packed['type']}")
 
 
-def contexts_of(data, layer, expert) -> list[tuple[str, str]]:
-    """What the page should show for an expert, found in the data in another way: (token, the words around it)."""
+def contexts_of(data, layer) -> list[list[tuple[str, str]]]:
+    """What the page should show for each expert, found in the data in another way: (token, the words around it)."""
     side, vocabulary, width = data["sides"][layer["side"]], data["vocabulary"]["texts"], data["context_width"]
     tokens, positions, starts = (unpack(side[name]).tolist() for name in ("tokens", "positions", "starts"))
-    texts = [vocabulary[token] for token in tokens]
-    for place, text in side["whole"]:
-        texts[place] = text
-    place_of, start_positions = {p: i for i, p in enumerate(positions)}, {positions[i] for i in starts}
-    offsets, places = unpack(layer["contexts"]["offsets"]), unpack(layer["contexts"]["places"])
-    found = []
-    for place in places[offsets[expert] : offsets[expert + 1]].tolist():
-        middle = positions[place]
-        first = last = middle
+    texts = {position: vocabulary[token] for position, token in zip(positions, tokens)}
+    texts |= {positions[place]: text for place, text in side["whole"]}
+    start_positions = {positions[i] for i in starts}
+    contexts = []
+    for place in unpack(layer["contexts"]["places"]).tolist():
+        middle = first = last = positions[place]
         while middle - first < width and first not in start_positions and first > 0:
             first -= 1
         while last - middle < width and last + 1 < side["length"] and last + 1 not in start_positions:
             last += 1
-        words = [texts[place_of[position]] for position in range(first, last + 1)]
-        found.append((texts[place], "".join(words)))
-    return found
+        contexts.append((texts[middle], "".join(texts[position] for position in range(first, last + 1))))
+    offsets = unpack(layer["contexts"]["offsets"]).tolist()
+    return [contexts[start:stop] for start, stop in zip(offsets, offsets[1:])]
+
+
+def without_pictures(monkeypatch) -> None:
+    """Let reports write empty pictures, which cost more than all the rest of a tiny report."""
+    for name in ("plot_routing", "plot_curves"):
+        monkeypatch.setattr(routing_report, name, lambda data, file: Path(file).touch())
