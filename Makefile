@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks examples
 RESULTS = benchmarks/results
 
-.PHONY: demo test test-distributed quality style bench bench-full hf-suite clean
+.PHONY: demo test test-distributed test-browser quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,10 @@ test: $(BIN)/.installed
 # What takes several processes minutes; up to four of them at once.
 test-distributed: $(BIN)/.installed
 	$(BIN)/python -m pytest -m distributed
+
+# Pages in a headless Chromium, which has to be there: apt-get install chromium chromium-driver.
+test-browser: $(BIN)/.installed
+	MOE_HF_BROWSER=required $(BIN)/python -m pytest -m browser
 
 quality: $(BIN)/.installed
 	$(BIN)/ruff check $(SOURCES)

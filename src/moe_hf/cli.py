@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate-translation": ("evaluate_translation", "BLEU, chrF and perplexity of a translation model"),
     "upcycle": ("upcycle", "make a model with many experts from a trained one with one or a few"),
     "prune": ("prune", "leave out or merge the least-loaded experts, at a perplexity that is reported"),
+    "report": ("routing_report", "a page that shows which experts a text uses, and what for"),
     "table": ("paper_table", "size and cost of the paper's models beside those of configs/"),
     "plan": ("sharding_plan", "how a model's experts spread over devices: memory, bytes moved, time"),
     "push": ("push_to_hub", "put a trained model on the Hub, with its code and a model card"),
