@@ -73,6 +73,13 @@ def test_evaluation_writes_a_line_for_each_line_of_the_source(call, model, tmp_p
     assert lines[:2] == call(translate, model, "lines.txt", "--num_beams", 1)[1].split("\n")[:2]
 
 
+def test_evaluation_judges_one_translation_of_each_line(call, tokenizer, tmp_path):
+    several = tiny_model(torch.float32, vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
+    several.generation_config.num_beams = several.generation_config.num_return_sequences = 3
+    arguments = [saved(tmp_path / "several", tokenizer, several), "lines.txt", "targets.txt", "--num_beams", 1]
+    assert call(evaluate_translation, *arguments)[0] == 0
+
+
 def test_the_first_line_with_a_translation_is_plotted(call, model, tmp_path):
     (tmp_path / "first.txt").write_text("\na dog\n")
     assert call(translate, model, "first.txt", "--attention_plot", "plot.png")[0] == 0

@@ -163,7 +163,7 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
         ({"num_beams": 2, "length_alpha": float("nan")}, "length_alpha=nan must be"),
         ({"num_beams": 2, "coverage_beta": float("inf")}, "coverage_beta=inf must be"),
         ({"length_alpha": 0.2}, "length_alpha=0.2 needs num_beams of at least 2, got 1"),
-        ({"num_beams": 2, "coverage_beta": 0.2, "length_penalty": 2.0}, "length_penalty=2.0 .*coverage_beta=0.2"),
+        ({"num_beams": 2, "coverage_beta": 0.2, "length_penalty": 0.0}, "length_penalty=0.0 .*coverage_beta=0.2"),
         ({"num_beams": 2, "length_alpha": 0.2, "do_sample": True}, "do_sample=True .*length_alpha=0.2"),
     ],
 )

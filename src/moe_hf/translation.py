@@ -131,8 +131,9 @@ class Translator:
             _check_not_negative(name, value)
             if self.num_beams < 2:
                 raise InputError(f"{name}={value} needs num_beams of at least 2, got {self.num_beams}")
-            for other in ("length_penalty", "do_sample"):
-                if given := self.generate_arguments.get(other):
+            penalty, sampling = self.generate_arguments.get("length_penalty"), self._setting("do_sample") or None
+            for other, given in (("length_penalty", penalty), ("do_sample", sampling)):
+                if given is not None:
                     raise InputError(f"{other}={given} is not for GNMT's score, which {name}={value} asks for")
 
     def translate(self, lines: Iterable[str]) -> Iterator[list[Translation]]:

@@ -43,7 +43,6 @@ def evaluate_translation(
     pairs = load_sentence_pairs([source])
     print(f"evaluated: {pairs}")
     loaded = load_pretrained(AutoModelForSeq2SeqLM, model)
-    Translator(loaded, tokenizer, **translate_arguments)  # which refuses wrong ones before anything is computed
     with tempfile.TemporaryDirectory() as folder:
         trainer = TranslationTrainer(
             model=loaded,
@@ -53,6 +52,7 @@ def evaluate_translation(
             processing_class=tokenizer,
             translate_arguments=translate_arguments,
         )
+        Translator(loaded, tokenizer, **trainer.translate_arguments)  # refuses wrong ones before anything is computed
         metrics = trainer.evaluate()
     translations = dict(zip(pairs.dataset["row"][:], trainer.translations))
     return metrics, [translations.get(row, "") for row in range(pairs.num_read)]

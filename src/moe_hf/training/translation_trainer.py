@@ -57,7 +57,7 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
     def __init__(self, *args, translate_arguments: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.translate_arguments = translate_arguments or {}
+        self.translate_arguments = {"num_return_sequences": 1} | (translate_arguments or {})
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None and self.args.constant_steps:
