@@ -146,7 +146,7 @@ def test_variables_are_expanded_in_every_path(yaml_file, monkeypatch, tmp_path):
     assert training.output_dir == f"{tmp_path}/new" and data.cache_dir == f"{tmp_path}/cache"
     assert data.tokenizer_name_or_path == f"{tmp_path}/t" and model.model_name_or_path == os.path.expanduser("~/m")
     monkeypatch.delenv("MOE_HF_PLACE")
-    with pytest.raises(InputError, match="output_dir: '.*/new' needs the environment variable MOE_HF_PLACE"):
+    with pytest.raises(InputError, match="tokenizer_name_or_path: '.*/t' needs the environment variable MOE_HF_PLACE"):
         parse_arguments([yaml_file("seed: 1"), *options])
 
 
