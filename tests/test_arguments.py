@@ -1,6 +1,7 @@
 """Arguments from YAML files and from the command line; the shipped configurations."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,19 @@ def test_error_on_the_command_line_is_one_line_that_names_it(yaml_file, argument
     with pytest.raises(InputError, match=message) as caught:
         parse_arguments([yaml_file("seed: 1"), *arguments])
     assert "\n" not in str(caught.value)
+
+
+def test_variables_are_expanded_in_every_path(yaml_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_HF_PLACE", str(tmp_path))
+    file = yaml_file('cache_dir: "${MOE_HF_PLACE}/cache"')
+    options = ["--output_dir", "${MOE_HF_PLACE}/new", "--use_cpu", "true"]
+    options += ["--tokenizer_name_or_path", "${MOE_HF_PLACE}/t", "--model_name_or_path", "~/m"]
+    model, data, training = parse_arguments([file, *options])
+    assert training.output_dir == f"{tmp_path}/new" and data.cache_dir == f"{tmp_path}/cache"
+    assert data.tokenizer_name_or_path == f"{tmp_path}/t" and model.model_name_or_path == os.path.expanduser("~/m")
+    monkeypatch.delenv("MOE_HF_PLACE")
+    with pytest.raises(InputError, match="tokenizer_name_or_path: '.*/t' needs the environment variable MOE_HF_PLACE"):
+        parse_arguments([yaml_file("seed: 1"), *options])
 
 
 @pytest.mark.parametrize(
