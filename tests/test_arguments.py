@@ -20,6 +20,7 @@ from moe_hf.training.arguments import (
 )
 from moe_hf.training.demo_corpus import generate_lines
 from moe_hf.training.runs import new_config
+from moe_hf.training.sweep import SweepArguments
 from moe_hf.training.tokenizers import train_tokenizer
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -29,6 +30,11 @@ TRANSLATION_CONFIGS = [path for path in CONFIGS if "encoder_layer_pattern" in pa
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
 LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)
 TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+
+
+def classes_of(path) -> tuple[type, ...]:
+    classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
+    return classes + (SweepArguments,) * ("\nvariants:" in path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -162,7 +168,7 @@ def test_model_arguments_are_those_of_the_configuration(arguments, config):
 def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
     monkeypatch.setenv("MOE_HF_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    model, data, _ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"])
+    model, data, *_ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
     tokenizer = train_tokenizer(generate_lines(20, seed=0), kind="word", vocab_size=50)
     monkeypatch.setattr(type(tokenizer), "__len__", lambda self: data.vocab_size)
     config = new_config(LstmMoeConfig, model, tokenizer)
@@ -187,7 +193,7 @@ def test_configurations_are_found():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
 def test_changed_arguments_are_a_configuration_that_says_the_same(path, tmp_path):
-    classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
+    classes = classes_of(path)
     parsed = parse_arguments([str(path), "--use_cpu", "true", "--report_to", "none"], classes)
     changed = changed_arguments(*parsed)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")

@@ -20,7 +20,7 @@ class SweepArguments:
     """What is varied."""
 
     variants: dict | str | None = field(
-        default=None, metadata={"help": "{name: {model argument: value}}; on the command line as JSON"}
+        default_factory=dict, metadata={"help": "{name: {model argument: value}}; on the command line as JSON"}
     )
     only: list[str] | None = field(default=None, metadata={"help": "names of the variants to train (default: all)"})
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
@@ -31,8 +31,6 @@ class SweepArguments:
                 self.variants = json.loads(self.variants)
             except json.JSONDecodeError as error:
                 raise InputError(f"variants is not valid JSON: {error}") from error
-        if self.variants is None:
-            self.variants = {}
         if not isinstance(self.variants, dict) or not all(isinstance(v, dict) for v in self.variants.values()):
             raise InputError(f"variants={self.variants!r} must be {{name: {{model argument: value}}}}")
 
