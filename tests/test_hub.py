@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from tiny_models import tiny_model as tiny_lm
 from tiny_runs import TRANSLATION_CONFIG, write_config
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel
 
+from moe_hf.commands import evaluate_lm, evaluate_translation
 from moe_hf.errors import InputError
 from moe_hf.hub import AUTO_MAPS, export, push, with_code
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
@@ -94,6 +97,34 @@ def test_the_card_has_the_runs_numbers_and_its_command(family, runs, tmp_path):
     assert (runs[family] / "run.yaml").read_text() in card.text
     assert 'from_pretrained("me/model"' in card.text
     assert (tmp_path / "repository" / "expert_history.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, tmp_path, monkeypatch, capsys):
+    model, text = shutil.copytree(runs[family], tmp_path / "model"), tmp_path / "other.txt"
+    text.write_text("the dog sees the cat\nthe cat sleeps\n" * 20, encoding="utf-8")
+    command, main, arguments = {
+        "lstm_moe": ("evaluate-lm", evaluate_lm.main, [str(text), "--batch_size", "2"]),
+        "gnmt_moe": ("evaluate-translation", evaluate_translation.main, [str(text), str(text), "--num_beams", "2"]),
+    }[family]
+    for _ in range(2):  # the same evaluation again takes the place of the first
+        monkeypatch.setattr("sys.argv", [f"moe-hf {command}", str(model), "--record", *arguments])
+        assert main() == 0
+    printed = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines() if " = " in line)
+
+    export(str(model), tmp_path / "repository", repo_id="me/model")
+    card = ModelCard.load(tmp_path / "repository" / "README.md")
+    assert card.text.count(shlex.join(["moe-hf", command, "me/model", *arguments])) == 1
+    value = float(printed["eval_perplexity_per_word"])
+    assert f"| perplexity per word | {value:.2f} |" in card.text.split("me/model", 2)[2]
+    recorded = [result for result in card.data.eval_results if str(text) in result.dataset_name]
+    assert value in [pytest.approx(result.metric_value, abs=1e-4) for result in recorded]
+
+
+def test_a_record_needs_a_folder(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["moe-hf evaluate-lm", "me/model", "text.txt", "--record"])
+    assert evaluate_lm.main() == 1
+    assert "model='me/model' is not a folder" in capsys.readouterr().err
 
 
 def test_a_card_without_a_training_says_so(tmp_path):

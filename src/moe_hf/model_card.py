@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .evaluation.history_plot import plot_expert_history
 from .evaluation.model_size import count_embedding_parameters, count_parameters, ops_per_timestep
+from .evaluation.records import command_line, read_evaluations
 from .training.runs import CONFIG_FILE
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -62,18 +63,32 @@ def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_
 
     Args:
         model: its configuration and size go on the card.
-        source: the `output_dir` of a training, whose files have the numbers; from another source there are none.
+        source: the `output_dir` of a training, whose files have the numbers, and those of `evaluate-lm --record` and
+            `evaluate-translation --record`; from another source there are none.
         folder: of the repository.
         repo_id: what the card's example loads.
         license: of the weights, as the Hub names it.
     """
     family, source = FAMILIES[model.config.model_type], Path(source)
     run = _read(source / CONFIG_FILE, yaml.safe_load)
-    results = {name.removeprefix("eval_"): value for name, value in _read(source / "eval_results.json").items()}
+    results = _plain_names(_read(source / "eval_results.json"))
     evaluated_on = ", ".join(_evaluation_files(run))
+    evaluations = [record | {"metrics": _plain_names(record["metrics"])} for record in read_evaluations(source)]
     name = repo_id.rpartition("/")[2]
     card = ModelCard.from_template(
-        card_data=_metadata(family, run, results, evaluated_on, name, license),
+        card_data=ModelCardData(
+            model_name=name,
+            language=[run[side] for side in ("source_language", "target_language") if run.get(side)] or None,
+            license=license,
+            library_name="transformers",
+            pipeline_tag=family["task"],
+            tags=["mixture-of-experts", "moe", "lstm", "moe_hf"],
+            eval_results=[
+                *_measured(family, results, evaluated_on),
+                *(m for e in evaluations for m in _measured(family, e["metrics"], ", ".join(e["files"]))),
+            ]
+            or None,
+        ),
         template_path=str(TEMPLATE),
         model_name=name,
         summary=family["summary"],
@@ -81,6 +96,7 @@ def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_
         example=family["example"].replace("{repo}", repo_id),
         metrics=_metric_rows(results),
         evaluated_on=evaluated_on,
+        evaluations=[(command_line(e, repo_id), _metric_rows(e["metrics"])) for e in evaluations],
         loads=_last_loads(source / HISTORY_FILE),
         last_step=_read(source / "trainer_state.json").get("global_step"),
         command=f"python scripts/{family['script']} {CONFIG_FILE}" if run else None,
@@ -108,13 +124,17 @@ def _evaluation_files(run: dict) -> list[str]:
     return files
 
 
-def _metadata(family: dict, run: dict, results: dict, evaluated_on: str, name: str, license: str) -> ModelCardData:
-    languages = [run[side] for side in ("source_language", "target_language") if run.get(side)]
-    measured = [
+def _plain_names(metrics: dict) -> dict:
+    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+
+
+def _measured(family: dict, results: dict, evaluated_on: str) -> list[EvalResult]:
+    return [
         EvalResult(
             task_type=family["task"],
             dataset_type="text" if "/" in evaluated_on else evaluated_on or "text",
             dataset_name=evaluated_on or "unknown",
+            dataset_config=evaluated_on or None,  # what tells evaluations on files apart: their type is the same
             metric_type=metric,
             metric_name=label,
             metric_value=round(results[key], 4),
@@ -123,15 +143,6 @@ def _metadata(family: dict, run: dict, results: dict, evaluated_on: str, name: s
         for key, (metric, label) in METRICS.items()
         if key in results
     ]
-    return ModelCardData(
-        model_name=name,
-        language=languages or None,
-        license=license,
-        library_name="transformers",
-        pipeline_tag=family["task"],
-        tags=["mixture-of-experts", "moe", "lstm", "moe_hf"],
-        eval_results=measured or None,
-    )
 
 
 def _facts(model: PreTrainedModel) -> dict[str, str]:

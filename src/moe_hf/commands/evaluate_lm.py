@@ -6,6 +6,7 @@ moe-hf evaluate-lm MODEL FILE [FILE ...]
 import argparse
 
 from ..errors import run_command
+from ..evaluation.records import check_recordable, record_evaluation
 from ..training.evaluate import evaluate_lm
 
 
@@ -16,13 +17,21 @@ def main() -> int:
     parser.add_argument("--window_length", type=int, default=64, help="tokens at once (default: 64)")
     parser.add_argument("--batch_size", type=int, default=16, help="rows that the text is cut into (default: 16)")
     parser.add_argument("--no_carry_state", action="store_true", help="start every window from a state of zero")
+    parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
     arguments = parser.parse_args()
-    return run_command(
-        lambda: evaluate_lm(
+
+    def evaluate() -> dict:
+        if arguments.record:
+            check_recordable(arguments.model)
+        metrics = evaluate_lm(
             arguments.model,
             arguments.files,
             window_length=arguments.window_length,
             carry_state=not arguments.no_carry_state,
             batch_size=arguments.batch_size,
         )
-    )
+        if arguments.record:
+            record_evaluation(arguments.model, "evaluate-lm", arguments.files, metrics)
+        return metrics
+
+    return run_command(evaluate)

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError, run_command
+from ..evaluation.records import check_recordable, record_evaluation
 from ..training.evaluate_translation import evaluate_translation
 from ..translation import on_one_line
 
@@ -25,14 +26,20 @@ def main() -> int:
     parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
     parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
     parser.add_argument("--output", type=Path, help="file to write the translations to, a line for each source line")
+    parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
     arguments = vars(parser.parse_args())
-    output = arguments.pop("output")
+    output, record = arguments.pop("output"), arguments.pop("record")
     arguments = {name: value for name, value in arguments.items() if value is not None}
 
     def evaluate() -> dict:
         if output and not output.parent.is_dir():
             raise InputError(f"output={output}: there is no folder {output.parent}")
+        if record:
+            check_recordable(arguments["model"])
         metrics, translations = evaluate_translation(**arguments)
+        if record:
+            files = [arguments["source_file"], arguments["target_file"]]
+            record_evaluation(arguments["model"], "evaluate-translation", files, metrics)
         if output:
             output.write_text("".join(f"{on_one_line(text)}\n" for text in translations), encoding="utf-8")
         return metrics

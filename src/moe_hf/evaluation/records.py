@@ -1,0 +1,46 @@
+"""Evaluations kept beside a model, with their commands, for its model card."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+
+FILE = "evaluations.json"
+
+
+def check_recordable(model: str) -> None:
+    """InputError: `model` is no folder, so that nothing can be kept beside it."""
+    if not Path(model).is_dir():
+        raise InputError(f"record: model={model!r} is not a folder, evaluations are kept in the model's folder")
+
+
+def record_evaluation(model: str, command: str, files: list[str], metrics: dict[str, float | str]) -> None:
+    """Keep what an evaluation found in the model's folder; one with the same arguments is replaced.
+
+    Args:
+        model: the folder.
+        command: the subcommand of `moe-hf` that is running; its other arguments are those of this process.
+        files: what the model was judged on.
+        metrics: by name, "eval_" before it or not.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--record"]
+    arguments.remove(model)
+    record = {"command": command, "arguments": arguments, "files": files, "metrics": metrics}
+    others = [
+        other for other in read_evaluations(model) if (other["command"], other["arguments"]) != (command, arguments)
+    ]
+    path = Path(model) / FILE
+    path.write_text(json.dumps([*others, record], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_evaluations(model: str | Path) -> list[dict]:
+    """What `record_evaluation` kept; of a model without records, nothing."""
+    path = Path(model) / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def command_line(record: dict, model: str) -> str:
+    """The command that a record is from, with `model` for the model."""
+    return shlex.join(["moe-hf", record["command"], model, *record["arguments"]])
