@@ -18,7 +18,7 @@ demo: $(BIN)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # What takes several processes minutes; up to four of them at once.
 test-distributed: $(BIN)/.installed

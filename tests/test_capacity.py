@@ -1,22 +1,28 @@
 """Models of different capacity: the script from its configuration to its table, history and plot."""
 
 import csv
+import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_runs import CONFIG, write_config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from moe_hf import LstmMoeConfig
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_parameters, ops_per_timestep
 from moe_hf.evaluation.capacity_report import CapacityRow, capacity_table
+from moe_hf.evaluation.model_size import size_of_reference
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.sweep import SweepArguments
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {"4xLSTM": {"layer_pattern": ["lstm"] * 4}, "MoE-4": {"num_experts": 4}}
+GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 12, "n_positions": 14}
+REFERENCES = {"GPT-2": GPT2 | {"tie_word_embeddings": False, "learning_rate": 1e-3}}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,8 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("capacity")
     write_config(folder)
     text = (folder / "config.yaml").read_text(encoding="utf-8")
-    (folder / "config.yaml").write_text(text + "\n" + yaml.safe_dump({"variants": VARIANTS}), encoding="utf-8")
+    models = {"variants": VARIANTS, "references": REFERENCES}
+    (folder / "config.yaml").write_text(text + "\n" + yaml.safe_dump(models), encoding="utf-8")
     return folder / "config.yaml"
 
 
@@ -44,15 +51,59 @@ def test_from_configuration_to_table(config, call):
     folder = config.parent / "run"
     assert call(config, "--only", "4xLSTM", *evaluation)[0] == 0
     assert "MoE-4" not in (folder / "capacity.md").read_text()
+    assert call(config, "--only", "GPT-2", *evaluation)[0] == 0
     status, output, _ = call(config, *evaluation)
-    assert status == 0 and "4xLSTM-seed1: finished before" in output
+    assert status == 0 and "4xLSTM-seed1: finished before" in output and "GPT-2-seed1: finished before" in output
     rows = [line.split(" | ") for line in (folder / "capacity.md").read_text().splitlines()[2:]]
-    assert [row[0] for row in rows] == ["| 4xLSTM", "| MoE-4"]
+    assert [row[0] for row in rows] == ["| 4xLSTM", "| MoE-4", "| GPT-2"]
     with (folder / "capacity.csv").open() as lines:
         history = list(csv.DictReader(lines))
-    assert [(row["model"], row["step"]) for row in history] == [(m, s) for m in VARIANTS for s in ("2", "4")]
+    assert [(row["model"], row["step"]) for row in history] == [
+        (m, s) for m in [*VARIANTS, "GPT-2"] for s in ("2", "4")
+    ]
     assert float(rows[0][3]) == pytest.approx(float(history[1]["perplexity_per_word"]), abs=0.06)
     assert (folder / "capacity.png").stat().st_size > 10_000
+
+
+def test_a_reference_reads_as_many_tokens_a_step(config, call):
+    assert call(config, "--only", "GPT-2", "--eval_strategy", "steps", "--eval_steps", "2")[0] == 0
+    folder = config.parent / "run" / "GPT-2-seed1"
+    run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    ours = yaml.safe_load(CONFIG)
+    tokens = ours["per_device_train_batch_size"] * ours["window_length"]
+    assert run["window_length"] == 14 and run["per_device_train_batch_size"] * 14 == tokens
+    assert run["learning_rate"] == 1e-3 and "learning_rate" not in run["reference"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == "GPT2LMHeadModel"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) and model.config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_a_reference_is_counted_as_ours_are():
+    config = AutoConfig.for_model(**GPT2, tie_word_embeddings=False, vocab_size=50)
+    parameters, ops = size_of_reference(config)
+    d, inner, window = 8, 12, 14
+    matrices = 4 * d * d + 2 * d * inner
+    biases_and_norms = (3 * d + d) + (inner + d) + 2 * 2 * d + 2 * d
+    assert parameters == matrices + biases_and_norms
+    # Position t (from 1) scores t positions, d multiply-and-adds each, and adds up as many values.
+    attention = sum(2 * t * d for t in range(1, window + 1)) / window
+    assert ops == matrices + attention
+    tied = AutoConfig.for_model(**GPT2, vocab_size=50)
+    assert size_of_reference(tied) == (parameters, ops)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "gpt3"}, "reference=.*gpt3.* is no model"),
+        ({"n_positions": 9}, "'GPT-2': its windows of 9 must divide the 28 tokens of a step"),
+    ],
+)
+def test_a_wrong_reference_is_named(config, call, changes, named):
+    references = json.dumps({"GPT-2": GPT2 | changes})
+    status, _, error = call(config, "--references", references, "--only", "GPT-2", "--output_dir", config.parent / "x")
+    assert status == 1 and re.search(named, error), error
 
 
 def test_the_table_compares_means_with_the_baselines():
@@ -68,6 +119,8 @@ def test_the_table_compares_means_with_the_baselines():
 def test_the_shipped_models_cost_the_same_for_a_token():
     given = yaml.safe_load((ROOT / "configs" / "reproduction" / "capacity.yaml").read_text(encoding="utf-8"))
     names = ("hidden_size", "layer_pattern", "num_experts_per_tok", "moe_intermediate_size", "vocab_size")
+    gpt2 = given["references"]["GPT-2"].copy()
+    del gpt2["learning_rate"]
     common = {name: given[name] for name in names}
     configs = {name: LstmMoeConfig(**(common | changes)) for name, changes in given["variants"].items()}
     sizes = {name: count_parameters(config) for name, config in configs.items()}
@@ -78,6 +131,8 @@ def test_the_shipped_models_cost_the_same_for_a_token():
     assert gates["MoE-256"] == 2 * 256 * 64
     rising = [sizes[name] for name in ("MoE-4", "MoE-32", "MoE-256", "MoE-1024-h", "MoE-4096-h")]
     assert rising == sorted(rising) and rising[-1] > 60_000_000
+    reference = size_of_reference(AutoConfig.for_model(**gpt2, vocab_size=given["vocab_size"]))
+    assert reference[1] == pytest.approx(ops["4xLSTM"], rel=0.01) and gpt2["n_positions"] == 256
     assert sizes["MoE-4"] == pytest.approx(sizes["4xLSTM"], rel=0.01)
 
 
@@ -85,8 +140,10 @@ def test_the_shipped_models_cost_the_same_for_a_token():
     ("arguments", "named"),
     [
         (["--variants", "{"], "variants is not valid JSON"),
-        (["--variants", '["a"]'], "must be {name: {model argument: value}}"),
-        (["--variants", '{"a": {}}', "--only", "b"], "only=b is none of the variants a"),
+        (["--variants", '["a"]'], "variants=.* must be {name: {argument: value}}"),
+        (["--references", '["a"]'], "references=.* must be {name: {argument: value}}"),
+        (["--variants", '{"a/b": {}}'], "variants: name 'a/b' must consist of letters"),
+        (["--variants", '{"a": {}}', "--only", "b"], "only=b is none of a"),
         ([], "variants is empty"),
     ],
 )

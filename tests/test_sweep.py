@@ -66,10 +66,6 @@ def test_a_finished_run_of_other_arguments_is_refused(config, swept, overrides, 
         run_sweep(config, *overrides)
 
 
-@pytest.mark.parametrize(
-    ("variants", "named"),
-    [({"a/b": {}}, "variant name 'a/b'"), ({"a": {"num_expert": 1}}, "variant 'a': .*'num_expert'")],
-)
-def test_a_wrong_variant_is_named(config, variants, named):
-    with pytest.raises(InputError, match=named):
-        run_sweep(config, variants=variants)
+def test_a_wrong_variant_is_named(config):
+    with pytest.raises(InputError, match="variant 'a': .*'num_expert'"):
+        run_sweep(config, variants={"a": {"num_expert": 1}})

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from .model_size import count_parameters, ops_per_timestep
+from ..models.configuration_moe import MoeConfig
+from .model_size import count_parameters, ops_per_timestep, size_of_reference
 
 HISTORY_COLUMNS = ("model", "seed", "step", "perplexity_per_word")
 
@@ -34,7 +35,9 @@ class CapacityRow:
 def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
     """Put what a finished training left in `folder` into the row of its model."""
     config = AutoConfig.from_pretrained(folder)
-    row = rows.setdefault(name, CapacityRow(name, count_parameters(config), ops_per_timestep(config)))
+    is_ours = isinstance(config, MoeConfig)
+    size = (count_parameters(config), ops_per_timestep(config)) if is_ours else size_of_reference(config)
+    row = rows.setdefault(name, CapacityRow(name, *size))
     state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
     # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]

@@ -12,6 +12,7 @@ from ..errors import InputError
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import check_same_run
 from .lm import train_lm
+from .reference import ReferenceArguments, train_reference
 from .runs import course_of_run
 
 
@@ -22,27 +23,49 @@ class SweepArguments:
     variants: dict | str | None = field(
         default_factory=dict, metadata={"help": "{name: {model argument: value}}; on the command line as JSON"}
     )
-    only: list[str] | None = field(default=None, metadata={"help": "names of the variants to train (default: all)"})
+    references: dict | str | None = field(
+        default_factory=dict,
+        metadata={
+            "help": "{name: {model_type: of Transformers, argument of its configuration or of the training: value}}: "
+            "models beside ours; on the command line as JSON"
+        },
+    )
+    only: list[str] | None = field(
+        default=None, metadata={"help": "names of the variants and references to train (default: all)"}
+    )
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
 
     def __post_init__(self):
-        if isinstance(self.variants, str):
-            try:
-                self.variants = json.loads(self.variants)
-            except json.JSONDecodeError as error:
-                raise InputError(f"variants is not valid JSON: {error}") from error
-        if not isinstance(self.variants, dict) or not all(isinstance(v, dict) for v in self.variants.values()):
-            raise InputError(f"variants={self.variants!r} must be {{name: {{model argument: value}}}}")
+        self.variants = _named(self.variants, "variants")
+        self.references = _named(self.references, "references")
 
-    def chosen(self) -> dict[str, dict]:
-        """The variants to train; InputError: there are none, or `only` names one that is not there."""
+    def chosen(self) -> tuple[dict[str, dict], dict[str, dict]]:
+        """The variants and the references to train; InputError: none is given, or `only` names one that is not."""
+        names = [*self.variants, *self.references]
         for name in self.only or []:
-            if name not in self.variants:
-                raise InputError(f"only={name} is none of the variants {', '.join(self.variants)}")
-        chosen = {name: changes for name, changes in self.variants.items() if not self.only or name in self.only}
-        if not chosen:
+            if name not in names:
+                raise InputError(f"only={name} is none of {', '.join(names)}")
+        if not self.variants:
             raise InputError("variants is empty: name at least one model")
-        return chosen
+        variants, references = (
+            {name: changes for name, changes in models.items() if not self.only or name in self.only}
+            for models in (self.variants, self.references)
+        )
+        return variants, references
+
+
+def _named(value: dict | str, argument: str) -> dict[str, dict]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{argument} is not valid JSON: {error}") from error
+    if not isinstance(value, dict) or not all(isinstance(changes, dict) for changes in value.values()):
+        raise InputError(f"{argument}={value!r} must be {{name: {{argument: value}}}}")
+    for name in value:
+        if not re.fullmatch(r"[\w.,=+-]+", name):
+            raise InputError(f"{argument}: name {name!r} must consist of letters, digits and ._,=+-")
+    return value
 
 
 def train_variants(
@@ -56,37 +79,63 @@ def train_variants(
 
     Args:
         model_args, data_args, training_args: what all runs have in common; each run gets a folder in `output_dir`.
-        variants: {name: {model argument: value}}.
+        variants: {name: {model argument: value}}; the names become folders'.
         seeds: of the initial weights, the order of the windows, the gating noise and the dropout.
 
     Yields:
         name, seed and folder of each run, once it is finished.
 
     Raises:
-        InputError: a name that does not fit a folder, an argument that a model does not have, or a folder with a run
-            of other arguments.
+        InputError: an argument that a model does not have, or a folder with a run of other arguments.
     """
     for seed in seeds:
         for name, changes in variants.items():
-            if not re.fullmatch(r"[\w.,=+-]+", name):
-                raise InputError(f"variant name {name!r} must consist of letters, digits and ._,=+-")
             unknown = [argument for argument in changes if argument not in vars(model_args)]
             if unknown:
                 raise InputError(f"variant {name!r}: no model argument is named {unknown[0]!r}")
-            folder = Path(training_args.output_dir) / f"{name}-seed{seed}"
             run_model_args = replace(model_args, **changes)
-            run_training_args = copy.copy(training_args)
-            run_training_args.output_dir = str(folder)
-            run_training_args.seed = seed
-            run_training_args.resume_from_checkpoint = "last"
-            if is_finished(folder):
-                _check_finished(folder, run_model_args, data_args, run_training_args)
-                print(f"{folder}: finished before")
-            else:
-                print(f"{folder}: training", flush=True)
+            run_training_args = _of_one_run(training_args, name, seed)
+            if _is_to_be_trained(run_model_args, data_args, run_training_args):
                 train_lm(run_model_args, copy.copy(data_args), run_training_args)
                 gc.collect()
-            yield name, seed, folder
+            yield name, seed, Path(run_training_args.output_dir)
+
+
+def train_references(
+    data_args: DataArguments, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+) -> Iterator[tuple[str, int, Path]]:
+    """`train_variants` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
+
+    Raises:
+        InputError: a model that cannot be made, or whose windows do not divide the tokens of a step.
+    """
+    for seed in seeds:
+        for name, changes in references.items():
+            config = {argument: value for argument, value in changes.items() if not hasattr(training_args, argument)}
+            model_args = ReferenceArguments(config)
+            run_training_args = _of_one_run(training_args, name, seed)
+            for argument in changes.keys() - config.keys():
+                setattr(run_training_args, argument, changes[argument])
+            window = model_args.config().max_position_embeddings
+            tokens = training_args.per_device_train_batch_size * data_args.window_length
+            if tokens % window:
+                raise InputError(
+                    f"reference {name!r}: its windows of {window} must divide the {tokens} tokens of a step"
+                )
+            run_training_args.per_device_train_batch_size = tokens // window
+            run_data_args = replace(data_args, window_length=window, carry_state=False)
+            if _is_to_be_trained(model_args, run_data_args, run_training_args):
+                train_reference(model_args, run_data_args, run_training_args)
+                gc.collect()
+            yield name, seed, Path(run_training_args.output_dir)
+
+
+def _of_one_run(training_args: MoeTrainingArguments, name: str, seed: int) -> MoeTrainingArguments:
+    training_args = copy.copy(training_args)
+    training_args.output_dir = str(Path(training_args.output_dir) / f"{name}-seed{seed}")
+    training_args.seed = seed
+    training_args.resume_from_checkpoint = "last"
+    return training_args
 
 
 def is_finished(folder: Path) -> bool:
@@ -94,8 +143,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / "eval_results.json").is_file() and (folder / "trainer_state.json").is_file()
 
 
-def _check_finished(folder: Path, model_args, data_args, training_args) -> None:
+def _is_to_be_trained(model_args, data_args, training_args: MoeTrainingArguments) -> bool:
+    """Whether the run is not finished; InputError: there is a finished one of other arguments."""
+    folder = Path(training_args.output_dir)
+    if not is_finished(folder):
+        print(f"{folder}: training", flush=True)
+        return True
     check_same_run(str(folder), str(folder / "finished"), course_of_run(model_args, data_args, training_args))
     steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
     if training_args.max_steps > 0 and training_args.max_steps != steps:
         raise InputError(f"max_steps={training_args.max_steps} differs from the {steps} of the finished run {folder}")
+    print(f"{folder}: finished before")
+    return False
