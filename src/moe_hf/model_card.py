@@ -101,7 +101,7 @@ def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_
         last_step=_read(source / "trainer_state.json").get("global_step"),
         command=f"python scripts/{family['script']} {CONFIG_FILE}" if run else None,
         training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
-        run_yaml=yaml.safe_dump(run, sort_keys=False, allow_unicode=True),
+        run_yaml=yaml.safe_dump(_for_others(run, name), sort_keys=False, allow_unicode=True),
         limits=family["limits"],
     )
     card.save(folder / "README.md")
@@ -122,6 +122,11 @@ def _evaluation_files(run: dict) -> list[str]:
     if not files and run.get("dataset_name"):
         files = [f"{run['dataset_name']} ({run.get('validation_split') or 'validation'})"]
     return files
+
+
+def _for_others(run: dict, name: str) -> dict:
+    """The arguments of a training without the folders of whoever ran it."""
+    return {key: value for key, value in run.items() if key != "cache_dir"} | {"output_dir": f"runs/{name}"}
 
 
 def _plain_names(metrics: dict) -> dict:
