@@ -16,7 +16,7 @@ from pathlib import Path
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity, write_history
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
-from moe_hf.training.sweep import SweepArguments, is_finished, train_references, train_variants
+from moe_hf.training.sweep import SweepArguments, is_finished, train_references, train_variants, with_shared_tokenizer
 
 
 def main() -> int:
@@ -29,6 +29,7 @@ def run() -> None:
     if not data_args.validation_files:
         raise InputError("validation_files is empty: the table is measured on validation text")
     variants, references = sweep_args.chosen()
+    data_args = with_shared_tokenizer(data_args, training_args)
     for _ in train_variants(model_args, data_args, training_args, variants, sweep_args.seeds):
         pass
     for _ in train_references(data_args, training_args, references, sweep_args.seeds):

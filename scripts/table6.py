@@ -14,7 +14,7 @@ from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
 from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.sweep import SweepArguments, train_variants
+from moe_hf.training.sweep import SweepArguments, train_variants, with_shared_tokenizer
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def run() -> None:
         raise InputError("variants and only cannot be given: the rows of the table are the variants")
     if not data_args.validation_files:
         raise InputError("validation_files is empty: the table is measured on validation text")
+    data_args = with_shared_tokenizer(data_args, training_args)
     rows = {f"importance{w_i:g}-load{w_l:g}": BalanceRow(w_i, w_l) for w_i, w_l in TABLE_6}
     variants = {
         name: {"importance_loss_coef": row.w_importance, "load_loss_coef": row.w_load} for name, row in rows.items()

@@ -1,5 +1,6 @@
 """A sweep of training runs: what is finished is kept, what was killed goes on, what is another run's is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,6 +10,8 @@ from tiny_runs import write_config
 from moe_hf.errors import InputError
 from moe_hf.training import sweep
 from moe_hf.training.arguments import parse_arguments
+from moe_hf.training.lm import load_text
+from moe_hf.training.tokenizers import load_tokenizer
 
 VARIANTS = {"wide": {"moe_intermediate_size": 16}, "no-loss": {"importance_loss_coef": 0.0, "load_loss_coef": 0.0}}
 
@@ -69,3 +72,18 @@ def test_a_finished_run_of_other_arguments_is_refused(config, swept, overrides, 
 def test_a_wrong_variant_is_named(config):
     with pytest.raises(InputError, match="variant 'a': .*'num_expert'"):
         run_sweep(config, variants={"a": {"num_expert": 1}})
+
+
+def test_all_runs_share_one_tokenizer_trained_once(config, tmp_path, monkeypatch):
+    _, data_args, training_args = parse_arguments([str(config / "config.yaml"), "--output_dir", str(tmp_path / "s")])
+    trained = []
+    train = sweep.load_or_train_tokenizer
+    monkeypatch.setattr(sweep, "load_or_train_tokenizer", lambda *a, **kw: trained.append(1) or train(*a, **kw))
+    shared = [sweep.with_shared_tokenizer(data_args, training_args) for _ in range(2)]
+    assert trained == [1] and shared[0] == shared[1] and data_args.tokenizer_name_or_path is None
+    own = train(None, load_text(data_args, "train"), kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size)
+    assert load_tokenizer(shared[0].tokenizer_name_or_path).get_vocab() == own.get_vocab()
+    assert sweep.with_shared_tokenizer(shared[0], training_args) is shared[0]
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["tokenizer"]
+    with pytest.raises(InputError, match="vocab_size=40 differs from vocab_size=50"):
+        sweep.with_shared_tokenizer(dataclasses.replace(data_args, vocab_size=40), training_args)

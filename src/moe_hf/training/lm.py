@@ -64,7 +64,7 @@ def load_streams(model_args, data_args, training_args, checkpoint):
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation_files or dataset_name")
     # The other processes find in the cache what the first one has read.
     with training_args.main_process_first(desc="text"):
-        texts = {part: _load_text(data_args, part) for part in parts}
+        texts = {part: load_text(data_args, part) for part in parts}
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
     tokenizer = made_by_first_process(
@@ -81,7 +81,8 @@ def load_streams(model_args, data_args, training_args, checkpoint):
     return tokenizer, streams
 
 
-def _load_text(data_args: DataArguments, part: str):
+def load_text(data_args: DataArguments, part: str):
+    """The text of "train" or "validation", a `datasets.Dataset` with a column "text"."""
     is_train = part == "train"
     if data_args.dataset_name:
         source = {

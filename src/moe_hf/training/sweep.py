@@ -3,7 +3,9 @@
 import copy
 import gc
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +13,16 @@ from pathlib import Path
 from ..errors import InputError
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import check_same_run
-from .lm import train_lm
+from .lm import load_text, train_lm
 from .reference import ReferenceArguments, train_reference
 from .runs import course_of_run
+from .tokenizers import load_or_train_tokenizer
+
+# What decides the tokenizer, with the arguments of its training in tokenizers.py.
+TOKENIZER_ARGUMENTS = (
+    *("tokenizer_kind", "vocab_size", "train_files", "max_train_lines"),
+    *("dataset_name", "dataset_config_name", "train_split", "text_column"),
+)
 
 
 @dataclass
@@ -66,6 +75,31 @@ def _named(value: dict | str, argument: str) -> dict[str, dict]:
         if not re.fullmatch(r"[\w.,=+-]+", name):
             raise InputError(f"{argument}: name {name!r} must consist of letters, digits and ._,=+-")
     return value
+
+
+def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingArguments) -> DataArguments:
+    """The same data for all runs, with a tokenizer that is trained once, into the folder `tokenizer` of `output_dir`.
+
+    Raises:
+        InputError: there is one that was trained otherwise, or it cannot be trained.
+    """
+    if data_args.tokenizer_name_or_path:
+        return data_args
+    folder = Path(training_args.output_dir) / "tokenizer"
+    arguments = {name: getattr(data_args, name) for name in TOKENIZER_ARGUMENTS}
+    if not folder.is_dir():
+        print(f"{folder}: training", flush=True)
+        text = load_text(data_args, "train")
+        tokenizer = load_or_train_tokenizer(None, text, kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size)
+        unfinished = folder.with_name(f"tokenizer-{os.getpid()}")
+        tokenizer.save_pretrained(unfinished)
+        check_same_run(str(unfinished), None, arguments)
+        try:
+            unfinished.replace(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(unfinished)
+    check_same_run(str(folder), str(folder / "finished"), arguments)
+    return replace(data_args, tokenizer_name_or_path=str(folder))
 
 
 def train_variants(
