@@ -192,4 +192,4 @@ def _last_loads(file: Path) -> list[dict]:
 def _training(results: dict, state: dict) -> str:
     if not results:
         return ""
-    return f"{state.get('global_step', '?')} steps, {results['epoch']:.2f} epochs, {results['train_runtime']:,.0f} s"
+    return f"{state.get('global_step', '?')} steps, {results['epoch']:.2f} epochs"

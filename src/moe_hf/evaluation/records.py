@@ -1,5 +1,6 @@
 """Evaluations kept beside a model, with their commands, for its model card."""
 
+import argparse
 import json
 import shlex
 import sys
@@ -21,11 +22,15 @@ def record_evaluation(model: str, command: str, files: list[str], metrics: dict[
 
     Args:
         model: the folder.
-        command: the subcommand of `moe-hf` that is running; its other arguments are those of this process.
+        command: the subcommand of `moe-hf` that is running; its other arguments are those of this process, without
+            where the output goes, which is no part of the result.
         files: what the model was judged on.
         metrics: by name, "eval_" before it or not.
     """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--record"]
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--output")
+    _, arguments = parser.parse_known_args(sys.argv[1:])
     arguments.remove(model)
     record = {"command": command, "arguments": arguments, "files": files, "metrics": metrics}
     others = [
