@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +17,17 @@ HISTORY_COLUMNS = ("model", "seed", "step", "perplexity_per_word")
 
 @dataclass
 class CapacityRow:
-    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last `perplexities` (per word,
-    on the validation text), `seconds` of a step, and `curves` [(step, perplexity)]."""
+    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last perplexities on the
+    validation text (`perplexities` per word), `seconds` of a step, and `curves` [(step, perplexity per word)]."""
 
     name: str
     parameters: int
     ops: int
     seeds: list[int] = field(default_factory=list)
     perplexities: list[float] = field(default_factory=list)
+    token_perplexities: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     curves: list[list[tuple[int, float]]] = field(default_factory=list)
-
-    @property
-    def perplexity(self) -> float:
-        return statistics.fmean(self.perplexities)
 
 
 def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
@@ -41,9 +39,11 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
     state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
     # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
-    curve = {log["step"]: log["eval_perplexity_per_word"] for log in state["log_history"] if "eval_loss" in log}
+    evaluations = [log for log in state["log_history"] if "eval_loss" in log]
+    curve = {log["step"]: log["eval_perplexity_per_word"] for log in evaluations}
     row.seeds.append(seed)
-    row.perplexities.append(curve[max(curve)])
+    row.perplexities.append(evaluations[-1]["eval_perplexity_per_word"])
+    row.token_perplexities.append(evaluations[-1]["eval_perplexity_per_token"])
     row.seconds.append(1 / speed if speed else float("nan"))
     row.curves.append(sorted(curve.items()))
 
@@ -54,21 +54,34 @@ def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
     Args:
         baseline: the model that the others' perplexity and time are compared with.
     """
-    lines = [
-        f"| model | parameters | operations per token | validation perplexity per word | over {baseline} | s a step |",
-        "|---|---|---|---|---|---|",
-    ]
     base = next(row for row in rows if row.name == baseline)
+    lines = [
+        f"| model | parameters | operations per token | perplexity per word | over {baseline} | per token | "
+        f"over {baseline} | s a step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        perplexity = f"{row.perplexity:.1f}"
-        if len(row.perplexities) > 1:
-            perplexity += f" ({min(row.perplexities):.1f} to {max(row.perplexities):.1f})"
-        change = f"{100 * (row.perplexity / base.perplexity - 1):+.1f} %"
+        measured = [
+            *_compared(row.perplexities, base.perplexities),
+            *_compared(row.token_perplexities, base.token_perplexities),
+        ]
         lines.append(
-            f"| {row.name} | {row.parameters / 1e6:.2f} M | {row.ops / 1e6:.3f} M | {perplexity} | {change} | "
+            f"| {row.name} | {row.parameters / 1e6:.2f} M | {row.ops / 1e6:.3f} M | {' | '.join(measured)} | "
             f"{statistics.median(row.seconds):.2f} |"
         )
     return "\n".join(lines)
+
+
+def _compared(values: list[float], baseline: list[float]) -> tuple[str, str]:
+    """The mean, with the range if there is one, and how far it is from the baseline's."""
+    mean = statistics.fmean(values)
+    spread = f" ({_rounded(min(values))} to {_rounded(max(values))})" if len(values) > 1 else ""
+    return f"{_rounded(mean)}{spread}", f"{100 * (mean / statistics.fmean(baseline) - 1):+.1f} %"
+
+
+def _rounded(value: float) -> str:
+    """To four digits, or to a whole number."""
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(value)))}f}"
 
 
 def write_history(rows: list[CapacityRow], file: str | Path) -> None:
@@ -90,9 +103,8 @@ def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
     for number, row in enumerate(rows):
         color, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
         left.plot([row.parameters] * len(row.perplexities), row.perplexities, marker, color=color)
-        left.annotate(
-            row.name, (row.parameters, row.perplexity), xytext=(5, 4), textcoords="offset points", fontsize="small"
-        )
+        place = (row.parameters, statistics.fmean(row.perplexities))
+        left.annotate(row.name, place, xytext=(5, 4), textcoords="offset points", fontsize="small")
         for seed_number, curve in enumerate(row.curves):
             label = row.name if seed_number == 0 else None
             right.plot(*zip(*curve), color=color, linewidth=1, label=label)
