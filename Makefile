@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = src tests scripts benchmarks
+SOURCES = src tests scripts benchmarks examples
 
 .PHONY: demo test test-distributed quality style bench hf-suite clean
 

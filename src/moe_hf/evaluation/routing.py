@@ -10,6 +10,11 @@ from ..models.balancing import cv_squared
 from ..models.moe import MoeBlock
 
 
+def layer_name(module_name: str) -> str:
+    """A module's name without those of the models around it, PEFT's included: "layers.1", "encoder.layers.2"."""
+    return module_name.removeprefix("base_model.model.").removeprefix("model.")
+
+
 class RoutingTotals(NamedTuple):
     """What one layer's experts got: `importance` (E,), the sum of gate values, and `tokens` (E,), the counts."""
 
@@ -39,7 +44,7 @@ def routing_totals(model) -> Iterator[dict[str, RoutingTotals]]:
         return hook
 
     hooks = [
-        module.register_forward_hook(observe(name.removeprefix("model.")))
+        module.register_forward_hook(observe(layer_name(name)))
         for name, module in model.named_modules()
         if isinstance(module, MoeBlock)
     ]

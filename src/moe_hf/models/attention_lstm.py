@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .attention import GnmtAttention
-from .lstm import LstmLayer, run_lstm
+from .lstm import LstmLayer, lstm_cell, run_lstm
 
 
 class AttentionLstmLayer(LstmLayer):
@@ -81,7 +81,7 @@ class AttentionLstmLayer(LstmLayer):
                 fed_back = nn.functional.linear(context_BD, context_weight) + nn.functional.linear(h, self.weight_hh)
             else:
                 fed_back = nn.functional.linear(torch.cat([context_BD, h], dim=-1), both_weights)
-            new_h, new_c = self._cell(gates_x + fed_back, c)
+            new_h, new_c = lstm_cell(gates_x + fed_back, c, self.weight_hr)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:
@@ -92,9 +92,3 @@ class AttentionLstmLayer(LstmLayer):
             contexts.append(context)
             all_weights.append(weights)
         return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys
-
-    def _cell(self, gates, c):
-        input_gate, forget_gate, new_values, output_gate = gates.chunk(4, dim=-1)
-        c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(new_values)
-        h = torch.sigmoid(output_gate) * torch.tanh(c)
-        return (h if self.weight_hr is None else nn.functional.linear(h, self.weight_hr)), c

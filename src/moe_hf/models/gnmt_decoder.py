@@ -90,8 +90,8 @@ class GnmtMoeDecoder(GnmtMoeStack):
 
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self.no_aux_loss(hidden_states, output_aux_loss)
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer, MoeBlock):
+        for index, (name, layer) in enumerate(zip(self.config.decoder_layer_pattern, self.layers)):
+            if name == "moe":
                 hidden_states, aux_loss = self.run_moe(layer, hidden_states, mask, aux_loss)
                 continue
             h, c = states[index]

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import InputError
+from ..evaluation.routing import layer_name
 from ..models.balancing import cv_squared
 from ..models.moe import MoeBlock
 
@@ -64,7 +65,7 @@ class AuxLossCallback(TrainerCallback):
         self._config = getattr(model, "config", None)
         for name, module in model.named_modules():
             if isinstance(module, MoeBlock):
-                self._hooks.append(module.register_forward_hook(self._observer(name.removeprefix("model."))))
+                self._hooks.append(module.register_forward_hook(self._observer(layer_name(name))))
         if self.history_file is not None and state.is_world_process_zero:
             self._cut_history(state.global_step)
 
