@@ -220,8 +220,8 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
         )
         if total.dim():
             raise ValueError(
-                "lm_head is wrapped by an adapter, which adds logits to the loss computed inside of it: adapt its weight "
-                "(PEFT: target_parameters=['lm_head.weight']), or set loss_chunk_size and num_sampled to None"
+                "lm_head is wrapped by an adapter, which adds logits to the loss computed inside of it: adapt its "
+                "weight (PEFT: target_parameters=['lm_head.weight']), or set loss_chunk_size and num_sampled to None"
             )
         if num_items_in_batch is None:
             num_items_in_batch = (targets != -100).sum().clamp(min=1)
