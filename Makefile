@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks examples
+RESULTS = benchmarks/results
 
-.PHONY: demo test test-distributed quality style bench hf-suite clean
+.PHONY: demo test test-distributed test-browser quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +24,10 @@ test: $(BIN)/.installed
 test-distributed: $(BIN)/.installed
 	$(BIN)/python -m pytest -m distributed
 
+# Pages in a headless Chromium, which has to be there: apt-get install chromium chromium-driver.
+test-browser: $(BIN)/.installed
+	MOE_HF_BROWSER=required $(BIN)/python -m pytest -m browser
+
 quality: $(BIN)/.installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -31,18 +36,28 @@ style: $(BIN)/.installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# A look at each in about five minutes; `make bench-full` writes benchmarks/results/ in about an hour.
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/experts.py
-	$(BIN)/python benchmarks/lstm.py
-	$(BIN)/python benchmarks/training.py --tokens 2048
-	$(BIN)/python benchmarks/generation.py
-	$(BIN)/python benchmarks/translation.py
-	$(BIN)/python benchmarks/balanced_slots.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/softmax.py
-	$(BIN)/python benchmarks/growth.py
-	$(BIN)/python benchmarks/offload.py
-	$(BIN)/python benchmarks/sharding.py
+	$(BIN)/python benchmarks/lstm.py --rounds 1
+	$(BIN)/python benchmarks/training.py --tokens 1024 --rounds 1 --models MoE-32 MoE-256
+	$(BIN)/python benchmarks/generation.py --batches 1 --contexts 128 1024 --rounds 1
+	$(BIN)/python benchmarks/translation.py --batches 1 --rounds 1
+	$(BIN)/python benchmarks/memory.py --rounds 1
+	$(BIN)/python benchmarks/growth.py --tokens 256 --rounds 1
+
+bench-full: $(BIN)/.installed
+	$(BIN)/python benchmarks/experts.py --full --output $(RESULTS)/experts.md
+	$(BIN)/python benchmarks/lstm.py --output $(RESULTS)/lstm.md
+	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training.md
+	$(BIN)/python benchmarks/generation.py --output $(RESULTS)/generation.md
+	$(BIN)/python benchmarks/translation.py --output $(RESULTS)/translation.md
+	$(BIN)/python benchmarks/balanced_slots.py --full --output $(RESULTS)/balanced-slots.md
+	$(BIN)/python benchmarks/memory.py --output $(RESULTS)/memory.md
+	$(BIN)/python benchmarks/softmax.py --output $(RESULTS)/softmax.md
+	$(BIN)/python benchmarks/growth.py --output $(RESULTS)/growth.md
+	$(BIN)/python benchmarks/offload.py --output $(RESULTS)/offload.md
+	$(BIN)/python benchmarks/sharding.py --output $(RESULTS)/sharding.md
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

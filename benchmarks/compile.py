@@ -68,7 +68,9 @@ def language_model(arguments) -> tuple:
 
 def translator(arguments) -> tuple:
     config = GnmtMoeConfig(**sizes(arguments), decoder_start_token_id=1, attention_feeding="parallel")
-    return GnmtMoeForConditionalGeneration(config), batch(arguments) | {"labels": torch.randint(3, 4000, (arguments.rows, 16))}
+    return GnmtMoeForConditionalGeneration(config), batch(arguments) | {
+        "labels": torch.randint(3, 4000, (arguments.rows, 16))
+    }
 
 
 def step(model, inputs):

@@ -8,21 +8,13 @@ the same command can be given again. Writes table6.md and table6.png into output
 """
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
 from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.sweep import train_variants
-
-
-@dataclass
-class SweepArguments:
-    """What is varied."""
-
-    seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
+from moe_hf.training.sweep import SweepArguments, train_variants
 
 
 def main() -> int:
@@ -32,6 +24,8 @@ def main() -> int:
 def run() -> None:
     classes = (ModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+    if sweep_args.variants or sweep_args.only:
+        raise InputError("variants and only cannot be given: the rows of the table are the variants")
     if not data_args.validation_files:
         raise InputError("validation_files is empty: the table is measured on validation text")
     rows = {f"importance{w_i:g}-load{w_l:g}": BalanceRow(w_i, w_l) for w_i, w_l in TABLE_6}

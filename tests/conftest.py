@@ -8,3 +8,23 @@ import os
 # Before torch and huggingface_hub are imported; processes that tests start inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+from moe_hf import (  # noqa: E402
+    GnmtMoeConfig,
+    GnmtMoeForConditionalGeneration,
+    GnmtMoeModel,
+    LstmMoeConfig,
+    LstmMoeForCausalLM,
+    LstmMoeModel,
+)
+
+
+@pytest.fixture
+def classes_as_before(monkeypatch):
+    """`with_code` marks classes, which all tests share."""
+    for cls in (LstmMoeConfig, LstmMoeModel, LstmMoeForCausalLM):
+        monkeypatch.setattr(cls, "_auto_class", None)
+    for cls in (GnmtMoeConfig, GnmtMoeModel, GnmtMoeForConditionalGeneration):
+        monkeypatch.setattr(cls, "_auto_class", None)

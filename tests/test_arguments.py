@@ -1,6 +1,7 @@
 """Arguments from YAML files and from the command line; the shipped configurations."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from moe_hf.training.arguments import (
 )
 from moe_hf.training.demo_corpus import generate_lines
 from moe_hf.training.runs import new_config
+from moe_hf.training.sweep import SweepArguments
 from moe_hf.training.tokenizers import train_tokenizer
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -28,6 +30,11 @@ TRANSLATION_CONFIGS = [path for path in CONFIGS if "encoder_layer_pattern" in pa
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
 LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)
 TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+
+
+def classes_of(path) -> tuple[type, ...]:
+    classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
+    return classes + (SweepArguments,) * ("\nvariants:" in path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -136,6 +143,19 @@ def test_error_on_the_command_line_is_one_line_that_names_it(yaml_file, argument
     assert "\n" not in str(caught.value)
 
 
+def test_variables_are_expanded_in_every_path(yaml_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_HF_PLACE", str(tmp_path))
+    file = yaml_file('cache_dir: "${MOE_HF_PLACE}/cache"')
+    options = ["--output_dir", "${MOE_HF_PLACE}/new", "--use_cpu", "true"]
+    options += ["--tokenizer_name_or_path", "${MOE_HF_PLACE}/t", "--model_name_or_path", "~/m"]
+    model, data, training = parse_arguments([file, *options])
+    assert training.output_dir == f"{tmp_path}/new" and data.cache_dir == f"{tmp_path}/cache"
+    assert data.tokenizer_name_or_path == f"{tmp_path}/t" and model.model_name_or_path == os.path.expanduser("~/m")
+    monkeypatch.delenv("MOE_HF_PLACE")
+    with pytest.raises(InputError, match="tokenizer_name_or_path: '.*/t' needs the environment variable MOE_HF_PLACE"):
+        parse_arguments([yaml_file("seed: 1"), *options])
+
+
 @pytest.mark.parametrize(
     ("arguments", "config"), [(ModelArguments, LstmMoeConfig), (TranslationModelArguments, GnmtMoeConfig)]
 )
@@ -148,7 +168,7 @@ def test_model_arguments_are_those_of_the_configuration(arguments, config):
 def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
     monkeypatch.setenv("MOE_HF_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    model, data, _ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"])
+    model, data, *_ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
     tokenizer = train_tokenizer(generate_lines(20, seed=0), kind="word", vocab_size=50)
     monkeypatch.setattr(type(tokenizer), "__len__", lambda self: data.vocab_size)
     config = new_config(LstmMoeConfig, model, tokenizer)
@@ -173,7 +193,7 @@ def test_configurations_are_found():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
 def test_changed_arguments_are_a_configuration_that_says_the_same(path, tmp_path):
-    classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
+    classes = classes_of(path)
     parsed = parse_arguments([str(path), "--use_cpu", "true", "--report_to", "none"], classes)
     changed = changed_arguments(*parsed)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")

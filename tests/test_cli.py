@@ -1,15 +1,19 @@
 """`moe-hf`: its commands, its help, its exit codes."""
 
 import importlib
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_gnmt import tiny_model as tiny_gnmt
 from tiny_models import tiny_model as tiny_lm
 
-from moe_hf import __version__, cli
+from moe_hf import __version__, cli, errors
 from moe_hf.commands import evaluate, evaluate_lm, evaluate_translation
+from moe_hf.errors import run_command
 
 TEXT = ["--train_files", __file__, "--output_dir", "unused"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -73,6 +77,31 @@ def test_bad_input_is_one_line_and_status_1(arguments, named, call):
     status, output, error = call(*arguments)
     assert (status, output) == (1, "") and named in error
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("metrics", [None, {"eval_loss": 1.0}])
+def test_a_reader_that_has_read_enough_ends_a_command_quietly(metrics):
+    printing = "print('first', flush=True); " if metrics is None else ""
+    code = f"def command():\n    {printing}return {metrics}\n"
+    code += f"import runpy\nrun_command = runpy.run_path({errors.__file__!r})['run_command']\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", code + "raise SystemExit(run_command(command))"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (128 + 13, b"")
+
+
+def test_another_broken_pipe_is_an_error():
+    def command():
+        raise BrokenPipeError("a worker")
+
+    with pytest.raises(BrokenPipeError, match="a worker"):
+        run_command(command)
 
 
 def test_evaluate_takes_the_command_of_the_models_family(call, tmp_path, monkeypatch):

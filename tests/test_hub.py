@@ -11,7 +11,6 @@ import torch
 import yaml
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard
-from tiny_gnmt import tiny_model as tiny_gnmt
 from tiny_models import tiny_model as tiny_lm
 from tiny_runs import TRANSLATION_CONFIG, write_config
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel
@@ -24,15 +23,8 @@ from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("classes_as_before")
 FAMILIES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
-
-
-@pytest.fixture(autouse=True)
-def classes_as_before(monkeypatch):
-    """`with_code` marks classes, which other tests share."""
-    for model in (tiny_lm(), tiny_gnmt()):
-        for cls in (type(model), type(model.base_model), type(model.config)):
-            monkeypatch.setattr(cls, "_auto_class", None)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from tiny_models import tiny_config
 from moe_hf.commands import paper_table as script
 from moe_hf.evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
 from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
-from moe_hf.training.arguments import parse_arguments
+from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from moe_hf.training.translation_arguments import TranslationDataArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = {row.config: row for row in (*BILLION_WORDS_1, *BILLION_WORDS_100)}
@@ -76,6 +77,17 @@ def test_translation_model_has_the_papers_operations_and_parameters(row):
     assert row.has_params(params) and (row.gparams is None or abs(params / 8.7e9 - 1) < 0.01)
     assert (config.hidden_size, config.lstm_hidden_size, config.dropout) == (512, 2048, 0.4)
     assert config.importance_loss_coef == config.load_loss_coef == 0.01
+
+
+@pytest.mark.parametrize("row", TRANSLATION, ids=lambda row: row.name)
+def test_translation_is_trained_as_the_papers(row):
+    classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+    path = CONFIGS / "translation" / row.config
+    _, data, training = parse_arguments([str(path), "--use_cpu", "true"], classes)
+    assert (data.vocab_size, data.words_per_batch) == (32000, 16000)
+    schedule = (training.lr_scheduler_type, training.warmup_steps, training.constant_steps)
+    assert schedule == ("inverse_sqrt", 2000, 8000)
+    assert len(data.train_sources()) == len(data.validation_sources()) == (12 if row.name == "multilingual" else 1)
 
 
 def test_every_translation_configuration_is_a_row_and_every_row_has_one():

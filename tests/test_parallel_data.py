@@ -61,6 +61,18 @@ def test_several_files_are_paired_in_order(load, file, tmp_path, num_proc):
     assert texts(load(source, num_proc=num_proc)) == PAIRS
 
 
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_file_named_twice_is_read_twice(load, file, num_proc):
+    one, other = file("1.en", EN[:1]), file("2.en", EN[1:2])
+    german, further = file("1.de", DE[:1]), file("2.de", DE[1:2])
+    upsampled = {"source_files": [one, one, other], "target_files": [german, german, further]}
+    assert texts(load(upsampled, num_proc=num_proc)) == [PAIRS[0], PAIRS[0], PAIRS[1]]
+    two_references = {"source_files": [one, one], "target_files": [german, further]}
+    assert texts(load(two_references, num_proc=num_proc)) == [PAIRS[0], (EN[0], DE[1])]
+    both = file("a.tsv", ["a\tb"])
+    assert texts(load({"files": [both, both]}, num_proc=num_proc)) == [("a", "b")] * 2
+
+
 @pytest.mark.parametrize("suffix", [".tsv", ".tsv.gz", ".tsv.xz"])
 def test_tsv_has_both_sides(load, file, suffix):
     assert texts(load({"files": file("a" + suffix, ['A "dog"\tEin "Hund']), "source_language": "en"})) == [
@@ -72,6 +84,11 @@ def test_jsonl_has_both_sides(load, file):
     rows = [{"source": EN[0], "target": DE[0]}, {"translation": {"fr": "x", "de": DE[1], "en": EN[1]}}]
     path = file("a.jsonl.gz", [json.dumps(row) for row in rows])
     assert texts(load({"files": path, "source_language": "en", "target_language": "de"})) == PAIRS[:2]
+
+
+def test_a_jsonl_pair_keeps_its_line_breaks(load, file):
+    path = file("a.jsonl", [json.dumps({"source": "a\nb", "target": "c\r\nd"})])
+    assert texts(load({"files": path})) == [("a\nb", "c\r\nd")]
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -98,6 +115,7 @@ def test_pairs_with_an_empty_side_are_counted(load, file):
         pairs = load(source)
         assert texts(pairs) == [("a", "x"), ("b", "w")]
         assert (pairs.num_read, pairs.num_empty) == (5, 3)
+        assert pairs.dataset["row"][:] == [0, 4]
     assert str(pairs) == "2 pairs, 3 of 5 left out as a side is empty"
     assert load({"files": file("b.tsv", ["a\tx", "", "b\t", "\ty"])}).num_empty == 3
 

@@ -12,6 +12,7 @@ from tiny_runs import write_config
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from moe_hf.errors import InputError
+from moe_hf.hub import export
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.callbacks import AuxLossCallback
 from moe_hf.training.checkpoints import check_checkpoint
@@ -101,6 +102,17 @@ def test_a_sharded_checkpoint_loads_and_resumes_without_sharding(folder, single,
         torch.testing.assert_close(weights[name], weight, rtol=1e-5, atol=1e-5)
     assert run(folder, "plain", "--resume_from_checkpoint") == pytest.approx(single, rel=1e-5)
     assert not list((folder / "plain" / "checkpoint-6").glob("shard-*"))
+
+
+def test_a_sharded_checkpoint_is_exported_whole(folder, killed, tmp_path, classes_as_before):
+    checkpoint = folder / "killed" / "checkpoint-4"
+    export(str(checkpoint), tmp_path / "repository")
+    weights = load_file(tmp_path / "repository" / "model.safetensors")
+    expected = AutoModelForCausalLM.from_pretrained(checkpoint).state_dict()
+    assert weights.keys() == expected.keys() - {"lm_head.weight"}  # tied
+    for name, weight in weights.items():
+        assert torch.equal(weight, expected[name]), name
+    assert (tmp_path / "repository" / "modeling_lstm_moe.py").is_file()
 
 
 def test_an_unsharded_checkpoint_is_no_sharded_one(folder):

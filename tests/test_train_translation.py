@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainerCallback
 
 from moe_hf.commands import train_translation as train_translation_command
 from moe_hf.commands import translate
+from moe_hf.errors import InputError
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.evaluate_translation import evaluate_translation
-from moe_hf.training.translation import train_translation
+from moe_hf.training.translation import load_pairs, train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 from moe_hf.training.translation_trainer import TranslationTrainer
 
@@ -77,6 +79,39 @@ def test_evaluation_of_the_saved_model_gives_the_same_numbers(corpus, trained):
         if "runtime" not in name and name != "epoch":
             assert metrics[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), name
     assert translations == trained[0].translations and len(translations) == 5
+
+
+def test_the_longest_pair_is_told(corpus, capsys):
+    train(corpus, "--output_dir", corpus / "longest", "--max_steps", "1", "--words_per_batch", "10")
+    printed = capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "longest")
+    sides = [PAIRS, (corpus / "train.de").read_text(encoding="utf-8").splitlines()[:-1]]
+    longest = max(len(tokenizer(line)["input_ids"]) for lines in sides for line in lines)
+    assert longest > 10 and f"of at most {longest} tokens a side; the longest pair has {longest}\n" in printed
+
+
+def test_evaluations_leave_nothing_behind(trained):
+    trainer = trained[0]
+    before = list(trainer.accelerator._dataloaders)
+    trainer.evaluate()
+    assert trainer.accelerator._dataloaders == before
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "named"),
+    [
+        (8000, 6, "validation pairs: 5 sentence pairs cannot be spread over 6 processes"),
+        (1, 3, "validation pairs: 5 batches of one .* over 3 processes: eval_words_per_batch=1 is too small"),
+    ],
+)
+def test_validation_pairs_that_the_processes_cannot_share_are_refused_before_the_training(
+    corpus, monkeypatch, words, processes, named
+):
+    arguments = parse_arguments([str(corpus / "config.yaml"), "--eval_words_per_batch", str(words)], CLASSES)
+    monkeypatch.setattr(TranslationTrainingArguments, "world_size", processes)
+    monkeypatch.setattr(TranslationTrainingArguments, "main_process_first", lambda self, desc: nullcontext())
+    with pytest.raises(InputError, match=named):
+        load_pairs(*arguments, checkpoint=None)
 
 
 def test_perplexity_is_that_of_the_references(corpus, trained):
@@ -172,7 +207,7 @@ def test_translate_script_prints_as_many_lines_as_it_reads(corpus, trained, monk
         (["--eval_num_beams", "0"], "eval_num_beams=0 must be at least 1"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor=0.1 .* only 0 is allowed"),
         (["--max_source_length", "1"], "max_source_length=1"),
-        (["--words_per_batch", "0"], "=0 must be at least 1"),
+        (["--words_per_batch", "0"], "error: words_per_batch=0 must be at least 1"),
         (
             ["--model_name_or_path", "{run}-not", "--tokenizer_name_or_path", "{run}"],
             "model_name_or_path=.*run-not: cannot",

@@ -35,6 +35,7 @@ def texts(results):
 
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"num_beams": 3, "length_alpha": 0.4}])
 def test_results_come_in_the_order_of_the_lines_whatever_the_batches(model, tokenizer, arguments):
+    arguments = {"with_scores": True} | arguments
     together = list(Translator(model, tokenizer, "de", **arguments).translate(LINES))
     apart = list(Translator(model, tokenizer, "de", batch_tokens=1, **arguments).translate(LINES))
     portions = list(Translator(model, tokenizer, "de", buffer_lines=2, **arguments).translate(iter(LINES)))
@@ -57,7 +58,7 @@ def test_the_language_decides(model, tokenizer):
 
 
 def test_greedy_score_is_the_log_probability(model, tokenizer):
-    (found,) = list(Translator(model, tokenizer, "de").translate(["two birds"]))[0]
+    (found,) = list(Translator(model, tokenizer, "de", with_scores=True).translate(["two birds"]))[0]
     assert found.source_ids == encode_sources(tokenizer, ["two birds"], "de")[0]
     labels = torch.tensor([found.target_ids])
     loss = model(input_ids=torch.tensor([found.source_ids]), labels=labels).loss
@@ -73,8 +74,51 @@ def test_a_translation_that_does_not_end_is_cut_at_its_own_limit(model, tokenize
                 assert len(found[0].target_ids) == len(found[0].source_ids) + 10
 
 
+@pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"num_beams": 3, "length_alpha": 0.2}])
+def test_without_scores_no_steps_logits_are_kept(model, tokenizer, monkeypatch, arguments):
+    outputs, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: outputs.append(generate(**options)) or outputs[-1])
+    (found,) = list(Translator(model, tokenizer, "de", **arguments).translate(["two birds"]))[0]
+    assert found.text and found.score is None
+    assert outputs[0].get("scores") is None
+
+
+def test_greedy_scores_keep_no_logits_either(model, tokenizer, monkeypatch):
+    outputs, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: outputs.append(generate(**options)) or outputs[-1])
+    found = list(Translator(model, tokenizer, "de", with_scores=True).translate(LINES[:2]))
+    assert all(one[0].score < 0 for one in found) and outputs[0].get("scores") is None
+
+
+def test_what_the_checkpoint_says_of_the_search_counts(single):
+    model = tiny_model(vocab_size=len(single), gating="softmax_top_k", std=0.5)
+    expected = list(Translator(model, single, num_beams=3, num_return_sequences=2).translate(LINES))
+    model.generation_config.num_beams, model.generation_config.num_return_sequences = 3, 2
+    translator = Translator(model, single, batch_tokens=60)
+    assert list(translator.translate(LINES)) == expected
+    assert max(map(len, translator._batches([4] * 20))) == 60 // (4 * 3)
+    greedy = Translator(model, single, num_beams=1, num_return_sequences=1)
+    assert [len(found) for found in greedy.translate(LINES)] == [1] * len(LINES)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"num_beams": 3, "length_alpha": 0.2}])
+def test_no_special_token_stands_in_a_translation(tokenizer, arguments):
+    special = set(tokenizer.all_special_ids)
+    others, seen = special - {tokenizer.eos_token_id}, {False: 0, True: 0}
+    for seed in range(2):
+        model = tiny_model(vocab_size=len(tokenizer), seed=seed, gating="softmax_top_k", std=0.5)
+        likely = model(input_ids=torch.tensor([[7, 8, 2]]), labels=torch.tensor([[9, 10, 11]])).logits.mean(dim=(0, 1))
+        model.lm_head.weight.data[list(others)] = model.lm_head.weight[likely.argmax()].clone()
+        for allowed in (False, True):
+            options = arguments | ({"suppress_tokens": []} if allowed else {})
+            found = Translator(model, tokenizer, "de", **options).translate(LINES)
+            seen[allowed] += sum(not others.isdisjoint(one[0].target_ids) for one in found)
+    assert seen[False] == 0 < seen[True]
+
+
 def test_several_results_are_ranked(model, tokenizer):
-    results = list(Translator(model, tokenizer, "de", num_beams=4, num_return_sequences=3).translate(LINES))
+    arguments = {"num_beams": 4, "num_return_sequences": 3, "with_scores": True}
+    results = list(Translator(model, tokenizer, "de", **arguments).translate(LINES))
     for found in results:
         scores = [one.score for one in found]
         assert len(found) == 3 and scores == sorted(scores, reverse=True)
@@ -82,7 +126,8 @@ def test_several_results_are_ranked(model, tokenizer):
 
 def test_gnmt_score_is_plugged_in(model, tokenizer):
     def best(**arguments):
-        translator = Translator(model, tokenizer, "de", num_beams=3, max_length_ratio=0.0, **arguments)
+        arguments = {"num_beams": 3, "max_length_ratio": 0.0, "with_scores": True} | arguments
+        translator = Translator(model, tokenizer, "de", **arguments)
         return list(translator.translate([LINES[1]]))[0][0]
 
     gnmt = best(length_alpha=0.0)
@@ -109,6 +154,17 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
         ({"buffer_lines": 0}, "buffer_lines=0 must be at least 1"),
         ({"target_language": "cs"}, "target_language='cs' is unknown.*de, fr"),
         ({"target_language": None}, "target_language is not given.*de, fr"),
+        ({"max_length_ratio": -1.0}, "max_length_ratio=-1.0 must be a number of at least 0"),
+        ({"num_beams": 0}, "num_beams=0 must be at least 1"),
+        ({"num_beams": 2, "num_return_sequences": 0}, "num_return_sequences=0 must be at least 1"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 exceeds num_beams=2"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 exceeds num_beams=1"),
+        ({"num_beams": 2, "length_alpha": -1.0}, "length_alpha=-1.0 must be a number of at least 0"),
+        ({"num_beams": 2, "length_alpha": float("nan")}, "length_alpha=nan must be"),
+        ({"num_beams": 2, "coverage_beta": float("inf")}, "coverage_beta=inf must be"),
+        ({"length_alpha": 0.2}, "length_alpha=0.2 needs num_beams of at least 2, got 1"),
+        ({"num_beams": 2, "coverage_beta": 0.2, "length_penalty": 0.0}, "length_penalty=0.0 .*coverage_beta=0.2"),
+        ({"num_beams": 2, "length_alpha": 0.2, "do_sample": True}, "do_sample=True .*length_alpha=0.2"),
     ],
 )
 def test_bad_arguments_are_named(model, tokenizer, arguments, named):

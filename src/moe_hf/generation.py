@@ -6,7 +6,8 @@
 
 The library's own `length_penalty` plays no part in it.
 
-Shape suffixes: B batch, K beams, C candidates, S source length, L longest output.
+Shape suffixes: B batch, K beams, C candidates, S source length, L longest output. The model's rows are all B * K
+beams, those of a source side by side.
 """
 
 from typing import NamedTuple
@@ -29,7 +30,8 @@ def coverage_penalty(coverage: torch.Tensor, mask: torch.Tensor, beta: float) ->
     """cp(X, Y) = beta * sum_i log(min(sum_j p_ij, 1)).
 
     Args:
-        coverage: (..., S), the attention that each source position got over all steps, the last one's included.
+        coverage: (..., S), the attention that each source position got over all steps, the last one's included. The
+            source's end and a language's tag are positions like any other, as in GNMT's formula.
         mask: (..., S) bool, False for source padding, which is not summed over.
         beta: its weight, not negative.
 
@@ -106,22 +108,15 @@ def gnmt_beam_search(
         ends = stopping_criteria(candidates.tokens[..., : prompt + length].flatten(0, 1), None)
         ends_BC = ends.view_as(candidates.log_probs)
 
-        # As in every beam search, only the best `num_beams` candidates may finish; the others are there so that
-        # `num_beams` unfinished ones remain.
-        may_finish_BC = ends_BC & is_open_B[:, None]
-        may_finish_BC[:, num_beams:] = False
         scores_BC = candidates.log_probs / length_penalty(length, length_alpha)
         scores_BC = scores_BC + coverage_penalty(candidates.coverage, source_mask_B1S, coverage_beta)
-        scores_BC = scores_BC.masked_fill(~may_finish_BC, -torch.inf)
-        if finished is not None:
-            scores_BC = torch.cat([finished_scores, scores_BC], dim=1)
-        finished_scores, best_BC = scores_BC.topk(num_beams, dim=1)
-        finished = (candidates if finished is None else finished.joined_with(candidates)).take(best_BC)
+        scores_BC = scores_BC.masked_fill(~(ends_BC & is_open_B[:, None]), -torch.inf)
+        finished, finished_scores = _finish(finished, finished_scores, candidates, scores_BC, num_beams)
 
         log_probs_BK, left_BK = candidates.log_probs.masked_fill(ends_BC, -torch.inf).topk(num_beams, dim=1)
         running = candidates.take(left_BK)._replace(log_probs=log_probs_BK)
-        highest_B = log_probs_BK[:, 0] / length_penalty(max_new_tokens, length_alpha)
-        is_open_B &= highest_B > finished_scores[:, num_returned - 1]
+        worst_returned_B = finished_scores[:, num_returned - 1]
+        is_open_B &= _can_improve(log_probs_BK[:, 0], worst_returned_B, max_new_tokens, length_alpha)
         if generation_config.early_stopping is True:
             is_open_B &= finished_scores[:, -1].isinf()
         if not is_open_B.any():
@@ -203,6 +198,38 @@ def _extend(
     candidates.tokens[..., flat_ids.shape[1]] = token_BC
     candidates.beams[..., length - 1] = beam_BC + num_beams * torch.arange(batch, device=index.device)[:, None]
     return candidates._replace(log_probs=values)
+
+
+def _finish(
+    finished: Hypotheses | None,
+    finished_scores: torch.Tensor | None,
+    candidates: Hypotheses,
+    scores_BC: torch.Tensor,
+    num_beams: int,
+) -> tuple[Hypotheses, torch.Tensor]:
+    """The best `num_beams` of what was finished before and of the candidates, whose score is -inf if they go on.
+
+    As in every beam search, only the best `num_beams` candidates may finish; the others are there so that `num_beams`
+    unfinished ones remain.
+    """
+    scores_BC = scores_BC.clone()
+    scores_BC[:, num_beams:] = -torch.inf
+    if finished is not None:
+        candidates = finished.joined_with(candidates)
+        scores_BC = torch.cat([finished_scores, scores_BC], dim=1)
+    best_scores_BK, best_BK = scores_BC.topk(num_beams, dim=1)
+    return candidates.take(best_BK), best_scores_BK
+
+
+def _can_improve(
+    log_probs_B: torch.Tensor, worst_returned_B: torch.Tensor, max_new_tokens: int, length_alpha: float
+) -> torch.Tensor:
+    """(B,), whether an unfinished hypothesis of at most that log P may still beat the worst score to be returned.
+
+    log P is negative and only falls with further tokens, lp divides it by most at the longest output, and cp is never
+    positive: so its score will be at most log P / lp(longest).
+    """
+    return log_probs_B / length_penalty(max_new_tokens, length_alpha) > worst_returned_B
 
 
 def _output(

@@ -107,15 +107,26 @@ def export(
     Raises:
         InputError: `folder` has something in it, or `source` cannot be loaded.
     """
+    folder = require_new_folder(folder)
+    model, tokenizer = load_model_and_tokenizer(source)
+    with_code(model).save_pretrained(folder, max_shard_size=max_shard_size)
+    save_tokenizer(tokenizer, folder)
+    write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license)
+
+
+def require_new_folder(folder: str | Path) -> Path:
+    """The folder; raises InputError if it has something in it."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} must be new or empty")
-    model, tokenizer = load_model_and_tokenizer(source)
-    with_code(model).save_pretrained(folder, max_shard_size=max_shard_size)
-    for name in ("is_local", "local_files_only"):  # of this loading; the library would save them
+    return folder
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer, without what the library notes about where it was loaded from."""
+    for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
-    write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license)
 
 
 def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from .translation import Translator
+from .training.translation_tokenizers import load_translation_tokenizer
+from .translation import Translator, move_to_device
 
 
 class TranslationPipeline:
@@ -14,7 +16,8 @@ class TranslationPipeline:
     Args:
         model, tokenizer: of a translation model.
         target_language: of a multilingual model: the language to translate into.
-        arguments: as for `Translator`.
+        device: where to, see `move_to_device`.
+        arguments: as for `Translator`; GNMT's score, `length_alpha`, needs `num_beams` as well.
     """
 
     task = "translation"
@@ -24,9 +27,10 @@ class TranslationPipeline:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         target_language: str | None = None,
+        device: str | int | torch.device | None = None,
         **arguments,
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = move_to_device(model, device), tokenizer
         self.target_language, self.arguments = target_language, arguments
 
     def __call__(self, texts: str | Sequence[str], target_language: str | None = None, **arguments) -> list:
@@ -55,7 +59,7 @@ def pipeline(task: str, model=None, tokenizer=None, **arguments):
 
     Args:
         task: "translation", or a task of Transformers'.
-        model, tokenizer: objects, or a folder or Hub name; the tokenizer is by default the model's.
+        model, tokenizer: objects, or a folder or Hub name; the tokenizer is by default that beside the model.
         arguments: of `TranslationPipeline`, or of `transformers.pipeline`.
     """
     if not task.startswith("translation"):
@@ -63,10 +67,12 @@ def pipeline(task: str, model=None, tokenizer=None, **arguments):
     if model is None:
         raise ValueError("model=None: a translation model is needed, or its folder or Hub name")
     tokenizer = tokenizer or (model if isinstance(model, str) else model.name_or_path)
+    if not tokenizer:
+        raise ValueError("tokenizer=None: this model was not loaded from anywhere, give the model's tokenizer")
     if isinstance(model, str):
         model = AutoModelForSeq2SeqLM.from_pretrained(model)
     if isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = load_translation_tokenizer(tokenizer)
     if task.startswith("translation_") and "_to_" in task and getattr(tokenizer, "extra_special_tokens", None):
         arguments.setdefault("target_language", task.rpartition("_to_")[2])
     return TranslationPipeline(model, tokenizer, **arguments)

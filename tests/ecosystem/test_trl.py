@@ -11,6 +11,9 @@ from trl import SFTConfig, SFTTrainer
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
 from moe_hf.training.demo_corpus import generate_lines
 
+# TRL 1.16 sets by default what Transformers 5.23 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+
 LINES = list(generate_lines(4, seed=5))
 
 

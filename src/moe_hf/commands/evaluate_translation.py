@@ -1,13 +1,17 @@
 """Perplexity, BLEU and chrF of a translation model on sentence pairs, with sacrebleu's signatures.
 
-moe-hf evaluate-translation MODEL SOURCE_FILE TARGET_FILE [--num_beams 4] [--output translations.txt]
+    moe-hf evaluate-translation MODEL SOURCE_FILE TARGET_FILE [--num_beams 4] [--output translations.txt]
+
+Pairs with an empty side are left out, and have an empty line in the file of --output. Evaluations while training
+search greedily (--eval_num_beams 1): compare with them by --num_beams 1.
 """
 
 import argparse
 from pathlib import Path
 
-from ..errors import run_command
+from ..errors import InputError, run_command
 from ..training.evaluate_translation import evaluate_translation
+from ..translation import on_one_line
 
 
 def main() -> int:
@@ -19,15 +23,18 @@ def main() -> int:
     parser.add_argument("--num_beams", type=int, default=4, help="beams; 1 is greedy search (default: 4)")
     parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
     parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
-    parser.add_argument("--length_penalty", type=float, default=1.0, help="the library's own, without GNMT's score")
-    parser.add_argument("--output", type=Path, help="file to write the translations to")
+    parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
+    parser.add_argument("--output", type=Path, help="file to write the translations to, a line for each source line")
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
+    arguments = {name: value for name, value in arguments.items() if value is not None}
 
     def evaluate() -> dict:
+        if output and not output.parent.is_dir():
+            raise InputError(f"output={output}: there is no folder {output.parent}")
         metrics, translations = evaluate_translation(**arguments)
         if output:
-            output.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
+            output.write_text("".join(f"{on_one_line(text)}\n" for text in translations), encoding="utf-8")
         return metrics
 
     return run_command(evaluate)

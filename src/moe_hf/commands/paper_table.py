@@ -9,13 +9,12 @@ Nothing is allocated, for 137 billion parameters neither. Exit status 1 when a r
 import argparse
 from pathlib import Path
 
-import yaml
-
 from .. import GnmtMoeConfig, LstmMoeConfig
 from ..errors import InputError, run_command
 from ..evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
 from ..evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
-from ..training.arguments import parse_arguments
+from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from ..training.translation_arguments import TranslationDataArguments
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
@@ -31,9 +30,10 @@ def read_config(path: Path) -> LstmMoeConfig:
 
 
 def read_translation_config(path: Path) -> GnmtMoeConfig:
-    """The model that a file of configs/translation describes, whatever else it says."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return GnmtMoeConfig(**{name: values[name] for name in values if name in GnmtMoeConfig.__dataclass_fields__})
+    """The model that a file for scripts/train_translation.py describes."""
+    classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+    model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"], classes)
+    return GnmtMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
 
 
 def print_row(row: PaperRow, configs: Path) -> bool:

@@ -4,20 +4,22 @@
 
 With --num_return_sequences N each line gives N lines, best first. --scores puts the score and a tab before each. Lines
 are read in portions of --buffer_lines, which are sorted by length inside; --buffer_lines 1 answers each line at once.
+A line break in a translation, which a model that has learnt from such texts may write, is printed as a space.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM
 
 from ..errors import run_command
-from ..evaluation.attention_plot import plot_attention
+from ..evaluation.attention_plot import check_plot_file, plot_attention
 from ..training.runs import load_pretrained
 from ..training.text_data import read_lines
 from ..training.translation_tokenizers import load_translation_tokenizer
-from ..translation import Translator
+from ..translation import Translator, move_to_device, on_one_line
 
 
 def parse() -> argparse.Namespace:
@@ -29,11 +31,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num_return_sequences", type=int, default=1, help="translations of each line (default: 1)")
     parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
     parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
-    parser.add_argument("--length_penalty", type=float, default=1.0, help="the library's own, without GNMT's score")
+    parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
     parser.add_argument("--batch_tokens", type=int, default=8000, help="positions of a batch over all beams")
     parser.add_argument("--buffer_lines", type=int, default=2000, help="lines of a portion (default: 2000)")
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")
-    parser.add_argument("--attention_plot", type=Path, help="PNG file: heat map of the attention of the first line")
+    parser.add_argument("--attention_plot", type=Path, help="PNG file: attention of the first line with a translation")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     return parser.parse_args()
 
 
@@ -42,18 +45,26 @@ def main() -> int:
 
 
 def translate(arguments: argparse.Namespace) -> None:
+    plot = arguments.attention_plot
+    if plot:
+        check_plot_file(plot)
     translator = build_translator(arguments)
     lines = read_lines(arguments.file, allow_no_text=True)
-    for number, results in enumerate(tqdm(translator.translate(lines), unit=" lines", disable=None)):
+    for results in tqdm(translator.translate(lines), unit=" lines", disable=None):
         for found in results:
-            print(f"{found.score:.4f}\t{found.text}" if arguments.scores else found.text, flush=True)
-        if number == 0 and arguments.attention_plot and results[0].target_ids:
-            plot_attention(translator, results[0], arguments.attention_plot)
+            text = on_one_line(found.text)
+            print(f"{found.score:.4f}\t{text}" if arguments.scores else text, flush=True)
+        if plot and results[0].target_ids:
+            plot_attention(translator, results[0], plot)
+            plot = None
+    if plot:
+        print(f"attention_plot={plot} was not written: no line has a translation", file=sys.stderr)
 
 
 def build_translator(arguments: argparse.Namespace) -> Translator:
     tokenizer = load_translation_tokenizer(arguments.model)
-    model = load_pretrained(AutoModelForSeq2SeqLM, arguments.model)
+    model = move_to_device(load_pretrained(AutoModelForSeq2SeqLM, arguments.model), arguments.device)
     names = ["target_language", "num_beams", "num_return_sequences", "length_alpha", "coverage_beta", "length_penalty"]
     names += ["batch_tokens", "buffer_lines"]
-    return Translator(model, tokenizer, **{name: getattr(arguments, name) for name in names})
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return Translator(model, tokenizer, with_scores=arguments.scores, **given)

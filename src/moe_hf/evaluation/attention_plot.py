@@ -2,6 +2,20 @@
 
 from pathlib import Path
 
+from ..errors import InputError
+
+
+def check_plot_file(file: str | Path) -> None:
+    """InputError: a plot cannot be written there."""
+    from matplotlib.figure import Figure
+
+    folder, kind = Path(file).parent, Path(file).suffix.removeprefix(".").lower()
+    if not folder.is_dir():
+        raise InputError(f"attention_plot={file}: there is no folder {folder}")
+    kinds = Figure().canvas.get_supported_filetypes()
+    if kind not in kinds:
+        raise InputError(f"attention_plot={file} must end in one of {', '.join(f'.{kind}' for kind in kinds)}")
+
 
 def plot_attention(translator, translation, file: str | Path) -> None:
     """Save which source tokens the decoder looks at while it writes each target token.

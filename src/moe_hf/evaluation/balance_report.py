@@ -1,9 +1,10 @@
 """Table 6 of the paper for runs of ours: what the two balancing losses do to perplexity and balance."""
 
-import csv
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .history_plot import read_expert_history
 
 # (w_importance, w_load) of each row, and the paper's test perplexity, CV(Importance), CV(Load) and max/mean load.
 TABLE_6 = {
@@ -98,11 +99,12 @@ def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
 def read_history(file: str | Path) -> tuple[list[int], dict[str, list[float]]]:
     """Steps and the curves of CV(Load) and max/mean load of an `expert_history.csv`, MoE layers averaged."""
     by_step: dict[int, list[dict]] = {}
-    with open(file, newline="", encoding="utf-8") as lines:
-        for line in csv.DictReader(lines):
-            by_step.setdefault(int(line["step"]), []).append(line)
+    for layer in read_expert_history(file).values():
+        for number, step in enumerate(layer["step"]):
+            by_step.setdefault(step, []).append({name: values[number] for name, values in layer.items()})
+    steps = sorted(by_step)
     curves = {
-        name: [statistics.fmean(float(line[name]) for line in by_step[step]) for step in by_step]
+        name: [statistics.fmean(line[name] for line in by_step[step]) for step in steps]
         for name in ("cv_load", "max_over_mean_load")
     }
-    return list(by_step), curves
+    return steps, curves

@@ -3,12 +3,32 @@
 import csv
 from pathlib import Path
 
+from ..errors import InputError
+
 CURVES = {
     "cv_importance": "CV(Importance)",
     "cv_load": "CV(Load)",
     "max_over_mean_load": "max/mean load",
     "dead_experts": "experts without a token",
 }
+
+
+def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]]:
+    """The curves of each MoE layer from `AuxLossCallback`'s CSV file: {layer: {"step" or name of `CURVES`: values}}.
+
+    Raises:
+        InputError: the file cannot be read, or is no such file.
+    """
+    layers: dict[str, dict[str, list[float]]] = {}
+    try:
+        with open(history, newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                curves = layers.setdefault(row["layer"], {name: [] for name in ("step", *CURVES)})
+                for name, values in curves.items():
+                    values.append(int(row[name]) if name == "step" else float(row[name]))
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"history={history}: not an expert_history.csv ({type(error).__name__}: {error})") from error
+    return layers
 
 
 def plot_expert_history(history: str | Path, file: str | Path) -> None:
@@ -18,16 +38,17 @@ def plot_expert_history(history: str | Path, file: str | Path) -> None:
         history: expert_history.csv of a training.
         file: PNG to write.
     """
+    plot_curves(read_expert_history(history), file)
+
+
+def plot_curves(layers: dict[str, dict[str, list[float]]], file: str | Path) -> None:
+    """`plot_expert_history` for what `read_expert_history` returns."""
     from matplotlib.figure import Figure
 
-    layers: dict[str, list[dict]] = {}
-    with open(history, newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            layers.setdefault(row["layer"], []).append(row)
     figure = Figure(figsize=(14, 3.2), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
-        for layer, rows in layers.items():
-            axes.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows], label=layer, marker=".")
+        for layer, curves in layers.items():
+            axes.plot(curves["step"], curves[name], label=layer, marker=".")
         axes.set_title(label)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)

@@ -1,12 +1,13 @@
 """Which experts a text uses."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
 from ..models.balancing import cv_squared
+from ..models.gating import GateOutput
 from ..models.moe import MoeBlock
 
 
@@ -22,6 +23,30 @@ class RoutingTotals(NamedTuple):
     tokens: torch.Tensor
 
 
+def moe_layers(model) -> dict[str, MoeBlock]:
+    """The MoE layers by name: "layers.1", or of a translation model "encoder.layers.1"."""
+    modules = model.named_modules()
+    return {layer_name(name): module for name, module in modules if isinstance(module, MoeBlock)}
+
+
+@contextmanager
+def observe_gates(model, observe: Callable[[str, GateOutput], None]) -> Iterator[None]:
+    """Call `observe(name of the layer, what its gate decided)` in every forward pass inside the `with` block.
+
+    The library's own recording (`output_router_logits`) has logits only, and of a hierarchical gate those over the
+    groups, so neither which experts were chosen nor the gate values.
+    """
+    hooks = [
+        block.gate.register_forward_hook(lambda gate, inputs, output, name=name: observe(name, output))
+        for name, block in moe_layers(model).items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @contextmanager
 def routing_totals(model) -> Iterator[dict[str, RoutingTotals]]:
     """Add up what each expert of each MoE layer gets from the forward passes inside the `with` block.
@@ -32,27 +57,16 @@ def routing_totals(model) -> Iterator[dict[str, RoutingTotals]]:
     """
     totals: dict[str, RoutingTotals] = {}
 
-    def observe(name):
-        def hook(module, inputs, outputs):
-            importance, tokens = outputs[1], outputs[3]
-            if tokens is not None:
-                seen = RoutingTotals(importance.detach().double().cpu(), tokens.double().cpu())
-                if name in totals:
-                    seen = RoutingTotals(*(old + new for old, new in zip(totals[name], seen, strict=True)))
-                totals[name] = seen
+    def add(name: str, output: GateOutput) -> None:
+        if output.tokens_per_expert is None:
+            return
+        seen = RoutingTotals(output.importance.detach().double().cpu(), output.tokens_per_expert.double().cpu())
+        if name in totals:
+            seen = RoutingTotals(*(old + new for old, new in zip(totals[name], seen, strict=True)))
+        totals[name] = seen
 
-        return hook
-
-    hooks = [
-        module.register_forward_hook(observe(layer_name(name)))
-        for name, module in model.named_modules()
-        if isinstance(module, MoeBlock)
-    ]
-    try:
+    with observe_gates(model, add):
         yield totals
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()

@@ -32,9 +32,9 @@ class GnmtAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """U and W keep the variance; V makes products, which have both signs, a mean over d, and else is random.
+        """U and W keep the variance. Product: V = 1 / A, so the score starts as a mean over d; additive: V is random.
 
-        With V = 1 the first scores are as large as chance makes a sum over d, and alignment is learnt far later.
+        With V = 1 the first sums over d are as large as chance makes them, and alignment is learnt far later.
         """
         bound = self.source_weight.shape[1] ** -0.5
         init.normal_(self.source_weight, std=bound)

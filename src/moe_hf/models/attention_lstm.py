@@ -3,11 +3,24 @@
 Shape suffixes: B batch, S source length, T target length, D width, U units of the cell.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from .attention import GnmtAttention
 from .lstm import LstmLayer, lstm_cell, run_lstm
+
+
+def feedback(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
+    """(context, h) -> context_weight context + weight_hh h, to be called `num_steps` times.
+
+    It is one product a step, with the weights side by side; for a single step that copy would cost more than a second.
+    """
+    if num_steps == 1:
+        return lambda context, h: nn.functional.linear(context, context_weight) + nn.functional.linear(h, weight_hh)
+    both_weights = torch.cat([context_weight, weight_hh], dim=1)
+    return lambda context, h: nn.functional.linear(torch.cat([context, h], dim=-1), both_weights)
 
 
 class AttentionLstmLayer(LstmLayer):
@@ -69,19 +82,12 @@ class AttentionLstmLayer(LstmLayer):
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
         from_x = nn.functional.linear(hidden_states, self.weight_ih[:, :width], self.bias).unbind(1)
-        context_weight = self.weight_ih[:, width:]
-        # One product a step instead of two; for a single step the copy would cost more than that.
-        both_weights = torch.cat([context_weight, self.weight_hh], dim=1) if len(from_x) > 1 else None
+        fed_back = feedback(self.weight_ih[:, width:], self.weight_hh, num_steps=len(from_x))
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
             context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
-            context_BD = context[:, 0].to(h.dtype)
-            if both_weights is None:
-                fed_back = nn.functional.linear(context_BD, context_weight) + nn.functional.linear(h, self.weight_hh)
-            else:
-                fed_back = nn.functional.linear(torch.cat([context_BD, h], dim=-1), both_weights)
-            new_h, new_c = lstm_cell(gates_x + fed_back, c, self.weight_hr)
+            new_h, new_c = lstm_cell(gates_x + fed_back(context[:, 0].to(h.dtype), h), c, self.weight_hr)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:

@@ -8,7 +8,9 @@ class LstmCacheLayer(CacheLayerMixin):
     """Output h and cell c of one LSTM layer after the tokens seen so far: constant size, whatever their number.
 
     `keys` holds h (B, D), `values` holds c (B, units), so that the library's beam reordering and offloading apply.
-    Registered under the layer type "lstm": `DynamicCache(config=model.config)` builds such layers.
+    Registered under the layer type "lstm": `DynamicCache(config=model.config)` builds one for each layer, also for MoE
+    layers, whose stay empty. The translation model's decoder keeps two other tensors in one of them, which follow the
+    beams just so: the attention's keys and the source.
     """
 
     _layer_type = "lstm"
@@ -28,7 +30,7 @@ class LstmCacheLayer(CacheLayerMixin):
 
     @property
     def state(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(h, c), both None before the first token."""
+        """(h, c), or what else `update` was given; both None before that."""
         return self.keys, self.values
 
     @property

@@ -20,7 +20,8 @@ class GnmtMoeConfig(MoeConfig):
         encoder_layer_pattern: the encoder's layers in order, each "lstm" or "moe", at least one of them "lstm".
         decoder_layer_pattern: the decoder's layers in order; the first is "lstm", which drives the attention.
         encoder_bidirectional_first: whether the encoder's first layer, which must then be "lstm", reads the source in
-            both directions, each with `hidden_size` outputs; an LSTM right after it reads both, concatenated.
+            both directions, each with `hidden_size` outputs; an LSTM right after it reads both, concatenated, a MoE
+            layer their mean.
         attention_type: "product" (the paper's, two matrix products) or "additive" (GNMT's).
         attention_feeding: "recurrent" (as in GNMT: the query is the bottom LSTM's output of the previous step, all
             LSTMs of the decoder read the context) or "parallel" (the query is its output of the same step, the LSTMs
@@ -94,10 +95,10 @@ class GnmtMoeConfig(MoeConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What Transformers' caches ask for: a place for an LSTM's state per layer of the decoder.
+        """What Transformers' caches ask for: a place for an LSTM's state per layer of the decoder, MoE or not.
 
-        That of a "moe" layer stays empty: an `EncoderDecoderCache` asks every layer for its length, which the layers
-        that the library has for "moe" refuse.
+        So a layer's number is its state's too. A MoE layer's place stays empty: an `EncoderDecoderCache` asks every
+        layer for its length, which the layers that the library has for "moe" refuse.
         """
         return ["lstm"] * self.decoder_layers
 

@@ -81,33 +81,47 @@ class GnmtMoeDecoder(GnmtMoeStack):
             self._check_cache(past_key_values)
         mask = padding_mask("decoder_attention_mask", attention_mask, inputs_embeds)
         source_mask = padding_mask("attention_mask", encoder_attention_mask, encoder_hidden_states, has_past=False)
-        source, keys = encoder_hidden_states, None
-        states = [(None, None)] * len(self.layers)
-        if past_key_values is not None:
-            states = [layer.state for layer in past_key_values.self_attention_cache.layers]
-            if past_key_values.is_updated.get(0):
-                keys, source = past_key_values.cross_attention_cache.layers[0].state
+        keys, source = self._keys_and_source(past_key_values, encoder_hidden_states)
+        states = self._states(past_key_values)
 
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self.no_aux_loss(hidden_states, output_aux_loss)
-        for index, (name, layer) in enumerate(zip(self.config.decoder_layer_pattern, self.layers)):
+        h, c = states[0]
+        # What is left out here are the attention weights, which the library records (`_can_record_outputs`).
+        hidden_states, context, _, h, c, keys = self.layers[0](hidden_states, source, keys, source_mask, mask, h, c)
+        states[0] = h, c
+        for index, (name, layer) in list(enumerate(zip(self.config.decoder_layer_pattern, self.layers)))[1:]:
             if name == "moe":
                 hidden_states, aux_loss = self.run_moe(layer, hidden_states, mask, aux_loss)
-                continue
-            h, c = states[index]
-            if index == 0:
-                hidden_states, context, _, h, c, keys = layer(hidden_states, source, keys, source_mask, mask, h, c)
             else:
                 inputs = torch.cat([hidden_states, context.to(hidden_states)], dim=-1)
-                hidden_states, h, c = layer(hidden_states, mask, h, c, inputs)
-            if past_key_values is not None:
-                past_key_values.self_attention_cache.update(h, c, index, num_tokens=hidden_states.shape[1])
-        if past_key_values is not None and not past_key_values.is_updated.get(0):
-            past_key_values.cross_attention_cache.update(keys, source, 0, num_tokens=source.shape[1])
-            past_key_values.is_updated[0] = True
+                hidden_states, h, c = layer(hidden_states, mask, *states[index], inputs)
+                states[index] = h, c
+        if past_key_values is not None:
+            self._keep(past_key_values, states, keys, source, num_tokens=hidden_states.shape[1])
         return GnmtMoeDecoderOutput(
             last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss
         )
+
+    def _states(self, past_key_values: EncoderDecoderCache | None) -> list[tuple[torch.Tensor | None, ...]]:
+        """(h, c) for every layer, of which an LSTM's are None before the first token, and a MoE layer's for ever."""
+        if past_key_values is None:
+            return [(None, None)] * len(self.layers)
+        return [layer.state for layer in past_key_values.self_attention_cache.layers]
+
+    def _keys_and_source(self, past_key_values: EncoderDecoderCache | None, encoder_hidden_states: torch.Tensor):
+        """The attention's keys, None before the first token, and the source that they are computed from."""
+        if past_key_values is None or not past_key_values.is_updated.get(0):
+            return None, encoder_hidden_states
+        return past_key_values.cross_attention_cache.layers[0].state
+
+    def _keep(self, past_key_values: EncoderDecoderCache, states, keys, source, num_tokens: int) -> None:
+        for index, (h, c) in enumerate(states):
+            if h is not None:
+                past_key_values.self_attention_cache.update(h, c, index, num_tokens=num_tokens)
+        if not past_key_values.is_updated.get(0):
+            past_key_values.cross_attention_cache.update(keys, source, 0, num_tokens=source.shape[1])
+            past_key_values.is_updated[0] = True
 
     def _check_cache(self, past_key_values: Cache) -> None:
         if isinstance(past_key_values, EncoderDecoderCache):

@@ -85,7 +85,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
         mask = padding_mask("attention_mask", attention_mask, inputs_embeds, has_past=False)
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self.no_aux_loss(hidden_states, output_aux_loss)
-        both_directions = None
+        both_directions = None  # what the bidirectional layer gives besides their mean, for an LSTM right after it
         for index, (name, layer) in enumerate(zip(self.config.encoder_layer_pattern, self.layers)):
             if index == 0 and self.config.encoder_bidirectional_first:
                 hidden_states, both_directions = layer(hidden_states, mask)
@@ -94,5 +94,5 @@ class GnmtMoeEncoder(GnmtMoeStack):
                 hidden_states, _, _ = layer(hidden_states, mask, None, None, both_directions)
             else:
                 hidden_states, aux_loss = self.run_moe(layer, hidden_states, mask, aux_loss)
-            both_directions = None
+            both_directions = None  # layers further up read hidden_states
         return GnmtMoeEncoderOutput(last_hidden_state=hidden_states, aux_loss=aux_loss)

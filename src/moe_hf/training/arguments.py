@@ -13,6 +13,10 @@ from transformers.training_args import OptimizerNames
 
 from ..errors import InputError
 from .optimizer import FACTORED_ADAM
+from .paths import expand_path
+
+# Where `~` and `${VARIABLE}` mean something, besides the files of data.
+PATH_ARGUMENTS = ("output_dir", "cache_dir", "tokenizer_name_or_path", "model_name_or_path", "resume_from_checkpoint")
 
 
 @dataclass
@@ -176,7 +180,10 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
         default=0, metadata={"help": "steps at the peak learning rate between warm-up and 1/sqrt(step) (paper: 8000)"}
     )
     eval_words_per_batch: int = field(default=8000, metadata={"help": "tokens of a batch that perplexity is taken of"})
-    eval_num_beams: int = field(default=1, metadata={"help": "beams of the translations that are judged; 1: greedy"})
+    eval_num_beams: int = field(
+        default=1,
+        metadata={"help": "beams of the translations that are judged; 1: greedy (moe-hf evaluate-translation has 4)"},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -194,6 +201,8 @@ def parse_arguments(
     argv: list[str] | None = None, dataclasses_: tuple = (ModelArguments, DataArguments, MoeTrainingArguments)
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
+
+    `~` and `${VARIABLE}` are expanded in `PATH_ARGUMENTS` here, in files of data when they are read.
 
     Raises:
         InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
@@ -217,6 +226,10 @@ def parse_arguments(
         names = [option for action in parser._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0], names, n=1)
         raise InputError(f"no argument is named {unknown[0]!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    for arguments in parsed:
+        for name in PATH_ARGUMENTS:
+            if isinstance(path := getattr(arguments, name, None), str):
+                setattr(arguments, name, expand_path(path, name))
     return tuple(parsed)
 
 

@@ -4,7 +4,7 @@ import tempfile
 
 from transformers import AutoModelForCausalLM
 
-from ..evaluation.routing import load_statistics, routing_totals
+from ..evaluation.routing import RoutingTotals, load_statistics, routing_totals
 from ..models.balancing import cv_squared
 from .arguments import MoeTrainingArguments
 from .runs import load_pretrained
@@ -21,11 +21,7 @@ def evaluate_lm(
 
     Args:
         model_name_or_path: folder or Hub name of the model and its tokenizer.
-        files: text files, see `load_text_dataset`.
-        window_length: tokens of a window; with `carry_state` it changes speed and memory, not the result.
-        carry_state: go on from the state of the window before; otherwise each window starts from zero.
-        batch_size: rows that the text is cut into (fewer for a short text); each starts from a state of zero, so that
-            perplexities compare exactly only at the same number of rows.
+        files, window_length, carry_state, batch_size: as for `measure_lm`.
 
     Returns:
         the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_importance, cv_load, max_over_mean_load and
@@ -36,6 +32,31 @@ def evaluate_lm(
     """
     tokenizer = load_tokenizer(model_name_or_path)
     model = load_pretrained(AutoModelForCausalLM, model_name_or_path)
+    metrics, totals = measure_lm(model, tokenizer, files, window_length, carry_state, batch_size)
+    for layer, total in totals.items():
+        values = {"cv_importance": cv_squared(total.importance).sqrt().item(), **load_statistics(total.tokens)}
+        metrics |= {f"{layer}/{name}": value for name, value in values.items()}
+    return metrics
+
+
+def measure_lm(
+    model, tokenizer, files: list[str], window_length: int = 64, carry_state: bool = True, batch_size: int = 16
+) -> tuple[dict[str, float], dict[str, RoutingTotals]]:
+    """One pass of a model over text files, in evaluation mode.
+
+    Args:
+        files: text files, see `load_text_dataset`.
+        window_length: tokens of a window; with `carry_state` it changes speed and memory, not the result.
+        carry_state: go on from the state of the window before; otherwise each window starts from zero.
+        batch_size: rows that the text is cut into (fewer for a short text); each starts from a state of zero, so that
+            perplexities compare exactly only at the same number of rows.
+
+    Returns:
+        the metrics of `LmTrainer.evaluate`, and what each expert got from the text (`routing_totals`).
+
+    Raises:
+        InputError: a file cannot be read, or the text is shorter than the rows.
+    """
     stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
     batch_size = max(1, min(batch_size, (len(stream) - 1) // max(1, window_length)))
     with tempfile.TemporaryDirectory() as folder, routing_totals(model) as totals:
@@ -49,7 +70,4 @@ def evaluate_lm(
         )
         metrics = trainer.evaluate()
     metrics.pop("epoch", None)  # of a training that there was none of
-    for layer, total in totals.items():
-        values = {"cv_importance": cv_squared(total.importance).sqrt().item(), **load_statistics(total.tokens)}
-        metrics |= {f"{layer}/{name}": value for name, value in values.items()}
-    return metrics
+    return metrics, totals

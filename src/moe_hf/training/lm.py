@@ -10,7 +10,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, course_of_run, quiet_logs, run_training
-from .sharding import check_same_run_everywhere
+from .sharding import check_same_run_everywhere, made_by_first_process
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenizers import load_or_train_tokenizer
 from .trainer import LmTrainer
@@ -56,18 +56,24 @@ def train_lm(
 
 def load_streams(model_args, data_args, training_args, checkpoint):
     """The tokenizer, and the token streams "train" and (when there is such text) "validation"."""
-    texts = {"train": _load_text(data_args, "train")}
+    parts = ["train"]
     if data_args.validation_files or (data_args.dataset_name and data_args.validation_split):
         load_metric("stream_perplexity")  # better now than after hours of training
-        texts["validation"] = _load_text(data_args, "validation")
+        parts.append("validation")
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation_files or dataset_name")
+    # The other processes find in the cache what the first one has read.
+    with training_args.main_process_first(desc="text"):
+        texts = {part: _load_text(data_args, part) for part in parts}
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
-    with training_args.main_process_first(desc="tokenisation"):
-        tokenizer = load_or_train_tokenizer(
+    tokenizer = made_by_first_process(
+        lambda: load_or_train_tokenizer(
             source, texts["train"], kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size
-        )
+        ),
+        training_args,
+    )
+    with training_args.main_process_first(desc="tokenisation"):
         streams = {
             name: tokenize_to_stream(text, tokenizer, num_proc=data_args.preprocessing_num_workers)
             for name, text in texts.items()

@@ -13,12 +13,13 @@ from ..errors import InputError
 class PairSource:
     """Sentence pairs of one translation direction. Exactly one of these says where they are:
 
-    `source_files` with `target_files`: aligned text files, line n of both corresponds; globs, paired in order.
+    `source_files` with `target_files`: aligned text files, line n of both corresponds; globs, paired in order. A file
+        named twice is read twice, with the other side of each.
     `files`: files that hold both sides, .tsv (source, tab, target) or .jsonl; also .gz and .xz of them.
     `dataset_name` (with `dataset_config_name`, `split`): whatever `datasets.load_dataset` takes.
 
     `source_language` and `target_language` name the direction; data that are keyed by language need them.
-    Raises InputError: not exactly one origin.
+    Raises InputError: not exactly one origin, or a language that is no text.
     """
 
     source_files: list[str] | str | None = None
@@ -31,6 +32,11 @@ class PairSource:
     target_language: str | None = None
 
     def __post_init__(self):
+        for name in ("source_language", "target_language"):
+            if not isinstance(language := getattr(self, name), str | None):
+                raise InputError(
+                    f"{name}={language!r} is no text; YAML reads no, on and yes as truth values: write it in quotes"
+                )
         if bool(self.source_files) != bool(self.target_files):
             given, other = ("source", "target") if self.source_files else ("target", "source")
             raise InputError(f"{given}_files={getattr(self, given + '_files')} needs {other}_files as well")
@@ -83,6 +89,6 @@ def _all_directions(entry: dict) -> list[dict]:
     if len(entry) > 1 or not isinstance(files, dict) or len(files) < 2:
         raise InputError(f"parallel_files={files!r} must be {{language: files}} of two or more, without other fields")
     return [
-        {"source_files": files[a], "target_files": files[b], "source_language": str(a), "target_language": str(b)}
+        {"source_files": files[a], "target_files": files[b], "source_language": a, "target_language": b}
         for a, b in permutations(files, 2)
     ]

@@ -10,7 +10,8 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from ..errors import InputError
 from .pair_sources import PairSource
-from .text_data import dataset_of_rows, expand_file_patterns, file_version, fingerprint, load_hub_dataset, read_lines
+from .paths import expand_file_patterns
+from .text_data import dataset_of_rows, file_version, fingerprint, load_hub_dataset, read_lines
 
 PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
 
@@ -19,7 +20,8 @@ PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
 class SentencePairs:
     """Pairs of one or more directions.
 
-    dataset: columns "source", "target" (text) and "direction" (int32, an index into `directions`).
+    dataset: columns "source", "target" (text), "direction" (int32, an index into `directions`) and "row" (int64, the
+        number of the pair among those read from its source, from 0).
     directions: (source language, target language), either None if not named.
     num_read, num_empty: pairs read, and those of them left out because a side is empty (white space only).
     """
@@ -55,8 +57,9 @@ def load_sentence_pairs(
 
     Text is UTF-8; lines end at "\\n" or "\\r\\n" only. A TSV line is source, one tab, target, with no quoting. A JSONL
     line is {"translation": {language: text, ...}} or {"source": text, "target": text}. A Hub data set has a column
-    "translation" with a mapping of languages, or a column for each language; None there counts as empty. `max_pairs`
-    reads the first pairs of each source only. Pairs of which a side is empty are left out and counted.
+    "translation" with a mapping of languages, or a column for each language; None there counts as empty. Texts of
+    JSONL and of the Hub keep their line breaks: what learns from them may write some. `max_pairs` reads the first
+    pairs of each source only. Pairs of which a side is empty are left out and counted.
 
     Raises InputError: no source, languages missing where there are several directions or the data are keyed by
     language, files that cannot be read, are not UTF-8 or have unequal numbers of lines, malformed lines, no pair left.
@@ -204,21 +207,19 @@ def _without_empty(dataset: Dataset, direction: int, num_proc) -> Dataset:
     return dataset.map(
         _keep_full_pairs_of_batch,
         batched=True,
-        features=Features({**PAIR_FEATURES, "direction": Value("int32")}),
+        with_indices=True,
+        features=Features({**PAIR_FEATURES, "direction": Value("int32"), "row": Value("int64")}),
         fn_kwargs={"direction": direction},
         num_proc=num_proc,
-        new_fingerprint=fingerprint("full pairs", dataset._fingerprint, direction),
+        new_fingerprint=fingerprint("full pairs, numbered", dataset._fingerprint, direction),
         desc="Leaving out empty pairs",
     )
 
 
-def _keep_full_pairs_of_batch(batch, direction: int) -> dict[str, list]:
-    pairs = [pair for pair in zip(batch["source"], batch["target"]) if pair[0].strip() and pair[1].strip()]
-    return {
-        "source": [source for source, _ in pairs],
-        "target": [target for _, target in pairs],
-        "direction": [direction] * len(pairs),
-    }
+def _keep_full_pairs_of_batch(batch, rows: list[int], direction: int) -> dict[str, list]:
+    pairs = zip(batch["source"], batch["target"], rows)
+    kept = [(source, target, direction, row) for source, target, row in pairs if source.strip() and target.strip()]
+    return {name: [pair[i] for pair in kept] for i, name in enumerate(("source", "target", "direction", "row"))}
 
 
 def _name(source: PairSource) -> str:

@@ -16,6 +16,7 @@ from ..errors import InputError
 from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
+from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
 from .sharding import distributed_config, shard_new_model
 
@@ -71,6 +72,9 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
 
     Returns:
         the last evaluation's metrics, empty without anything to evaluate on.
+
+    Raises:
+        InterruptedRun: Ctrl-C or a scheduler ended it early; `output_dir` has a checkpoint of its last step.
     """
     args = trainer.args
     AuxLossCallback(
@@ -84,6 +88,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     if args.should_save:
         config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
         (Path(args.output_dir) / CONFIG_FILE).write_text(config, encoding="utf-8")
+    trainer.add_callback(InterruptCallback())
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)

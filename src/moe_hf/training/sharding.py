@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
@@ -21,6 +22,22 @@ def check_same_run_everywhere(arguments: dict, training_args: MoeTrainingArgumen
             check_same_everywhere(arguments)
         except ValueError as error:
             raise InputError(str(error)) from error
+
+
+def made_by_first_process(make: Callable, training_args: MoeTrainingArguments):
+    """What `make` returns on the first process, or the InputError that it raises there, on every process."""
+    if training_args.world_size == 1:
+        return make()
+    outcome = [None]
+    if training_args.process_index == 0:
+        try:
+            outcome[0] = make()
+        except InputError as error:
+            outcome[0] = error
+    (made,) = broadcast_object_list(outcome)
+    if isinstance(made, InputError):
+        raise made
+    return made
 
 
 def distributed_config(training_args: MoeTrainingArguments) -> DistributedConfig | None:

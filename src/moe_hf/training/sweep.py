@@ -5,7 +5,7 @@ import gc
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -13,6 +13,36 @@ from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import check_same_run
 from .lm import train_lm
 from .runs import course_of_run
+
+
+@dataclass
+class SweepArguments:
+    """What is varied."""
+
+    variants: dict | str | None = field(
+        default_factory=dict, metadata={"help": "{name: {model argument: value}}; on the command line as JSON"}
+    )
+    only: list[str] | None = field(default=None, metadata={"help": "names of the variants to train (default: all)"})
+    seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
+
+    def __post_init__(self):
+        if isinstance(self.variants, str):
+            try:
+                self.variants = json.loads(self.variants)
+            except json.JSONDecodeError as error:
+                raise InputError(f"variants is not valid JSON: {error}") from error
+        if not isinstance(self.variants, dict) or not all(isinstance(v, dict) for v in self.variants.values()):
+            raise InputError(f"variants={self.variants!r} must be {{name: {{model argument: value}}}}")
+
+    def chosen(self) -> dict[str, dict]:
+        """The variants to train; InputError: there are none, or `only` names one that is not there."""
+        for name in self.only or []:
+            if name not in self.variants:
+                raise InputError(f"only={name} is none of the variants {', '.join(self.variants)}")
+        chosen = {name: changes for name, changes in self.variants.items() if not self.only or name in self.only}
+        if not chosen:
+            raise InputError("variants is empty: name at least one model")
+        return chosen
 
 
 def train_variants(

@@ -1,12 +1,10 @@
 """Text for language modelling: from files or the Hub to one flat, memory-mapped stream of token ids."""
 
-import glob
 import gzip
 import hashlib
 import json
 import lzma
 import os
-import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from .paths import expand_file_patterns
 
 TEXT_FEATURES = Features({"text": Value("string")})
 TOKEN_FEATURES = Features({"input_ids": List(Value("int32")), "num_words": Value("int32")})
@@ -51,7 +50,8 @@ def load_text_dataset(
     if max_lines is not None and max_lines < 1:
         raise InputError(f"max_lines={max_lines} must be at least 1 (or None for all lines)")
     if files is not None:
-        return _load_files(expand_file_patterns(files), keep_empty_lines, max_lines, cache_dir, num_proc)
+        paths = list(dict.fromkeys(expand_file_patterns(files)))
+        return _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc)
     documents = _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_proc)
     lines = documents.map(
         _split_lines_of_batch,
@@ -66,28 +66,6 @@ def load_text_dataset(
     if len(lines) == 0:
         raise InputError(f"hub_name={hub_name}: column {text_column!r} of split {split!r} has no text")
     return lines if max_lines is None else lines.select(range(min(max_lines, len(lines))))
-
-
-def expand_file_patterns(patterns: list[str]) -> list[str]:
-    """Expand `~`, `${VARIABLE}` and globs to absolute file paths; InputError: variable not set, no file matches."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    paths = []
-    for pattern in patterns:
-        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda match: _environment(match[1], pattern), pattern))
-        is_literal = os.path.isfile(expanded)
-        found = [expanded] if is_literal else sorted(filter(os.path.isfile, glob.glob(expanded, recursive=True)))
-        if not found:
-            raise InputError(f"files: no file matches {pattern!r}" + f" (= {expanded})" * (expanded != pattern))
-        paths.extend(map(os.path.abspath, found))
-    if not paths:
-        raise InputError("files=[] names no file, at least one is needed")
-    return list(dict.fromkeys(paths))
-
-
-def _environment(name: str, pattern: str) -> str:
-    if name not in os.environ:
-        raise InputError(f"files: {pattern!r} needs the environment variable {name}, which is not set")
-    return os.environ[name]
 
 
 def fingerprint(*parts) -> str:

@@ -9,12 +9,12 @@ from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .parallel_data import load_sentence_pairs
 from .runs import build_model, course_of_run, quiet_logs, run_training
-from .sharding import check_same_run_everywhere
+from .sharding import check_same_run_everywhere, made_by_first_process
 from .token_batches import TokenBatchSampler
 from .tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from .translation_arguments import TranslationDataArguments
 from .translation_tokenizers import load_or_train_translation_tokenizer
-from .translation_trainer import EvaluationPairs, TranslationTrainer
+from .translation_trainer import EvaluationPairs, TranslationTrainer, evaluation_batches
 
 
 def train_translation(
@@ -48,9 +48,10 @@ def train_translation(
     report(model)
 
     training_args.remove_unused_columns = False
+    lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
+    longest = max(int(side.max()) for side in lengths)
     batches = TokenBatchSampler(
-        column_to_numpy(train_tokens, "source_length"),
-        column_to_numpy(train_tokens, "target_length"),
+        *lengths,
         data_args.words_per_batch,
         seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
         directions=column_to_numpy(train_tokens, "direction"),
@@ -59,7 +60,8 @@ def train_translation(
         # The batches of an optimizer step stand together: how many of them a process has may change in a resumed run.
         num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
-    print(f"batches: {len(batches):,} an epoch, of at most {data_args.words_per_batch:,} tokens a side")
+    limit = max(data_args.words_per_batch, longest)  # a longer pair is a batch of its own
+    print(f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}")
     trainer = TranslationTrainer(
         model=model,
         args=training_args,
@@ -75,22 +77,29 @@ def train_translation(
 
 def load_pairs(model_args, data_args, training_args, checkpoint):
     """The tokenizer, the training pairs as tokens, and the validation pairs or None."""
-    train = load_pairs_of("train", data_args.train_sources(), data_args)
-    validation = None
-    if sources := data_args.validation_sources():
+    train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
+    if validation_sources:
         load_metric("sacrebleu_metrics")  # better now than after hours of training
-        validation = load_pairs_of("validation", sources, data_args)
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation pairs")
+    # The other processes find in the cache what the first one has read.
+    with training_args.main_process_first(desc="sentence pairs"):
+        train = load_pairs_of("train", train_sources, data_args)
+        validation = load_pairs_of("validation", validation_sources, data_args) if validation_sources else None
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
-    with training_args.main_process_first(desc="tokenisation"):
-        tokenizer = load_or_train_translation_tokenizer(
+    tokenizer = made_by_first_process(
+        lambda: load_or_train_translation_tokenizer(
             source, train.texts(), vocab_size=data_args.vocab_size, languages=train.tagged_languages
-        )
+        ),
+        training_args,
+    )
+    with training_args.main_process_first(desc="tokenisation"):
         tokens = tokenize_pairs(train, tokenizer, num_proc=data_args.preprocessing_num_workers)
         if validation is not None:
             validation = evaluation_pairs(validation, tokenizer, data_args.preprocessing_num_workers)
+    if validation is not None:
+        evaluation_batches(validation, training_args)  # which refuses pairs that the processes cannot share
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
     print(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
     return tokenizer, tokens, validation

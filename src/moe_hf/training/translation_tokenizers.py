@@ -122,9 +122,17 @@ def encode_sources(
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text and "</s>", whatever special tokens `tokenizer` adds by itself."""
+    """Token ids of each text and "</s>", whatever special tokens `tokenizer` adds by itself.
+
+    Raises InputError: a text that UTF-8 cannot write, with half of a surrogate pair.
+    """
     if not texts:  # which the library refuses
         return []
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {number} of {len(texts)} is no Unicode text ({error})") from None
     encoded = tokenizer(
         list(texts),
         add_special_tokens=False,

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Seq2SeqTrainer
 
+from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..translation import Translator
+from .arguments import TranslationTrainingArguments
 from .moe_trainer import MoeTrainerMixin
 from .schedule import warmup_constant_inverse_sqrt
 from .token_batch_trainer import TokenBatchTrainerMixin
@@ -30,6 +32,20 @@ class EvaluationPairs:
         return len(self.references)
 
 
+def evaluation_batches(pairs: EvaluationPairs, args: TranslationTrainingArguments) -> TokenBatchSampler:
+    """The batches that perplexity is taken of; InputError: the processes cannot share them evenly."""
+    try:
+        return TokenBatchSampler(
+            pairs.tokens["source_length"],
+            pairs.tokens["target_length"],
+            args.eval_words_per_batch,
+            num_processes=args.world_size,
+            limit_name="eval_words_per_batch",
+        )
+    except InputError as error:
+        raise InputError(f"validation pairs: {error}") from error
+
+
 class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` for the datasets of `tokenize_pairs`, evaluated on `EvaluationPairs`.
 
@@ -41,7 +57,7 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
     def __init__(self, *args, translate_arguments: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.translate_arguments = translate_arguments or {}
+        self.translate_arguments = {"num_return_sequences": 1} | (translate_arguments or {})
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None and self.args.constant_steps:
@@ -65,7 +81,7 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         start = time.time()
         self.model.eval()
         random_state = torch.get_rng_state()  # as a run without this evaluation would have it
-        metrics = self._perplexities(pairs)
+        metrics = self.perplexities(pairs)
         scores, self.translations = self._scores(pairs)
         torch.set_rng_state(random_state)
         metrics |= scores | {"runtime": round(time.time() - start, 3)}
@@ -74,15 +90,12 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _perplexities(self, pairs: EvaluationPairs) -> dict[str, float]:
+    def perplexities(self, pairs: EvaluationPairs) -> dict[str, float]:
+        """loss (nats per token), perplexity_per_token, perplexity_per_word and bits_per_word of the references."""
         tokens = pairs.tokens.select_columns(["input_ids", "labels"])
-        sampler = TokenBatchSampler(
-            pairs.tokens["source_length"],
-            pairs.tokens["target_length"],
-            self.args.eval_words_per_batch,
-            num_processes=self.args.world_size,
-        )
-        loader = self.accelerator.prepare(DataLoader(tokens, batch_sampler=sampler, collate_fn=self.data_collator))
+        # Not by accelerate's `prepare`, which keeps every loader for ever.
+        batches = list(evaluation_batches(pairs, self.args))[self.args.process_index :: self.args.world_size]
+        loader = DataLoader(tokens, batch_sampler=batches, collate_fn=self.data_collator)
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in loader:
             batch = self._prepare_inputs(batch)

@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Fine-tune a translator on sentence pairs of a domain, with and without some of what it was trained on before.
+
+    python examples/fine_tune_translator.py [--model FOLDER] [--general SOURCE TARGET VALID_SOURCE VALID_TARGET]
+        [--domain SOURCE TARGET VALID_SOURCE VALID_TARGET] [--output FOLDER] [--name value ...]
+
+Each file has a sentence a line, its translation on the same line of the other file. Without files English and German
+phrases are written: those with a date are the domain, ages, prices, times and others the general text. Without --model
+one is trained on the general text first. Further arguments are those of scripts/train_translation.py.
+
+The second row forgets the general text, the third trains on as many pairs of it as of the domain besides.
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_hf.commands.train_translation import CLASSES
+from moe_hf.training.arguments import parse_arguments
+from moe_hf.training.evaluate_translation import evaluate_translation
+from moe_hf.training.number_words_en import MONTHS
+from moe_hf.training.translation import train_translation
+from moe_hf.training.translation_demo_corpus import write_translation_corpus
+
+MODEL = "--vocab_size 600 --hidden_size 96 --encoder_layer_pattern lstm moe --decoder_layer_pattern lstm moe lstm"
+MODEL += " --attention_feeding parallel --num_experts 4 --num_experts_per_tok 2 --moe_intermediate_size 96 --dropout 0"
+TRAINING = "--words_per_batch 600 --length_bucket_width 4 --learning_rate 4e-3 --lr_scheduler_type cosine"
+TRAINING += " --warmup_steps 50 --logging_steps 100 --save_strategy no --report_to none --max_steps 500"
+FILES = ("SOURCE", "TARGET", "VALID_SOURCE", "VALID_TARGET")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    for name in ("--general", "--domain"):
+        parser.add_argument(name, nargs=4, metavar=FILES)
+    parser.add_argument("--output", type=Path, default=Path("runs/fine-tuned"))
+    given, others = parser.parse_known_args()
+    general, domain = given.general, given.domain
+    if not (general and domain):
+        general, domain = write_corpora(given.output / "text")
+
+    common, models = [*TRAINING.split(), *others], {"before": given.model or str(given.output / "before")}
+    if not given.model:
+        train([general], models["before"], *MODEL.split(), *common)
+    old = ["--model_name_or_path", models["before"], "--learning_rate", "1e-3"]
+    for name, texts in (("domain", [domain]), ("domain and general", [domain, first_lines_of(general, domain)])):
+        models[name] = str(given.output / name.replace(" ", "-"))
+        train(texts, models[name], *common, *old)
+
+    print(f"\n{'BLEU':20} {'general':>10} {'domain':>10}")
+    for name, model in models.items():
+        scores = [evaluate_translation(model, *text[2:])[0]["eval_bleu"] for text in (general, domain)]
+        print(f"{name:20} {scores[0]:10.1f} {scores[1]:10.1f}")
+
+
+def train(texts: list, output: str, *arguments: str) -> None:
+    sources, targets = zip(*(text[:2] for text in texts))
+    files = ["--train_source_files", *sources, "--train_target_files", *targets]
+    train_translation(*parse_arguments([*files, "--output_dir", output, *arguments], CLASSES))
+
+
+def first_lines_of(general: list[str], domain: list[str]) -> list[str]:
+    """As many pairs of the general text as the domain has, beside the domain's."""
+    count = len(Path(domain[0]).read_text(encoding="utf-8").splitlines())
+    files = []
+    for language, file in zip(("source", "target"), general):
+        files.append(str(Path(domain[0]).parent / f"sample-{language}.txt"))
+        lines = Path(file).read_text(encoding="utf-8").splitlines()[:count]
+        Path(files[-1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files
+
+
+def write_corpora(folder: Path) -> tuple[list[str], list[str]]:
+    """English and German phrases of the demo: those with no month in them, and those with one."""
+    files = {"general": [], "domain": []}
+    for part, paths in write_translation_corpus(folder).items():
+        pairs = list(zip(*(paths[name].read_text(encoding="utf-8").splitlines() for name in ("en", "de"))))
+        for name, is_domain in (("general", False), ("domain", True)):
+            chosen = [pair for pair in pairs if any(month in pair[0] for month in MONTHS) is is_domain]
+            for language, lines in zip(("en", "de"), zip(*chosen)):
+                files[name].append(str(folder / f"{name}-{part}.{language}"))
+                Path(files[name][-1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files["general"], files["domain"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Leave out or merge the experts that a text uses least, and report what that costs in perplexity on it.
+
+    moe-hf prune LANGUAGE_MODEL FILE [FILE ...] OUT --keep 16
+    moe-hf prune TRANSLATOR SOURCE_FILE TARGET_FILE OUT --keep 16 --method merge
+
+Tokenizer and generation settings go along; an optimizer's state does not. The text should be like what the model will
+see, and no test data; `moe-hf evaluate` tells the perplexity on other text.
+"""
+
+import argparse
+
+from ..errors import InputError, run_command
+from ..hub import load_model_and_tokenizer, require_new_folder, save_tokenizer
+from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
+from ..training.evaluate import measure_lm
+from ..training.evaluate_translation import measure_translation
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
+    parser.add_argument("text", nargs="+", help="text files; of a translation model a source and a target file")
+    parser.add_argument("out", help="new folder for the result")
+    parser.add_argument("--keep", type=int, required=True, help="experts of each MoE layer that stay")
+    parser.add_argument("--method", choices=METHODS, default="prune", help="default: prune")
+    parser.add_argument("--load", choices=LOADS, default="tokens", help="what decides (default: tokens)")
+    parser.add_argument("--num_experts_per_tok", type=int, help="of the result (default: as it was)")
+    parser.add_argument("--target_language", help="of a multilingual translation model")
+    arguments = vars(parser.parse_args())
+    return run_command(lambda: prune_folder(**arguments))
+
+
+def prune_folder(model: str, text: list[str], out: str, *, target_language: str | None = None, **options) -> dict:
+    """`prune` from folder to folder; what to print."""
+    folder = require_new_folder(out)
+    source, tokenizer = load_model_and_tokenizer(model)
+    sizes_of_pruned(source, options["keep"], options["num_experts_per_tok"])  # better now than after the text
+    before, totals = _measure(source, tokenizer, text, target_language)
+    result = prune(source, totals=totals, **options)
+    report = {
+        f"{layer}/unused_experts": f"{int((total.tokens == 0).sum())} of {len(total.tokens)}"
+        for layer, total in totals.items()
+    }
+    report["parameters"] = " -> ".join(f"{of.num_parameters() / 1e6:.2f} M" for of in (source, result))
+    del source
+    after, _ = _measure(result, tokenizer, text, target_language)
+    result.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    for name in ("perplexity_per_token", "perplexity_per_word"):
+        report[name] = " -> ".join(f"{values[f'eval_{name}']:.4f}" for values in (before, after))
+    return report | {"written to": str(folder)}
+
+
+def _measure(model, tokenizer, text: list[str], target_language: str | None):
+    if model.config.is_encoder_decoder:
+        if len(text) != 2:
+            raise InputError(f"text={' '.join(text)} must be two files for a translation model: source and target")
+        return measure_translation(model, tokenizer, *text, target_language)
+    return measure_lm(model, tokenizer, text)

@@ -1,0 +1,54 @@
+"""Make a model with many experts from a trained one with one or a few, which computes the same at its start.
+
+    moe-hf upcycle MODEL OUT --num_experts 32 --slices 4                        # MODEL has one expert (MoE-1-Wide)
+    moe-hf upcycle MODEL OUT --num_experts 256 --slices 2 --num_expert_groups 32    # MODEL has 32 experts, flat
+
+Tokenizer and generation settings go along; an optimizer's state does not. Train on by `moe-hf train-lm` with
+--model_name_or_path OUT. When the result is exactly the source's function stands in docs/upcycling.md.
+"""
+
+import argparse
+
+from ..errors import run_command
+from ..evaluation.model_size import ops_per_timestep
+from ..hub import load_model_and_tokenizer, require_new_folder, save_tokenizer
+from ..models.configuration_moe import GATINGS
+from ..upcycling import exactness, upcycle
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
+    parser.add_argument("out", help="new folder for the result")
+    parser.add_argument("--num_experts", type=int, required=True, help="experts of each MoE layer of the result")
+    parser.add_argument("--slices", type=int, default=1, help="cut each expert into that many (default: 1)")
+    parser.add_argument("--num_experts_per_tok", type=int, help="default: as many operations as before, at least 2")
+    parser.add_argument("--num_expert_groups", type=int, help="hierarchical gate; of n experts, n groups")
+    parser.add_argument("--num_groups_per_tok", type=int, help="for a model with one expert (default: 2)")
+    parser.add_argument("--gating", choices=GATINGS, help="for a model with one expert (default: its own)")
+    parser.add_argument(
+        "--gate_std", type=float, default=1.0, help="what tells replicas apart in the gate's logits (default: 1)"
+    )
+    parser.add_argument(
+        "--expert_std", type=float, default=0.0, help="noise on the experts, as part of their size (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    arguments = vars(parser.parse_args())
+    return run_command(lambda: upcycle_folder(**arguments))
+
+
+def upcycle_folder(model: str, out: str, num_experts: int, **options) -> dict[str, str]:
+    """`upcycle` from folder to folder; what to print."""
+    folder = require_new_folder(out)
+    source, tokenizer = load_model_and_tokenizer(model)
+    result = upcycle(source, num_experts, **options)
+    result.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    pair = (source, result)
+    same = exactness(source.config, result.config, options["gate_std"], options["expert_std"])
+    return {
+        "parameters": " -> ".join(f"{of.num_parameters() / 1e6:.2f} M" for of in pair),
+        "operations per token": " -> ".join(f"{ops_per_timestep(of.config) / 1e6:.2f} M" for of in pair),
+        "the source's function": same,
+        "written to": str(folder),
+    }

@@ -1,0 +1,76 @@
+"""How much an expert tells about the word it works on: mutual information in bits, beside what chance gives."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Specialisation(NamedTuple):
+    """Mutual information between a token's expert and its class, in bits.
+
+    bits: as counted, which is too high by chance, the more so the more experts and classes there are for the tokens.
+    control_mean, control_std: the same after the experts were permuted among the tokens, over several permutations.
+    bits - control_mean is what the experts know; it is at most the lesser of the two entropies.
+    expert_entropy, class_entropy: in bits. num_tokens: of them.
+    """
+
+    bits: float
+    control_mean: float
+    control_std: float
+    expert_entropy: float
+    class_entropy: float
+    num_tokens: int
+
+
+def specialisation(
+    experts: np.ndarray, token_ids: np.ndarray, num_classes: int = 256, num_shuffles: int = 10, seed: int = 0
+) -> Specialisation:
+    """Measure how much the expert that is chosen tells about a token.
+
+    A token's class is the token itself if it is among the `num_classes` - 1 most frequent ones, all others are one
+    class: with a class for every rare word, each of them would be "predicted" by whichever expert it met once.
+
+    Args:
+        experts: (T,), the expert with the highest gate value of every token; -1 for none, which is not counted.
+        token_ids: (T,), the token that the expert works on, or the one that follows; -1 for none, likewise.
+        num_classes: at least 2.
+        num_shuffles: permutations of the control, at least 2.
+        seed: of the permutations.
+    """
+    if num_classes < 2 or num_shuffles < 2:
+        raise ValueError(f"num_classes={num_classes} and num_shuffles={num_shuffles} must be at least 2")
+    counted = (experts >= 0) & (token_ids >= 0)
+    experts, classes = experts[counted], most_frequent_classes(token_ids[counted], num_classes)
+    if len(experts) == 0:
+        return Specialisation(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+    random = np.random.default_rng(seed)
+    control = [mutual_information(random.permutation(experts), classes) for _ in range(num_shuffles)]
+    return Specialisation(
+        mutual_information(experts, classes),
+        float(np.mean(control)),
+        float(np.std(control, ddof=1)),
+        entropy_in_bits(experts),
+        entropy_in_bits(classes),
+        len(experts),
+    )
+
+
+def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
+    """I(A; B) = H(A) + H(B) - H(A, B) in bits, of pairs of integers (T,) and (T,) that are not negative."""
+    pairs = first.astype(np.int64) * (int(second.max()) + 1) + second
+    return max(0.0, entropy_in_bits(first) + entropy_in_bits(second) - entropy_in_bits(pairs))
+
+
+def entropy_in_bits(values: np.ndarray) -> float:
+    """H of the relative frequencies of the values (T,)."""
+    _, counts = np.unique(values, return_counts=True)
+    share = counts / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+def most_frequent_classes(token_ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """(T,) classes: 0 to num_classes - 2 for the most frequent tokens, the lower id first of equals, else the last."""
+    ids, place, counts = np.unique(token_ids, return_inverse=True, return_counts=True)
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(ids))
+    return np.minimum(rank, num_classes - 1)[place]

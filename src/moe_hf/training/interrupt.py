@@ -1,0 +1,76 @@
+"""Ctrl-C, or a scheduler's SIGTERM, ends a training after the step it is in, with a checkpoint to go on from."""
+
+import signal
+import sys
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from ..errors import InterruptedRun
+
+
+class InterruptCallback(TrainerCallback):
+    """Saves a checkpoint and raises an `InterruptedRun` when a signal came during a step or an evaluation.
+
+    On one process these are SIGINT (Ctrl-C) and SIGTERM, and a second signal does what it would do without this.
+    On several, which all stop after the same step, it is SIGINT alone, however often it comes: a launcher passes on
+    the one that the terminal has sent already, and its SIGTERM is for those that wait for a process that died.
+
+    Works in the main thread only, as signal handlers do; elsewhere signals do what they did before.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._handlers = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.received = None
+        self._is_single = args.world_size == 1
+        for number in (signal.SIGINT, signal.SIGTERM) if self._is_single else (signal.SIGINT,):
+            try:
+                self._handlers[number] = signal.signal(number, self._receive)
+            except ValueError:  # not the main thread
+                return
+
+    def _receive(self, number, frame):
+        if self.received is None:
+            again = ", again: at once" if self._is_single else ""
+            print(f"\n{signal.Signals(number).name}: stops after this step{again}", file=sys.stderr, flush=True)
+        self.received = number
+        if self._is_single:
+            self._restore()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            self.received = self._of_any_process(args.device)
+        if self._ends(state):
+            control.should_save = True
+
+    # It comes between a step's end and its checkpoint, and takes long.
+    on_evaluate = on_step_end
+
+    def on_save(self, args, state, control, **kwargs):
+        if self._ends(state):
+            self._restore()
+            raise InterruptedRun(
+                f"interrupted after step {state.global_step} of {state.max_steps}, which is saved in "
+                f"{args.output_dir}; the same command with --resume_from_checkpoint goes on",
+                self.received,
+            )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._restore()
+
+    def _ends(self, state) -> bool:
+        return self.received is not None and state.global_step < state.max_steps
+
+    def _of_any_process(self, device) -> int | None:
+        received = torch.tensor(self.received or 0, device=device)
+        dist.all_reduce(received, dist.ReduceOp.MAX)
+        return received.item() or None
+
+    def _restore(self):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
