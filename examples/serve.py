@@ -7,19 +7,16 @@ Transformers 5.23 looks for a served model's class among its own (`getattr(trans
 the Auto classes; so it is put there.
 """
 
-import sys
+from transformers.cli.serving import model_manager
+from transformers.cli.transformers import main as run_transformers
 
-import transformers
-
-import moe_hf
+from moe_hf import LstmMoeForCausalLM
 
 
 def main() -> None:
-    transformers.LstmMoeForCausalLM = moe_hf.LstmMoeForCausalLM
-    from transformers.cli.transformers import main as run_transformers
-
+    model_manager.transformers.LstmMoeForCausalLM = LstmMoeForCausalLM
     run_transformers()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -32,7 +32,9 @@ def main(source: str, output_dir: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.padding_side = "right"
     lines = list(generate_lines(2000, seed=3))
-    rows = [{"prompt": prompt_of(line), "completion": line.removeprefix(prompt_of(line))} for line in lines]
+    # TRL would append the end symbol without a space, and to a word tokenizer "." and ".<eos>" are two words.
+    end = f" {tokenizer.eos_token}"
+    rows = [{"prompt": prompt_of(line), "completion": line.removeprefix(prompt_of(line)) + end} for line in lines]
     arguments = SFTConfig(
         output_dir,
         max_steps=20,
