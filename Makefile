@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks examples
 RESULTS = benchmarks/results
 
-.PHONY: demo test test-distributed test-browser quality style bench bench-full hf-suite clean
+.PHONY: demo test test-distributed test-browser test-ecosystem quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,11 @@ test-distributed: $(BIN)/.installed
 # Pages in a headless Chromium, which has to be there: apt-get install chromium chromium-driver.
 test-browser: $(BIN)/.installed
 	MOE_HF_BROWSER=required $(BIN)/python -m pytest -m browser
+
+# Other libraries on the models (docs/ecosystem.md).
+test-ecosystem: $(BIN)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem,eval]'
+	$(BIN)/python -m pytest tests/ecosystem
 
 quality: $(BIN)/.installed
 	$(BIN)/ruff check $(SOURCES)
