@@ -78,3 +78,9 @@ class LstmCacheLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.is_initialized:
             self.keys, self.values = self.keys[indices, ...], self.values[indices, ...]
+
+
+def keeps_lstm_state(layer: CacheLayerMixin) -> bool:
+    """Told by the layer type and not by the class: it may be that of another copy of this file, from a repository that
+    brings its code, as the library knows one class for a type, the last one defined."""
+    return getattr(layer, "_layer_type", None) == LstmCacheLayer._layer_type

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_lstm import AttentionLstmLayer
-from .cache import LstmCacheLayer
+from .cache import keeps_lstm_state
 from .configuration_gnmt_moe import GnmtMoeConfig
 from .configuration_moe import FSDP_PLAN
 from .embedding import TokenEmbedding
@@ -127,7 +127,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         if isinstance(past_key_values, EncoderDecoderCache):
             layers = past_key_values.self_attention_cache.layers
             source = past_key_values.cross_attention_cache.layers[:1]
-            if len(layers) == len(self.layers) and all(isinstance(x, LstmCacheLayer) for x in [*layers, *source]):
+            if len(layers) == len(self.layers) and all(map(keeps_lstm_state, [*layers, *source])):
                 return
         raise ValueError(
             f"past_key_values={past_key_values} keeps no LSTM state, build it with EncoderDecoderCache("

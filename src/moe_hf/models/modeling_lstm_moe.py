@@ -14,7 +14,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache import LstmCacheLayer
+from .cache import keeps_lstm_state
 from .configuration_lstm_moe import LstmMoeConfig
 from .embedding import TokenEmbedding
 from .inputs import check_ids, padding_mask
@@ -107,7 +107,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
     def _check_cache(self, past_key_values: Cache) -> None:
         layers = past_key_values.layers
         for index, name in enumerate(self.config.layer_pattern):
-            if name == "lstm" and not (index < len(layers) and isinstance(layers[index], LstmCacheLayer)):
+            if name == "lstm" and not (index < len(layers) and keeps_lstm_state(layers[index])):
                 raise ValueError(
                     f"past_key_values={past_key_values} keeps no LSTM state for layer {index}, build it with "
                     "DynamicCache(config=model.config)"
