@@ -63,6 +63,7 @@ bench-full: $(BIN)/.installed
 	$(BIN)/python benchmarks/growth.py --output $(RESULTS)/growth.md
 	$(BIN)/python benchmarks/offload.py --output $(RESULTS)/offload.md
 	$(BIN)/python benchmarks/sharding.py --output $(RESULTS)/sharding.md
+	$(BIN)/python benchmarks/compile.py --output $(RESULTS)/compile.md
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed
