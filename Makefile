@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks examples
 RESULTS = benchmarks/results
 
-.PHONY: demo test test-distributed test-browser quality style bench bench-full hf-suite clean
+.PHONY: demo test test-distributed test-browser test-ecosystem quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,11 @@ test-distributed: $(BIN)/.installed
 # Pages in a headless Chromium, which has to be there: apt-get install chromium chromium-driver.
 test-browser: $(BIN)/.installed
 	MOE_HF_BROWSER=required $(BIN)/python -m pytest -m browser
+
+# Other libraries on the models (docs/ecosystem.md).
+test-ecosystem: $(BIN)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem,eval]'
+	$(BIN)/python -m pytest tests/ecosystem
 
 quality: $(BIN)/.installed
 	$(BIN)/ruff check $(SOURCES)
@@ -58,6 +63,7 @@ bench-full: $(BIN)/.installed
 	$(BIN)/python benchmarks/growth.py --output $(RESULTS)/growth.md
 	$(BIN)/python benchmarks/offload.py --output $(RESULTS)/offload.md
 	$(BIN)/python benchmarks/sharding.py --output $(RESULTS)/sharding.md
+	$(BIN)/python benchmarks/compile.py --output $(RESULTS)/compile.md
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

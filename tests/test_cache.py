@@ -1,10 +1,16 @@
 """The LSTM state as a layer of a Transformers cache."""
 
+import importlib.util
+
 import pytest
+import tiny_gnmt
+import tiny_models
 import torch
 from tiny_models import tiny_config
 from transformers import DynamicCache
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
 
+from moe_hf.models import cache as cache_module
 from moe_hf.models.cache import LstmCacheLayer
 
 
@@ -89,3 +95,16 @@ def test_detach_cuts_the_gradient_and_keeps_the_values():
     layer.detach()
     assert not layer.state[0].requires_grad and not layer.state[1].requires_grad
     assert torch.equal(layer.state[0], h) and torch.equal(layer.state[1], c)
+
+
+@pytest.mark.parametrize("models", [tiny_models, tiny_gnmt])
+def test_another_copy_of_the_code_may_have_registered_its_class_later(models, monkeypatch):
+    """As a repository does that brings its code, in the order of the imports."""
+    model, ids = models.tiny_model(), torch.tensor([[3, 4, 5, 6]])
+    expected = model.generate(ids, max_new_tokens=4, eos_token_id=None)
+    monkeypatch.setitem(DYNAMIC_LAYER_TYPE_MAPPING, "lstm", LstmCacheLayer)  # restored afterwards
+    spec = importlib.util.spec_from_file_location("another_copy", cache_module.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert DYNAMIC_LAYER_TYPE_MAPPING["lstm"] is copy.LstmCacheLayer is not LstmCacheLayer
+    assert torch.equal(model.generate(ids, max_new_tokens=4, eos_token_id=None), expected)

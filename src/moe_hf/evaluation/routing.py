@@ -11,6 +11,11 @@ from ..models.gating import GateOutput
 from ..models.moe import MoeBlock
 
 
+def layer_name(module_name: str) -> str:
+    """A module's name without those of the models around it, PEFT's included: "layers.1", "encoder.layers.2"."""
+    return module_name.removeprefix("base_model.model.").removeprefix("model.")
+
+
 class RoutingTotals(NamedTuple):
     """What one layer's experts got: `importance` (E,), the sum of gate values, and `tokens` (E,), the counts."""
 
@@ -21,7 +26,7 @@ class RoutingTotals(NamedTuple):
 def moe_layers(model) -> dict[str, MoeBlock]:
     """The MoE layers by name: "layers.1", or of a translation model "encoder.layers.1"."""
     modules = model.named_modules()
-    return {name.removeprefix("model."): module for name, module in modules if isinstance(module, MoeBlock)}
+    return {layer_name(name): module for name, module in modules if isinstance(module, MoeBlock)}
 
 
 @contextmanager

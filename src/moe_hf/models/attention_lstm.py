@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .attention import GnmtAttention
-from .lstm import LstmLayer, run_lstm
+from .lstm import LstmLayer, lstm_cell, run_lstm
 
 
 def feedback(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
@@ -87,7 +87,7 @@ class AttentionLstmLayer(LstmLayer):
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
             context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
-            new_h, new_c = self._cell(gates_x + fed_back(context[:, 0].to(h.dtype), h), c)
+            new_h, new_c = lstm_cell(gates_x + fed_back(context[:, 0].to(h.dtype), h), c, self.weight_hr)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:
@@ -98,9 +98,3 @@ class AttentionLstmLayer(LstmLayer):
             contexts.append(context)
             all_weights.append(weights)
         return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys
-
-    def _cell(self, gates, c):
-        input_gate, forget_gate, new_values, output_gate = gates.chunk(4, dim=-1)
-        c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(new_values)
-        h = torch.sigmoid(output_gate) * torch.tanh(c)
-        return (h if self.weight_hr is None else nn.functional.linear(h, self.weight_hr)), c

@@ -40,8 +40,7 @@ class BidirectionalLstmLayer(GradientCheckpointingLayer):
         Returns:
             the mean of both directions (B, S, D), and both, the forward one first (B, S, 2D).
         """
-        h, c = (torch.stack([state] * 2) for state in self.forward_lstm.start(hidden_states, None, None))
-        directions = [self.forward_lstm(), self.backward_lstm()]
-        output, _, _ = run_lstm(hidden_states, mask, h, c, directions, self.training)
+        directions, h, c = zip(self.forward_lstm(hidden_states), self.backward_lstm(hidden_states))
+        output, _, _ = run_lstm(hidden_states, mask, torch.stack(h), torch.stack(c), directions, self.training)
         both = torch.cat([hidden_states, hidden_states], dim=-1) + self.dropout(output)
         return torch.stack(both.chunk(2, dim=-1)).mean(dim=0), both

@@ -18,7 +18,11 @@ class LstmCacheLayer(CacheLayerMixin):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.cumulative_length = 0
+        self._count_from_zero()
+
+    def _count_from_zero(self) -> None:
+        # A tensor: of a cache, an exported step has the tensors as inputs and outputs, and all else as constants.
+        self.cumulative_length = torch.zeros((), dtype=torch.long, device="cpu")
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -40,14 +44,14 @@ class LstmCacheLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = key_states, value_states
-        self.cumulative_length += num_tokens
+        self.cumulative_length = self.cumulative_length + num_tokens
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        return self.cumulative_length
+        return int(self.cumulative_length) if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cumulative_length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -60,7 +64,7 @@ class LstmCacheLayer(CacheLayerMixin):
     def reset(self) -> None:
         self.keys = self.values = None
         self.is_initialized = False
-        self.cumulative_length = 0
+        self._count_from_zero()
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove != 0:
@@ -74,3 +78,9 @@ class LstmCacheLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.is_initialized:
             self.keys, self.values = self.keys[indices, ...], self.values[indices, ...]
+
+
+def keeps_lstm_state(layer: CacheLayerMixin) -> bool:
+    """Told by the layer type and not by the class: it may be that of another copy of this file, from a repository that
+    brings its code, as the library knows one class for a type, the last one defined."""
+    return getattr(layer, "_layer_type", None) == LstmCacheLayer._layer_type

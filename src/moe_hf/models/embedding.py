@@ -16,7 +16,8 @@ class TokenEmbedding(nn.Embedding):
 
     def __init__(self, config):
         super().__init__(config.vocab_size, config.hidden_size)
-        self.scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
+        # Under this name the library has it elsewhere, and adapters on an embedding look for it.
+        self.embed_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return super().forward(input_ids) * self.scale
+        return super().forward(input_ids) * self.embed_scale

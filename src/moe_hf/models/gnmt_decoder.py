@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_lstm import AttentionLstmLayer
-from .cache import LstmCacheLayer
+from .cache import keeps_lstm_state
 from .configuration_gnmt_moe import GnmtMoeConfig
 from .configuration_moe import FSDP_PLAN
 from .embedding import TokenEmbedding
@@ -90,8 +90,8 @@ class GnmtMoeDecoder(GnmtMoeStack):
         # What is left out here are the attention weights, which the library records (`_can_record_outputs`).
         hidden_states, context, _, h, c, keys = self.layers[0](hidden_states, source, keys, source_mask, mask, h, c)
         states[0] = h, c
-        for index, layer in enumerate(list(self.layers)[1:], start=1):
-            if isinstance(layer, MoeBlock):
+        for index, (name, layer) in list(enumerate(zip(self.config.decoder_layer_pattern, self.layers)))[1:]:
+            if name == "moe":
                 hidden_states, aux_loss = self.run_moe(layer, hidden_states, mask, aux_loss)
             else:
                 inputs = torch.cat([hidden_states, context.to(hidden_states)], dim=-1)
@@ -127,7 +127,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         if isinstance(past_key_values, EncoderDecoderCache):
             layers = past_key_values.self_attention_cache.layers
             source = past_key_values.cross_attention_cache.layers[:1]
-            if len(layers) == len(self.layers) and all(isinstance(x, LstmCacheLayer) for x in [*layers, *source]):
+            if len(layers) == len(self.layers) and all(map(keeps_lstm_state, [*layers, *source])):
                 return
         raise ValueError(
             f"past_key_values={past_key_values} keeps no LSTM state, build it with EncoderDecoderCache("

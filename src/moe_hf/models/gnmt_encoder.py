@@ -86,11 +86,11 @@ class GnmtMoeEncoder(GnmtMoeStack):
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self.no_aux_loss(hidden_states, output_aux_loss)
         both_directions = None  # what the bidirectional layer gives besides their mean, for an LSTM right after it
-        for layer in self.layers:
-            if isinstance(layer, BidirectionalLstmLayer):
+        for index, (name, layer) in enumerate(zip(self.config.encoder_layer_pattern, self.layers)):
+            if index == 0 and self.config.encoder_bidirectional_first:
                 hidden_states, both_directions = layer(hidden_states, mask)
                 continue
-            if isinstance(layer, LstmLayer):
+            if name == "lstm":
                 hidden_states, _, _ = layer(hidden_states, mask, None, None, both_directions)
             else:
                 hidden_states, aux_loss = self.run_moe(layer, hidden_states, mask, aux_loss)

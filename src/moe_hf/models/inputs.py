@@ -33,4 +33,5 @@ def padding_mask(
         expected = f"({batch}, {length} or more)" if has_past else f"({batch}, {length})"
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected}")
     mask = mask[:, mask.shape[1] - length :].to(hidden_states.device, torch.bool)
-    return None if mask.all() else mask
+    # A compiled or exported graph serves every mask.
+    return None if not torch.compiler.is_compiling() and mask.all() else mask

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, S sequence, D width (hidden_size), I width of the inputs, U units of the cell, L directions.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ def run_lstm(
     mask: torch.Tensor | None,
     h: torch.Tensor,
     c: torch.Tensor,
-    directions: "list[Lstm | LstmWeights]",
+    directions: "Sequence[Lstm | LstmWeights]",
     training: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run an LSTM in one direction or two. Padding is skipped: it changes no other position and no state.
@@ -42,14 +43,43 @@ def run_lstm(
     Returns:
         outputs (B, S, L * D), 0 at padding, and the state after the last real step, like h and c.
     """
-    if is_fused(inputs, mask, directions[0]):
+    # An exported step is made of operations that every runtime has; neither kernel is.
+    is_exported_step = inputs.shape[1] == 1 and torch.compiler.is_exporting()
+    if not is_exported_step and is_fused(inputs, mask, directions[0]):
         return run_fused(inputs, mask, h, c, directions, training)
-    runs = [lstm_sequence(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
+    run = lstm_step if is_exported_step else lstm_sequence
+    runs = [run(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
     if len(runs) == 1:
         outputs, h, c = runs[0]
         return outputs, h[None], c[None]
     outputs, h, c = zip(*runs)
     return torch.cat(outputs, dim=-1), torch.stack(h), torch.stack(c)
+
+
+def lstm_cell(
+    gates: torch.Tensor, c: torch.Tensor, weight_hr: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The state h (B, D) and c (B, U) that follows from gates (B, 4U), before their activations, and c (B, U)."""
+    input_gate, forget_gate, new_values, output_gate = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(new_values)
+    h = torch.sigmoid(output_gate) * torch.tanh(c)
+    return (h if weight_hr is None else nn.functional.linear(h, weight_hr)), c
+
+
+def lstm_step(
+    lstm: "Lstm | LstmWeights",
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    reverse: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`lstm_sequence` for one position, in elementary operations."""
+    from_x = nn.functional.linear(x[:, 0], lstm.weight_ih, lstm.bias)
+    new_h, new_c = lstm_cell(from_x + nn.functional.linear(h, lstm.weight_hh), c, lstm.weight_hr)
+    if mask is None:
+        return new_h[:, None], new_h, new_c
+    return new_h[:, None] * mask[..., None], torch.where(mask, new_h, h), torch.where(mask, new_c, c)
 
 
 def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm | LstmWeights") -> bool:
@@ -128,12 +158,13 @@ class Lstm(nn.Module):
         if self.weight_hr is not None:
             init.uniform_(self.weight_hr, -bound, bound)
 
-    def forward(self) -> LstmWeights:
-        """The weights, for a module that runs several LSTMs at once.
+    def forward(self, inputs: torch.Tensor) -> tuple[LstmWeights, torch.Tensor, torch.Tensor]:
+        """The weights, and the state to start from, for a module that runs several LSTMs at once.
 
-        It calls this and does not read them: offloading brings a module's weights when the module is called.
+        It calls this and does not read them: offloading brings a module's weights, and an adapter changes them, when
+        the module is called.
         """
-        return LstmWeights(self.weight_ih, self.weight_hh, self.bias, self.weight_hr)
+        return LstmWeights(self.weight_ih, self.weight_hh, self.bias, self.weight_hr), *self.start(inputs, None, None)
 
     def start(
         self, inputs: torch.Tensor, h: torch.Tensor | None, c: torch.Tensor | None

@@ -14,7 +14,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache import LstmCacheLayer
+from .cache import keeps_lstm_state
 from .configuration_lstm_moe import LstmMoeConfig
 from .embedding import TokenEmbedding
 from .inputs import check_ids, padding_mask
@@ -91,8 +91,8 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = hidden_states.new_zeros((), dtype=torch.float32) if output_aux_loss else None
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer, LstmLayer):
+        for index, (name, layer) in enumerate(zip(self.config.layer_pattern, self.layers)):
+            if name == "lstm":
                 h, c = (None, None) if past_key_values is None else past_key_values.layers[index].state
                 hidden_states, h, c = layer(hidden_states, mask, h, c)
                 if past_key_values is not None:
@@ -107,7 +107,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
     def _check_cache(self, past_key_values: Cache) -> None:
         layers = past_key_values.layers
         for index, name in enumerate(self.config.layer_pattern):
-            if name == "lstm" and not (index < len(layers) and isinstance(layers[index], LstmCacheLayer)):
+            if name == "lstm" and not (index < len(layers) and keeps_lstm_state(layers[index])):
                 raise ValueError(
                     f"past_key_values={past_key_values} keeps no LSTM state for layer {index}, build it with "
                     "DynamicCache(config=model.config)"
@@ -218,6 +218,11 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
             num_sampled=self.config.num_sampled if self.training else None,
             chunk_size=self.config.loss_chunk_size,
         )
+        if total.dim():
+            raise ValueError(
+                "lm_head is wrapped by an adapter, which adds logits to the loss computed inside of it: adapt its "
+                "weight (PEFT: target_parameters=['lm_head.weight']), or set loss_chunk_size and num_sampled to None"
+            )
         if num_items_in_batch is None:
             num_items_in_batch = (targets != -100).sum().clamp(min=1)
         return total / torch.as_tensor(num_items_in_batch, device=total.device)

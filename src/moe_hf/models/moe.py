@@ -54,6 +54,7 @@ class MoeBlock(GradientCheckpointingLayer):
     def __init__(self, config):
         super().__init__()
         self.gate = build_gate(config)
+        self.is_strictly_balanced = config.gating == "strictly_balanced"
         self.experts = MoeExperts(config)
         self.dropout = nn.Dropout(config.dropout)
         self.recompute_experts = config.recompute_experts
@@ -82,7 +83,7 @@ class MoeBlock(GradientCheckpointingLayer):
 
     def mix_experts(self, hidden_TD: torch.Tensor, routed: GateOutput) -> torch.Tensor:
         """sum_i G(x)_i E_i(x), (T, D); 0 for a token without experts."""
-        if not isinstance(self.gate, StrictlyBalancedGate):
+        if not self.is_strictly_balanced:
             return self._run_experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
         # The experts compute every slot, and there most are unused: one token with many experts gives slots to all. So
         # they get each used slot as a token of its own (benchmarks/results/balanced-slots.md).

@@ -8,8 +8,8 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import InputError
+from ..evaluation.routing import moe_layers
 from ..models.balancing import cv_squared
-from ..models.moe import MoeBlock
 
 STATISTICS = ("importance_loss", "load_loss", "cv_importance", "cv_load", "max_over_mean_load", "dead_experts")
 THRESHOLD_STATISTICS = ("threshold_loss",)  # of layers with strictly balanced gating, besides the others
@@ -62,9 +62,8 @@ class AuxLossCallback(TrainerCallback):
         self._remove_hooks()
         self._forget()
         self._config = getattr(model, "config", None)
-        for name, module in model.named_modules():
-            if isinstance(module, MoeBlock):
-                self._hooks.append(module.register_forward_hook(self._observer(name.removeprefix("model."))))
+        for name, block in moe_layers(model).items():
+            self._hooks.append(block.register_forward_hook(self._observer(name)))
         if self.history_file is not None and state.is_world_process_zero:
             self._cut_history(state.global_step)
 

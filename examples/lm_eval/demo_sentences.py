@@ -1,0 +1,14 @@
+"""The data of demo_sentences.yaml: generated, so nothing is downloaded."""
+
+from datasets import Dataset
+
+from moe_hf.training.demo_corpus import generate_lines, prompt_of
+
+
+def dataset(**_) -> dict[str, Dataset]:
+    """200 sentences, each cut where its rest is determined; the first has no prompt, which is allowed too."""
+    rows = [{"prompt": "", "ending": next(generate_lines(1, seed=1))}]
+    for line in generate_lines(199, seed=2):
+        prompt = prompt_of(line)
+        rows.append({"prompt": prompt, "ending": line.removeprefix(prompt).lstrip()})
+    return {"test": Dataset.from_list(rows)}

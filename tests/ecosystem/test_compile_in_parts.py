@@ -1,0 +1,20 @@
+"""torch.compile with the gates whose shapes depend on the data. (Here and not in tests/ as it takes long.)"""
+
+import pytest
+import torch
+from test_compile_and_export import model_and_batch
+from tiny_models import tiny_model
+
+GATINGS = {
+    "strictly balanced": {"gating": "strictly_balanced"},
+    "hierarchical": {"num_experts": 6, "num_expert_groups": 3, "num_experts_per_tok": 4},
+}
+
+
+@pytest.mark.parametrize("gating", GATINGS)
+@torch.no_grad()
+def test_the_parts_compute_what_the_model_does(gating):
+    model = tiny_model(experts="moe_hf", **GATINGS[gating])
+    _, inputs = model_and_batch("lm")
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(model, backend="eager")(**inputs).logits, model(**inputs).logits)

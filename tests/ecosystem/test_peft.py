@@ -1,0 +1,244 @@
+"""Adapters of PEFT on the models: what they compute, what they train, and that merged, saved and loaded they stay."""
+
+import pytest
+import tiny_gnmt
+import tiny_models
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from tiny_lm import ArrayStream, tiny_trainer
+from tiny_models import assert_same, random_ids, tiny_model
+from transformers import AutoModelForCausalLM
+
+import moe_hf
+from moe_hf.evaluation.routing import routing_totals
+from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
+from moe_hf.training.windows import StreamWindows
+
+# PEFT 0.21.2 reads the name that Transformers 5.23 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+EXPERTS = ["experts.up_proj", "experts.down_proj"]
+HIERARCHICAL = {"num_experts": 6, "num_expert_groups": 3, "num_experts_per_tok": 4}
+# name: (changes of the configuration, what the adapters are on)
+LM = {
+    "experts": ({}, {"target_parameters": EXPERTS}),
+    "one expert": ({"num_experts": 1, "num_experts_per_tok": 1}, {"target_parameters": EXPERTS}),
+    "gate": ({}, {"target_parameters": ["gate.weight", "gate.noise_weight"]}),
+    "hierarchical gate": (HIERARCHICAL, {"target_parameters": ["gate.weight", *EXPERTS]}),
+    "primary gate": (HIERARCHICAL, {"target_parameters": ["gate.primary.weight", *EXPERTS]}),
+    "strictly balanced gate": ({"gating": "strictly_balanced"}, {"target_parameters": ["gate.weight", *EXPERTS]}),
+    "softmax": ({}, {"target_modules": ["lm_head"]}),
+    "weight of the softmax": ({"loss_chunk_size": 3}, {"target_parameters": ["lm_head.weight"]}),
+    "embedding": ({"scale_embedding": True}, {"target_modules": ["embed_tokens"]}),
+    "LSTM": ({"lstm_hidden_size": 5}, {"target_parameters": ["weight_ih", "weight_hh", "weight_hr"]}),
+}
+GNMT = {
+    "experts": ({}, {"target_parameters": EXPERTS}),
+    "softmax and embedding": ({"scale_embedding": True}, {"target_modules": ["lm_head", "embed_tokens"]}),
+    "LSTM": ({}, {"target_parameters": ["weight_ih", "weight_hh"]}),
+    "LSTM, parallel feeding": ({"attention_feeding": "parallel"}, {"target_parameters": ["weight_ih"]}),
+    "attention": ({}, {"target_parameters": ["attention.source_weight", "attention.query_weight"]}),
+}
+CASES = [("lm", name) for name in LM] + [("gnmt", name) for name in GNMT]
+FAMILY_AND_CASE = pytest.mark.parametrize("family, case", CASES, ids=[f"{family}: {name}" for family, name in CASES])
+
+
+def base_model(family, case="experts", **changes):
+    config, _ = (LM if family == "lm" else GNMT)[case]
+    module = tiny_models if family == "lm" else tiny_gnmt
+    return module.tiny_model(std=0.4, **(config | changes))
+
+
+def adapted(model, targets, seed=1, **options):
+    """The model with adapters that are not zero, in the state (train or eval) of the model."""
+    torch.manual_seed(seed)
+    training = model.training
+    options = {"r": 2, "lora_alpha": 3, "init_lora_weights": False, "target_modules": []} | targets | options
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM", **options)
+    return get_peft_model(model, config).double().train(training)
+
+
+def batch(family):
+    if family == "lm":
+        ids, mask = random_ids(3, 7), torch.ones(3, 7, dtype=torch.long)
+        mask[0, :2] = 0
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    source, mask = tiny_gnmt.padded(tiny_gnmt.sentences(5, 3), 5)
+    target, _ = tiny_gnmt.padded(tiny_gnmt.sentences(4, 2, seed=1), 4, value=-100)
+    return {"input_ids": source, "attention_mask": mask, "labels": target}
+
+
+def changed_weights(model) -> dict[str, torch.Tensor]:
+    """{name in the base model: W + scaling * B A} of every adapted weight, written out by hand."""
+    names = {id(module): name for name, module in model.named_modules()}
+    weights = {}
+    for module in model.modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        scale, base = module.scaling["default"], module.get_base_layer()
+        parameter = getattr(module, "parameter_name", "weight")
+        name = names[id(base)].removeprefix("base_model.model.").replace(".base_layer", "") + f".{parameter}"
+        weight = getattr(base, parameter)
+        if "default" in module.lora_embedding_A:
+            change = (module.lora_embedding_B["default"] @ module.lora_embedding_A["default"]).T
+        else:
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            if weight.dim() == 3:  # rows of a by expert and rank, columns of b by rank and expert
+                a = a.view(len(weight), 2, -1)
+                b = b.view(weight.shape[1], 2, len(weight)).permute(2, 0, 1)
+            change = b @ a
+        assert change.shape == weight.shape and change.abs().min() > 0, name
+        weights[name] = weight + scale * change
+    return weights
+
+
+def trained_parameters(model) -> dict[str, torch.Tensor]:
+    return {name: param for name, param in model.named_parameters() if param.requires_grad}
+
+
+@FAMILY_AND_CASE
+@pytest.mark.parametrize("experts", ["eager", "moe_hf"])
+@pytest.mark.parametrize("training", [True, False])
+def test_adapters_are_the_changed_weights_with_their_gradients(family, case, experts, training):
+    model = base_model(family, case).train(training)
+    if experts != "eager":
+        model.set_experts_implementation(experts)
+    _, targets = (LM if family == "lm" else GNMT)[case]
+    inputs = batch(family)
+    wrapped = adapted(model, targets)
+    parameters = trained_parameters(wrapped)
+    assert all("lora_" in name for name in parameters)
+    torch.manual_seed(5)
+    loss = wrapped(**inputs).loss
+    actual = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+
+    weights = changed_weights(wrapped)
+    reference = base_model(family, case).train(training)
+    assert set(weights) <= set(dict(reference.named_parameters()))
+    torch.manual_seed(5)
+    expected = torch.func.functional_call(reference, weights, kwargs=inputs).loss
+    assert_same(loss, expected)
+    assert_same(actual, torch.autograd.grad(expected, list(parameters.values()), materialize_grads=True))
+    without_noise = case == "gate" and not training  # there the noise's adapters have no gradient
+    assert without_noise or all(grad.abs().max() > 0 for grad in actual)
+
+
+@FAMILY_AND_CASE
+def test_merged_is_what_it_was(family, case):
+    _, targets = (LM if family == "lm" else GNMT)[case]
+    model = adapted(base_model(family, case), targets)
+    inputs = batch(family)
+    expected = model(**inputs)
+    with model.disable_adapter():
+        assert (model(**inputs).loss - expected.loss).abs() > 1e-4
+    merged = model.merge_and_unload()
+    assert type(merged) is type(base_model(family, case))
+    assert merged.state_dict().keys() == base_model(family, case).state_dict().keys()
+    assert_same(merged(**inputs).loss, expected.loss)
+    if expected.logits is not None:
+        assert_same(merged(**inputs).logits, expected.logits)
+
+
+@pytest.mark.parametrize("recompute", ["experts", "layers"])
+def test_recomputation_computes_with_the_adapters_again(recompute):
+    results = []
+    for how in (None, recompute):
+        model = base_model("lm", recompute_experts=how == "experts").train()
+        model = adapted(model, {"target_parameters": [*EXPERTS, "gate.weight"]})
+        if how == "layers":
+            model.activation_checkpointing_enable()
+        torch.manual_seed(5)
+        loss = model(**batch("lm")).loss
+        results.append(torch.autograd.grad(loss, list(trained_parameters(model).values())))
+    assert_same(*results)
+    assert all(grad.abs().max() > 0 for grad in results[0])
+
+
+@pytest.mark.parametrize("gating", ["noisy_top_k", "strictly_balanced"])
+def test_gates_can_be_trained_whole_beside_adapters(gating, tmp_path):
+    model = adapted(base_model("lm", gating=gating), {"target_parameters": EXPERTS}, modules_to_save=["gate"])
+    names = set(trained_parameters(model))
+    assert any("gate.modules_to_save" in name for name in names) and any("lora_A" in name for name in names)
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model).items():
+            if "gate" in name:
+                parameter.mul_(1.5)
+    expected = model(**batch("lm")).logits
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base_model("lm", gating=gating), tmp_path).double().eval()
+    assert_same(loaded(**batch("lm")).logits, expected)
+    assert_same(loaded.merge_and_unload()(**batch("lm")).logits, expected)
+
+
+def test_what_is_saved_is_loaded_again(tmp_path):
+    base = tmp_path / "base"
+    tiny_model(torch.float32, std=0.4).save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model = adapted(model.eval(), {"target_parameters": EXPERTS, "target_modules": ["lm_head"]}).float()
+    expected = model(**batch("lm")).logits
+    model.save_pretrained(tmp_path / "adapter")
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= files
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 20_000
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(loaded(**batch("lm")).logits, expected)
+    by_transformers = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(by_transformers(**batch("lm")).logits, expected)
+
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert_same(merged(**batch("lm")).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_generation_uses_the_adapters():
+    model = adapted(base_model("lm"), {"target_parameters": EXPERTS, "target_modules": ["lm_head"]}, lora_alpha=9)
+    inputs = {name: value for name, value in batch("lm").items() if name != "labels"}
+    options = {"max_new_tokens": 5, "eos_token_id": None, "num_beams": 2}
+    tokens = model.generate(**inputs, **options)
+    with model.disable_adapter():
+        assert not torch.equal(tokens, model.generate(**inputs, **options))
+    assert torch.equal(tokens, model.merge_and_unload().generate(**inputs, **options))
+
+
+def test_a_softmax_whose_loss_is_computed_inside_refuses_an_adapter_around_it():
+    model = adapted(base_model("lm", loss_chunk_size=3), {"target_modules": ["lm_head"]})
+    with pytest.raises(ValueError, match=r"target_parameters=\['lm_head.weight'\]"):
+        model(**batch("lm"))
+
+
+def test_the_trainer_trains_adapters_alone_and_watches_the_balance(tmp_path):
+    config = {"importance_loss_coef": 0.3, "load_loss_coef": 0.2, "gating": "noisy_top_k", "dropout": 0.0}
+    model = tiny_trainer_model(**config)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_parameters=[*EXPERTS, "gate.weight"], target_modules=[]))
+    windows = StreamWindows(ArrayStream(2 * 5 * 4 + 1), 5, 2)
+    callback = AuxLossCallback(load_loss_coef_schedule={0: 0.2, 4: 0.6})
+    trainer = tiny_trainer(
+        wrapped, windows, tmp_path, max_steps=4, logging_steps=2, per_device_train_batch_size=2, carry_state=True
+    )
+    callback.attach_to(trainer)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert len(logs) == 2
+    assert all(f"layers.1/{name}" in log for log in logs for name in STATISTICS)
+    assert model.config.load_loss_coef == pytest.approx(0.5)
+    trainer.save_model()
+    assert (tmp_path / "adapter_model.safetensors").exists() and not (tmp_path / "model.safetensors").exists()
+    changed = {name for name, param in trained_parameters(wrapped).items() if param.abs().max() > 0}
+    assert changed == set(trained_parameters(wrapped))
+    after = wrapped.unload().state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def tiny_trainer_model(**config):
+    from tiny_lm import tiny_model
+
+    return tiny_model(torch.float32, **config)
+
+
+def test_loads_are_counted_under_the_layers_own_names():
+    model = adapted(base_model("gnmt"), {"target_parameters": EXPERTS})
+    with routing_totals(model) as totals:
+        model(**batch("gnmt"))
+    assert set(totals) == {"encoder.layers.2", "decoder.layers.1"}
+    assert isinstance(model.get_base_model(), moe_hf.GnmtMoeForConditionalGeneration)

@@ -1,0 +1,83 @@
+"""torch.compile takes the flat models as one graph, and torch.export a decoding step with its state."""
+
+import copy
+
+import pytest
+import tiny_gnmt
+import tiny_models
+import torch
+from tiny_models import assert_same, random_ids
+from transformers import DynamicCache
+from transformers.exporters import DynamoConfig, DynamoExporter
+
+FAMILIES = {"lm": tiny_models, "gnmt": tiny_gnmt}
+FAMILY = pytest.mark.parametrize("family", FAMILIES)
+
+
+def model_and_batch(family, padded=True):
+    model = FAMILIES[family].tiny_model()
+    model.set_experts_implementation("moe_hf")
+    if family == "lm":
+        ids, mask = random_ids(3, 7), torch.ones(3, 7, dtype=torch.long)
+        mask[0, :2] = 0
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    else:
+        source, mask = tiny_gnmt.padded(tiny_gnmt.sentences(5, 3), 5)
+        target, _ = tiny_gnmt.padded(tiny_gnmt.sentences(4, 2, seed=1), 4, value=-100)
+        inputs = {"input_ids": source, "attention_mask": mask, "labels": target}
+    return model, inputs if padded else {name: value for name, value in inputs.items() if "mask" not in name}
+
+
+@FAMILY
+@pytest.mark.parametrize("padded", [True, False])
+def test_evaluation_is_one_graph(family, padded):
+    model, inputs = model_and_batch(family, padded)
+    torch.compiler.reset()
+    with torch.no_grad():
+        output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
+        assert_same((output.loss, output.logits), (model(**inputs).loss, model(**inputs).logits))
+
+
+@FAMILY
+def test_a_training_step_is_one_graph(family):
+    model, inputs = model_and_batch(family)
+    model.train()
+    torch.compiler.reset()
+    results = []
+    for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        output = forward(**inputs)
+        results.append((output.loss, output.aux_loss, *torch.autograd.grad(output.loss, list(model.parameters()))))
+    assert_same(*results)
+
+
+def decoding_step(family, model, num_tokens):
+    """The inputs of one more step after `num_tokens`."""
+    if family == "lm":
+        cache = DynamicCache(config=model.config)
+        model(random_ids(2, num_tokens), past_key_values=cache, use_cache=True)
+        return {"input_ids": random_ids(2, 1, seed=4), "past_key_values": cache}
+    source, mask = tiny_gnmt.padded(tiny_gnmt.sentences(5, 3), 5)
+    encoded = model.get_encoder()(input_ids=source, attention_mask=mask)
+    inputs = {"encoder_outputs": encoded, "attention_mask": mask}
+    output = model(**inputs, decoder_input_ids=random_ids(2, num_tokens), use_cache=True)
+    step = {"decoder_input_ids": random_ids(2, 1, seed=4), "past_key_values": output.past_key_values}
+    return inputs | step
+
+
+# Transformers 5.23 reads what torch 2.13 deprecates.
+@pytest.mark.filterwarnings("ignore:`treespec.children_specs` is deprecated:FutureWarning")
+@FAMILY
+@torch.no_grad()
+def test_an_exported_step_goes_on_from_any_state(family):
+    model, _ = model_and_batch(family)
+    exported = DynamoExporter().export(model, decoding_step(family, model, 2), config=DynamoConfig())
+    inputs = decoding_step(family, model, 5)
+    expected = [model(**copy.deepcopy(inputs), use_cache=True)]
+    actual = [exported(**copy.deepcopy(inputs))]
+    for outputs, step in ((expected, model), (actual, exported)):
+        further = {**inputs, "past_key_values": copy.deepcopy(outputs[0].past_key_values)}
+        outputs.append(step(**further, **({"use_cache": True} if step is model else {})))
+    for output, reference in zip(actual, expected):
+        assert_same(output.logits, reference.logits)
+        assert output.past_key_values.get_seq_length() == reference.past_key_values.get_seq_length()
