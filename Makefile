@@ -41,12 +41,12 @@ style: $(BIN)/.installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# A look at each in about five minutes; `make bench-full` writes benchmarks/results/ in about an hour.
+# A look at each in four minutes; `make bench-full` writes benchmarks/results/ in about an hour.
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/lstm.py --rounds 1
-	$(BIN)/python benchmarks/training.py --tokens 1024 --rounds 1 --models MoE-32 MoE-256
-	$(BIN)/python benchmarks/generation.py --batches 1 --contexts 128 1024 --rounds 1
+	$(BIN)/python benchmarks/training.py --tokens 1024 --rounds 1 --models MoE-256
+	$(BIN)/python benchmarks/generation.py --batches 1 --contexts 1024 --rounds 1
 	$(BIN)/python benchmarks/translation.py --batches 1 --rounds 1
 	$(BIN)/python benchmarks/memory.py --rounds 1
 	$(BIN)/python benchmarks/growth.py --tokens 256 --rounds 1
@@ -55,7 +55,8 @@ bench-full: $(BIN)/.installed
 	$(BIN)/python benchmarks/experts.py --full --output $(RESULTS)/experts.md
 	$(BIN)/python benchmarks/lstm.py --output $(RESULTS)/lstm.md
 	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training.md
-	$(BIN)/python benchmarks/generation.py --output $(RESULTS)/generation.md
+	$(BIN)/python benchmarks/generation.py --batches 1 --contexts 128 1024 8192 --output $(RESULTS)/generation.md
+	$(BIN)/python benchmarks/generation.py --batches 32 --contexts 128 1024 --output $(RESULTS)/generation-batch-32.md
 	$(BIN)/python benchmarks/translation.py --output $(RESULTS)/translation.md
 	$(BIN)/python benchmarks/balanced_slots.py --full --output $(RESULTS)/balanced-slots.md
 	$(BIN)/python benchmarks/memory.py --output $(RESULTS)/memory.md
