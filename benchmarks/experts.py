@@ -2,6 +2,7 @@
 """Time of the experts' forward and backward pass, as a multiple of a dense layer's with the same active FLOPs.
 
     python benchmarks/experts.py [--full] [--davidmrau FOLDER] [--output benchmarks/results/experts.md]
+    python benchmarks/experts.py --full --device cuda --dtype bfloat16
 
 FOLDER: a copy of github.com/davidmrau/mixture-of-experts, whose layer is compared with ours as a whole: gate, experts
 and balancing losses. Its experts end in a softmax over their outputs, which ours do not.
@@ -12,12 +13,11 @@ All variants are timed in turn, round after round, and the medians compared: on 
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from report import heading, save
+from report import add_placement, heading, placement, save, seconds_now
 
 from moe_hf import LstmMoeConfig, MoeBlock, MoeExperts
 from moe_hf.models.balancing import balancing_loss
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--moe_intermediate_size", type=int, default=1024)
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    add_placement(parser)
     parser.add_argument("--davidmrau", type=Path, help="folder with the moe.py of that repository")
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     facts = f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}"
     lines = [
-        *heading("Experts: time over a dense layer of the same active FLOPs", facts),
+        *heading("Experts: time over a dense layer of the same active FLOPs", facts, arguments),
         "| rows per expert | experts | k | " + " | ".join(f"{name} fwd / fwd+bwd" for name in IMPLEMENTATIONS) + " |",
         "|---" * (3 + len(IMPLEMENTATIONS)) + "|",
     ]
@@ -67,12 +68,13 @@ def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list
     width, hidden = arguments.hidden_size, arguments.moe_intermediate_size
     num_tokens = rows * num_experts // k
     config = LstmMoeConfig(hidden_size=width, num_experts=num_experts, moe_intermediate_size=hidden)
-    experts = MoeExperts(config)
+    place = placement(arguments)
+    experts = MoeExperts(config).to(**place)
     for weight in experts.parameters():
         torch.nn.init.normal_(weight, std=0.02)
-    inputs = torch.randn(num_tokens, width, requires_grad=True)
-    index = torch.rand(num_tokens, num_experts).topk(k).indices
-    weights = torch.rand(num_tokens, k, requires_grad=True)
+    inputs = torch.randn(num_tokens, width, **place, requires_grad=True)
+    index = torch.rand(num_tokens, num_experts, device=arguments.device).topk(k).indices
+    weights = torch.rand(num_tokens, k, **place, requires_grad=True)
 
     def sparse(name):
         def run():
@@ -82,7 +84,7 @@ def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list
         return run
 
     # batched_mm copies the weights of both layers for every row: leave it out where that is more than 4 GB.
-    gigabytes = num_tokens * k * 2 * width * hidden * 4 / 1e9
+    gigabytes = num_tokens * k * 2 * width * hidden * inputs.element_size() / 1e9
     variants = {name: sparse(name) for name in IMPLEMENTATIONS if name != "batched_mm" or gigabytes < 4}
     ratios = over_dense(variants, inputs, k * hidden, [inputs, weights, *experts.parameters()], rounds)
     return [ratios.get(name, "needs too much memory") for name in IMPLEMENTATIONS]
@@ -94,8 +96,9 @@ def compare_layers(rows: int, num_experts: int, k: int, arguments, rounds: int) 
     sizes = {"num_experts": num_experts, "num_experts_per_tok": k, "moe_intermediate_size": hidden}
     config = LstmMoeConfig(hidden_size=width, dropout=0.0, **sizes)
     config._experts_implementation = "moe_hf"
-    block = MoeBlock(config)
-    inputs = torch.randn(rows * num_experts // k, width, requires_grad=True)
+    place = placement(arguments)
+    block = MoeBlock(config).to(**place)
+    inputs = torch.randn(rows * num_experts // k, width, **place, requires_grad=True)
 
     def ours():
         output, importance, load, _, _ = block(inputs[None])
@@ -106,7 +109,7 @@ def compare_layers(rows: int, num_experts: int, k: int, arguments, rounds: int) 
         sys.path.insert(0, str(arguments.davidmrau))
         from moe import MoE
 
-        layer = MoE(width, width, num_experts, hidden, k=k)
+        layer = MoE(width, width, num_experts, hidden, k=k).to(**place)
         variants["davidmrau"] = lambda: sum(layer(inputs))
         parameters += layer.parameters()
     return list(over_dense(variants, inputs, k * hidden, [inputs, *parameters], rounds).values())
@@ -116,8 +119,8 @@ def over_dense(
     variants: dict[str, Callable], inputs: torch.Tensor, hidden: int, leaves: list[torch.Tensor], rounds: int
 ) -> dict[str, str]:
     """Forward and forward + backward of each variant, over a dense layer of `hidden` units."""
-    up = torch.randn(hidden, inputs.shape[1], requires_grad=True)
-    down = torch.randn(inputs.shape[1], hidden, requires_grad=True)
+    place = {"device": inputs.device, "dtype": inputs.dtype, "requires_grad": True}
+    up, down = torch.randn(hidden, inputs.shape[1], **place), torch.randn(inputs.shape[1], hidden, **place)
 
     def dense():
         return torch.nn.functional.linear(torch.relu(torch.nn.functional.linear(inputs, up)), down)
@@ -130,12 +133,12 @@ def over_dense(
         for name, run in variants.items():
             for tensor in (up, down, *leaves):
                 tensor.grad = None
-            start = time.perf_counter()
+            start = seconds_now(inputs.device)
             output = run()
-            middle = time.perf_counter()
+            middle = seconds_now(inputs.device)
             output.backward(gradient)
             forward[name].append(middle - start)
-            both[name].append(time.perf_counter() - start)
+            both[name].append(seconds_now(inputs.device) - start)
 
     def ratio(times, name):
         return statistics.median(times[name][1:]) / statistics.median(times["dense"][1:])

@@ -11,11 +11,10 @@ and medians are compared: on a noisy machine only ratios hold.
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 import torch
-from report import heading, save
+from report import add_placement, heading, placement, save, seconds_now
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
@@ -30,6 +29,7 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--num_experts", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one that is not (default: 3)")
+    add_placement(parser)
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
     positions = max(arguments.contexts) + arguments.new_tokens + 1
@@ -38,10 +38,11 @@ def main() -> None:
         "GPT-2, 3 layers": gpt2(positions, num_layers=3, width=480, num_heads=8),
         "GPT-2, 12 layers": gpt2(positions, num_layers=12, width=240, num_heads=4),
     }
+    models = {name: model.to(**placement(arguments)) for name, model in models.items()}
     active = ", ".join(f"{name} {active_parameters(model) / 1e6:.2f} M" for name, model in models.items())
     facts = f"n = {arguments.num_experts}; active parameters without embedding and softmax: {active}"
     lines = [
-        *heading("Generation: tokens per second", facts),
+        *heading("Generation: tokens per second", facts, arguments),
         f"| batch | context | {' | '.join(models)} | over 3 layers | over 12 layers |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -84,24 +85,27 @@ def active_parameters(model: PreTrainedModel) -> int:
 class Clock(StoppingCriteria):
     """Stops nothing, and notes when each token was there."""
 
-    def __init__(self):
-        self.times = []
+    def __init__(self, device: torch.device):
+        self.device, self.times = device, []
 
     def __call__(self, input_ids, scores, **kwargs):
-        self.times.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool)
+        self.times.append(seconds_now(self.device))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=self.device)
 
 
 def tokens_per_second(models: dict, batch: int, context: int, new_tokens: int, rounds: int) -> dict[str, float]:
     """Medians over the rounds, in which the models take turns, after one that does not count."""
     prompt = torch.randint(VOCAB_SIZE, (batch, context))
-    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 1 + new_tokens, "do_sample": False}
+    options = {"max_new_tokens": 1 + new_tokens, "do_sample": False}
     options["min_new_tokens"] = options["max_new_tokens"]
     seconds = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
-            clock = Clock()
-            model.generate(prompt, stopping_criteria=StoppingCriteriaList([clock]), **options)
+            clock = Clock(model.device)
+            ids = prompt.to(model.device)
+            model.generate(
+                ids, attention_mask=torch.ones_like(ids), stopping_criteria=StoppingCriteriaList([clock]), **options
+            )
             seconds[name].append(clock.times[-1] - clock.times[0])
     return {name: batch * new_tokens / statistics.median(values[1:]) for name, values in seconds.items()}
 

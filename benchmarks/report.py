@@ -1,5 +1,6 @@
 """What the benchmarks share: timing in turn, and the Markdown file, with the command, the machine and the versions."""
 
+import argparse
 import platform
 import statistics
 import sys
@@ -11,14 +12,39 @@ import torch
 import transformers
 
 
-def heading(title: str, facts: str) -> list[str]:
-    """Title, command, machine and versions, and the `facts` that all numbers share."""
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Arguments for a benchmark that runs on an accelerator too."""
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="such as cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+
+def placement(arguments: argparse.Namespace) -> dict:
+    """Device and type, for `torch.randn` and `module.to`."""
+    return {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+
+
+def seconds_now(device: torch.device | None = None) -> float:
+    """A clock that waits until the device has done what it was given."""
+    if device is not None and device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def heading(title: str, facts: str, arguments: argparse.Namespace | None = None) -> list[str]:
+    """Title, command, machine and versions, and the `facts` that all numbers share.
+
+    Args:
+        arguments: those of `add_placement`, if the benchmark has them.
+    """
+    machine = f"{platform.processor() or platform.machine()}, threads: {torch.get_num_threads()}"
+    if arguments and arguments.device.type == "cuda":
+        machine = torch.cuda.get_device_name(arguments.device)
     return [
         f"# {title}",
         "",
         f"`python {' '.join(sys.argv)}`",
-        f"{platform.processor() or platform.machine()}, threads: {torch.get_num_threads()}, float32, {facts}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}",
+        f"{machine}, {arguments.dtype if arguments else 'float32'}, {facts}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}",
         "",
     ]
 
@@ -30,13 +56,13 @@ def save(lines: list[str], file: Path | None) -> None:
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def median_seconds(variants: dict[str, Callable], rounds: int) -> dict[str, float]:
+def median_seconds(variants: dict[str, Callable], rounds: int, device: torch.device | None = None) -> dict[str, float]:
     """Time all variants in turn, `rounds` times after one round that does not count: on a noisy machine only the
     ratios of such medians hold."""
     times = {name: [] for name in variants}
     for _ in range(rounds + 1):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = seconds_now(device)
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds_now(device) - start)
     return {name: statistics.median(values[1:]) for name, values in times.items()}

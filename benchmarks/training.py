@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tokens per second of whole training steps of language models with the same operations per token (table 7).
 
-    python benchmarks/training.py [--output benchmarks/results/training.md]
+    python benchmarks/training.py [--device cuda --dtype bfloat16] [--output benchmarks/results/training.md]
 
 Forward, backward, gradient clipping and optimizer, on one batch of random tokens, with the sampled softmax. The models
 take turns, step after step, and the medians are compared: on a noisy machine only ratios hold. All of them are in
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from report import heading, median_seconds, save
+from report import add_placement, heading, median_seconds, save
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.evaluation import ops_per_timestep
@@ -37,17 +37,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="of a step, in rows of 32 (default: 8192)")
     parser.add_argument("--optimizer", choices=("adamw", "factored_adam"), default="adamw")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps, after one that is not (default: 3)")
+    add_placement(parser)  # bfloat16 by autocast, the weights stay float32
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
     models = {name: build(name, arguments) for name in dict.fromkeys(["MoE-1-Wide", *arguments.models])}
     steps = {name: training_step(model, arguments) for name, model in models.items()}
-    times = median_seconds(steps, arguments.rounds)
+    times = median_seconds(steps, arguments.rounds, arguments.device)
     facts = (
         f"d = {arguments.hidden_size}, h = {arguments.moe_intermediate_size}, k = 4, {arguments.tokens} tokens a "
         f"step, V = 32,000 with 1,024 sampled classes, {arguments.optimizer}"
     )
     lines = [
-        *heading("Training steps of models with the same operations per token", facts),
+        *heading("Training steps of models with the same operations per token", facts, arguments),
         "| model | parameters | operations per token | tokens/s | over MoE-1-Wide |",
         "|---|---|---|---|---|",
     ]
@@ -63,7 +64,7 @@ def main() -> None:
 def build(name: str, arguments) -> LstmMoeForCausalLM:
     hidden = arguments.moe_intermediate_size * (4 if name == "MoE-1-Wide" else 1)
     config = {"layer_pattern": ["lstm", "moe", "lstm"], "num_experts_per_tok": 4} | MODELS[name]
-    return LstmMoeForCausalLM(
+    model = LstmMoeForCausalLM(
         LstmMoeConfig(
             vocab_size=32000,
             num_sampled=1024,
@@ -71,7 +72,8 @@ def build(name: str, arguments) -> LstmMoeForCausalLM:
             moe_intermediate_size=hidden,
             **config,
         )
-    ).train()
+    )
+    return model.to(arguments.device).train()
 
 
 def training_step(model: LstmMoeForCausalLM, arguments) -> Callable[[], None]:
@@ -82,10 +84,13 @@ def training_step(model: LstmMoeForCausalLM, arguments) -> Callable[[], None]:
         optimizer = FactoredAdam([{"params": experts, "factored": True}, {"params": others}], lr=1e-3)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    ids = torch.randint(model.config.vocab_size, (arguments.tokens // 32, 33))
+    ids = torch.randint(model.config.vocab_size, (arguments.tokens // 32, 33), device=arguments.device)
+    autocast = torch.autocast(arguments.device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16")
 
     def step() -> None:
-        model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:].contiguous()).loss.backward()
+        with autocast:
+            loss = model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:].contiguous()).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

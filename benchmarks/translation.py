@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from generation import active_parameters
-from report import heading, median_seconds, save
+from report import add_placement, heading, median_seconds, placement, save
 from transformers import MarianConfig, MarianMTModel
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
@@ -26,26 +26,28 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=20, help="tokens of source and translation (default: 20)")
     parser.add_argument("--num_beams", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one that is not (default: 3)")
+    add_placement(parser)
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
     models = {"GNMT-MoE": gnmt_moe(), "MarianMT": marian()}
+    models = {name: model.to(**placement(arguments)) for name, model in models.items()}
     active = ", ".join(f"{name} {active_parameters(model) / 1e6:.2f} M" for name, model in models.items())
     facts = (
         f"n = 32, beam {arguments.num_beams}, {arguments.length} tokens in and out; active parameters without "
         f"embedding and softmax: {active}"
     )
     lines = [
-        *heading("Translation: sentences per second", facts),
+        *heading("Translation: sentences per second", facts, arguments),
         "| batch | GNMT-MoE | MarianMT | ratio |",
         "|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for batch in arguments.batches:
-        source = torch.randint(3, TOKENS["vocab_size"], (batch, arguments.length))
+        source = torch.randint(3, TOKENS["vocab_size"], (batch, arguments.length), device=arguments.device)
         options = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.length, "do_sample": False}
         options |= {"min_new_tokens": arguments.length, "attention_mask": torch.ones_like(source)}
         variants = {name: lambda model=model: model.generate(source, **options) for name, model in models.items()}
-        times = median_seconds(variants, arguments.rounds)
+        times = median_seconds(variants, arguments.rounds, arguments.device)
         cells = " | ".join(f"{batch / seconds:.2f}" for seconds in times.values())
         lines.append(f"| {batch} | {cells} | {times['MarianMT'] / times['GNMT-MoE']:.2f} |")
         print(lines[-1], flush=True)
