@@ -11,8 +11,11 @@ from transformers import TrainerCallback
 
 from moe_hf import cli
 from moe_hf.errors import InterruptedRun, run_command
+from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.checkpoints import list_checkpoints
 from moe_hf.training.interrupt import InterruptCallback
+from moe_hf.training.lm import train_lm
+from moe_hf.training.trainer import LmTrainer
 from moe_hf.training.windows import StreamWindows
 
 
@@ -86,13 +89,20 @@ def test_a_second_signal_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert not list_checkpoints(tmp_path)
-    callback.on_train_end(trainer.args, trainer.state, trainer.control)
+    callback.restore()
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     trainer = trainer_of(tmp_path, Signals(signal.SIGINT, 7, "step"), max_steps=8)
     trainer.train()
     assert trainer.state.global_step == 8 and not list_checkpoints(tmp_path)
+
+
+def test_a_training_that_fails_leaves_signals_as_they_were(tmp_path, monkeypatch):
+    write_config(tmp_path)
+    monkeypatch.setattr(LmTrainer, "training_step", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_lm(*parse_arguments([str(tmp_path / "config.yaml")]))  # and then the fixture looks
 
 
 def test_trains_outside_of_the_main_thread(tmp_path):

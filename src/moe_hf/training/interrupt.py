@@ -39,7 +39,7 @@ class InterruptCallback(TrainerCallback):
             print(f"\n{signal.Signals(number).name}: stops after this step{again}", file=sys.stderr, flush=True)
         self.received = number
         if self._is_single:
-            self._restore()
+            self.restore()
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:
@@ -52,7 +52,7 @@ class InterruptCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self._ends(state):
-            self._restore()
+            self.restore()
             raise InterruptedRun(
                 f"interrupted after step {state.global_step} of {state.max_steps}, which is saved in "
                 f"{args.output_dir}; the same command with --resume_from_checkpoint goes on",
@@ -60,7 +60,7 @@ class InterruptCallback(TrainerCallback):
             )
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
+        self.restore()
 
     def _ends(self, state) -> bool:
         return self.received is not None and state.global_step < state.max_steps
@@ -70,7 +70,8 @@ class InterruptCallback(TrainerCallback):
         dist.all_reduce(received, dist.ReduceOp.MAX)
         return received.item() or None
 
-    def _restore(self):
+    def restore(self) -> None:
+        """Give the signals back; to be called when `train` raises something, of which a callback is not told."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -88,8 +88,12 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     if args.should_save:
         config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
         (Path(args.output_dir) / CONFIG_FILE).write_text(config, encoding="utf-8")
-    trainer.add_callback(InterruptCallback())
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    interrupt = InterruptCallback()
+    trainer.add_callback(interrupt)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        interrupt.restore()
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
