@@ -51,6 +51,7 @@ def plot_curves(layers: dict[str, dict[str, list[float]]], file: str | Path) -> 
             axes.plot(curves["step"], curves[name], label=layer, marker=".")
         axes.set_title(label)
         axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     figure.savefig(file, dpi=100)
