@@ -1,8 +1,9 @@
 """Train an LSTM-MoE language model: text files in, a model folder with tokenizer and history out."""
 
 import math
+from collections.abc import Callable
 
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
@@ -18,9 +19,16 @@ from .windows import StreamWindows, collate_windows
 
 
 def train_lm(
-    model_args: ModelArguments, data_args: DataArguments, training_args: MoeTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: MoeTrainingArguments,
+    new_model: Callable[[PreTrainedTokenizerBase], PreTrainedModel] | None = None,
 ) -> tuple[LmTrainer, dict[str, float]]:
     """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
+
+    Args:
+        model_args, data_args, training_args: what to train, on what, and how.
+        new_model: makes a model for the tokenizer, if it is not to be ours (`reference.py`).
 
     Returns:
         the trainer, and the last evaluation's metrics (empty without validation text).
@@ -34,9 +42,12 @@ def train_lm(
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
-    model = build_model(
-        LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint
-    )
+    if new_model is None:
+        model = build_model(
+            LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint
+        )
+    else:
+        model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
     report(model, streams, windows)
 

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from .arguments import DataArguments, MoeTrainingArguments
-from .checkpoints import prepare_output_dir
-from .lm import cut_windows, load_streams, report
-from .runs import quiet_logs, run_training
+from .lm import train_lm
 from .trainer import LmTrainer
-from .windows import collate_windows
 
 
 @dataclass
@@ -45,20 +42,9 @@ def train_reference(
     """
     if data_args.carry_state:
         raise InputError("carry_state=True needs an LSTM, a reference model is trained on each window by itself")
-    checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    set_seed(training_args.seed)
-    quiet_logs(training_args)
-    tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = AutoModelForCausalLM.from_config(model_args.config(vocab_size=len(tokenizer), **special))
-    windows = cut_windows(streams, data_args, training_args)
-    report(model, streams, windows)
-    trainer = LmTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=windows["train"],
-        eval_dataset=windows.get("validation"),
-        data_collator=collate_windows,
-        processing_class=tokenizer,
-    )
-    return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+    def new_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return AutoModelForCausalLM.from_config(model_args.config(vocab_size=len(tokenizer), **special))
+
+    return train_lm(model_args, data_args, training_args, new_model)
