@@ -98,9 +98,13 @@ def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
 
 def read_history(file: str | Path) -> tuple[list[int], dict[str, list[float]]]:
     """Steps and the curves of CV(Load) and max/mean load of an `expert_history.csv`, MoE layers averaged."""
-    layers = list(read_expert_history(file).values())
+    by_step: dict[int, list[dict]] = {}
+    for layer in read_expert_history(file).values():
+        for number, step in enumerate(layer["step"]):
+            by_step.setdefault(step, []).append({name: values[number] for name, values in layer.items()})
+    steps = sorted(by_step)
     curves = {
-        name: [statistics.fmean(values) for values in zip(*(layer[name] for layer in layers), strict=True)]
+        name: [statistics.fmean(line[name] for line in by_step[step]) for step in steps]
         for name in ("cv_load", "max_over_mean_load")
     }
-    return layers[0]["step"], curves
+    return steps, curves
