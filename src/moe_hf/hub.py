@@ -13,18 +13,11 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
 from .model_card import write_model_card
-from .training.runs import load_pretrained, reason
+from .training.runs import load_model_and_tokenizer, reason
 
 # What each Auto class loads, by model type.
 AUTO_MAPS = {
@@ -39,7 +32,6 @@ AUTO_MAPS = {
         "AutoModelForSeq2SeqLM": "modeling_gnmt_moe.GnmtMoeForConditionalGeneration",
     },
 }
-TASK_MODELS = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 
 
 def with_code(model: PreTrainedModel) -> PreTrainedModel:
@@ -63,27 +55,6 @@ def with_code(model: PreTrainedModel) -> PreTrainedModel:
 def _class_names() -> list[str]:
     values = [value for auto_map in AUTO_MAPS.values() for name, value in auto_map.items() if name != "AutoConfig"]
     return [value.partition(".")[2] for value in values]
-
-
-def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of either family, with its softmax, and its tokenizer.
-
-    Args:
-        source: folder or Hub name of both.
-
-    Raises:
-        InputError: one of them cannot be loaded, or the model is of no family of this package.
-    """
-    try:
-        model_type = AutoConfig.from_pretrained(source).model_type
-        if model_type not in TASK_MODELS:
-            raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"model={source}: cannot be loaded ({reason(error)})") from error
-    return load_pretrained(TASK_MODELS[model_type], source), tokenizer
 
 
 def export(

@@ -8,13 +8,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from .evaluation.history_plot import plot_expert_history
+from .evaluation.history_plot import HISTORY_FILE, plot_expert_history
 from .evaluation.model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 from .evaluation.records import command_line, read_evaluations
 from .training.runs import CONFIG_FILE
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-HISTORY_FILE, HISTORY_PLOT = "expert_history.csv", "expert_history.png"
+HISTORY_PLOT = "expert_history.png"
 # Of eval_results.json: the metric's type on the Hub, and its name on the card.
 METRICS = {
     "bleu": ("bleu", "BLEU"),

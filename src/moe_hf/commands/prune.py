@@ -10,10 +10,11 @@ see, and no test data; `moe-hf evaluate` tells the perplexity on other text.
 import argparse
 
 from ..errors import InputError, run_command
-from ..hub import load_model_and_tokenizer, require_new_folder, save_tokenizer
+from ..hub import require_new_folder, save_tokenizer
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
 from ..training.evaluate import measure_lm
 from ..training.evaluate_translation import measure_translation
+from ..training.runs import load_model_and_tokenizer
 
 
 def main() -> int:

@@ -11,8 +11,9 @@ import argparse
 
 from ..errors import run_command
 from ..evaluation.model_size import ops_per_timestep
-from ..hub import load_model_and_tokenizer, require_new_folder, save_tokenizer
+from ..hub import require_new_folder, save_tokenizer
 from ..models.configuration_moe import GATINGS
+from ..training.runs import load_model_and_tokenizer
 from ..upcycling import exactness, upcycle
 
 

@@ -4,23 +4,20 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from ..errors import InputError
-from ..evaluation.history_plot import read_expert_history
+from ..evaluation.history_plot import HISTORY_FILE, read_expert_history
 from ..evaluation.routing_data import report_data
 from ..evaluation.routing_report import write_report
 from ..evaluation.routing_statistics import choose_layers, collect_routing
 from .pair_sources import PairSource
 from .parallel_data import load_sentence_pairs
 from .routing_texts import PairText, StreamText
-from .runs import load_pretrained, reason
+from .runs import load_model_and_tokenizer
 from .text_data import load_text_dataset, tokenize_to_stream
 from .tokenized_pairs import tokenize_pairs
-from .tokenizers import load_tokenizer
-from .translation_tokenizers import load_translation_tokenizer
+from .translation_tokenizers import language_tag_id
 
-HISTORY_FILE = "expert_history.csv"
 # Candidates for each context that is shown, as equal ones are shown once.
 CANDIDATES = 4
 
@@ -107,21 +104,13 @@ def _checked_output(output: str | Path) -> Path:
 
 def _load(model: str, target_language: str | None):
     """The model, its tokenizer and its family; InputError: they cannot be loaded, or do not know the language."""
-    try:
-        family = AutoConfig.from_pretrained(model).model_type
-    except (OSError, ValueError) as error:
-        raise InputError(f"model={model}: cannot be loaded ({reason(error)})") from error
-    if family == "gnmt_moe":
-        languages = [] if target_language is None else [target_language]
-        tokenizer, auto_class = load_translation_tokenizer(model, languages), AutoModelForSeq2SeqLM
-    elif family == "lstm_moe":
-        if target_language is not None:
+    loaded, tokenizer = load_model_and_tokenizer(model)
+    family = loaded.config.model_type
+    if target_language is not None:
+        if family == "lstm_moe":
             raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
-        tokenizer, auto_class = load_tokenizer(model), AutoModelForCausalLM
-    else:
-        raise InputError(f"model={model} has model_type={family!r}, expected 'lstm_moe' or 'gnmt_moe'")
-    loaded = load_pretrained(auto_class, model).to("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded, tokenizer, family
+        language_tag_id(tokenizer, target_language)
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, family
 
 
 def _history(model: str, history: str | Path | None) -> dict[str, dict[str, list[float]]]:

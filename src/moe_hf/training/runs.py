@@ -9,10 +9,19 @@ from pathlib import Path
 import yaml
 from datasets import disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedModel, Trainer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
+from ..evaluation.history_plot import HISTORY_FILE
 from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
@@ -22,6 +31,7 @@ from .sharding import distributed_config, shard_new_model
 
 # The arguments of a run, in its folder: a configuration file that repeats it.
 CONFIG_FILE = "run.yaml"
+TASK_MODELS = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 # What a run may change when it is resumed.
 FREE_ARGUMENTS = (
     "recompute_experts",
@@ -78,7 +88,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     """
     args = trainer.args
     AuxLossCallback(
-        history_file=Path(args.output_dir) / "expert_history.csv",
+        history_file=Path(args.output_dir) / HISTORY_FILE,
         importance_loss_coef_schedule=args.importance_loss_coef_schedule,
         load_loss_coef_schedule=args.load_loss_coef_schedule,
     ).attach_to(trainer)
@@ -158,6 +168,27 @@ def load_pretrained(auto_class, path: str, config_arguments: dict | None = None,
         return auto_class.from_pretrained(path, config=config, **arguments)
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
+
+
+def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of either family, with its softmax, and its tokenizer.
+
+    Args:
+        source: folder or Hub name of both.
+
+    Raises:
+        InputError: one of them cannot be loaded, or the model is of no family of this package.
+    """
+    try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+        if model_type not in TASK_MODELS:
+            raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"model={source}: cannot be loaded ({reason(error)})") from error
+    return load_pretrained(TASK_MODELS[model_type], source), tokenizer
 
 
 def new_model(model_class, model_args: MoeModelArguments, tokenizer, **config) -> PreTrainedModel:
