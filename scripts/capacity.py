@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Train language models of the same computation per token and different capacity, as in figure 2 and table 7.
+"""Train language models of different capacity or computation per token, as in figure 2 and table 7.
 
     python scripts/capacity.py configs/reproduction/capacity.yaml [--seeds 1 2] [--only NAME ...] [--name value ...]
+    python scripts/capacity.py configs/reproduction/computation.yaml
 
 The configuration's `variants` are the models, its `references` models of Transformers on the same tokens; every
 argument of scripts/train_lm.py can be given for all of them.

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.axes import Axes
 from tiny_runs import CONFIG, write_config
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from moe_hf import LstmMoeConfig
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_parameters, ops_per_timestep
-from moe_hf.evaluation.capacity_report import CapacityRow, capacity_table
+from moe_hf.evaluation.capacity_report import CapacityRow, capacity_table, plot_capacity
 from moe_hf.evaluation.model_size import size_of_reference
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.sweep import SweepArguments
@@ -135,6 +136,33 @@ def test_the_shipped_models_cost_the_same_for_a_token():
     reference = size_of_reference(AutoConfig.for_model(**gpt2, vocab_size=given["vocab_size"]))
     assert reference[1] == pytest.approx(ops["4xLSTM"], rel=0.01) and gpt2["n_positions"] == 256
     assert sizes["MoE-4"] == pytest.approx(sizes["4xLSTM"], rel=0.01)
+
+
+def test_the_shipped_models_of_one_capacity_differ_in_computation_only():
+    given = yaml.safe_load((ROOT / "configs" / "reproduction" / "computation.yaml").read_text(encoding="utf-8"))
+    beside = yaml.safe_load((ROOT / "configs" / "reproduction" / "capacity.yaml").read_text(encoding="utf-8"))
+    own = {"output_dir", "variants", "references", "hidden_size", "moe_intermediate_size"}
+    assert {name: value for name, value in given.items() if name not in own} == {
+        name: value for name, value in beside.items() if name not in own
+    }
+    common = {name: given[name] for name in ("layer_pattern", "num_experts_per_tok", "vocab_size")}
+    low, medium, high = (LstmMoeConfig(**common, **changes) for changes in given["variants"].values())
+    for config in (low, high):
+        assert count_parameters(config) == pytest.approx(count_parameters(medium), rel=0.05)
+    assert ops_per_timestep(medium) / ops_per_timestep(low) == pytest.approx(4, rel=0.06)
+    assert ops_per_timestep(high) / ops_per_timestep(medium) == pytest.approx(3.3, rel=0.01)
+
+
+def test_the_plot_is_against_what_differs(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda axes, label: labels.append(label))
+    for sizes in ((1_000_000, 1000), (2_000_000, 5000)), ((1_000_000, 1000), (9_000_000, 5000)):
+        rows = [
+            CapacityRow("a", *sizes[0], [1], [50.0], [10.0], [0.25], [[(1, 60.0), (2, 50.0)]]),
+            CapacityRow("b", *sizes[1], [1], [40.0], [9.0], [0.25], [[(1, 55.0), (2, 40.0)]]),
+        ]
+        plot_capacity(rows, tmp_path / "plot.png")
+    assert labels == ["operations per token", "step", "parameters without embedding and softmax", "step"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Figure 2 and table 7 of the paper for runs of ours: perplexity against capacity at equal computation per token."""
+"""Figure 2 and table 7 of the paper for runs of ours: perplexity against capacity or computation per token."""
 
 import csv
 import json
@@ -13,6 +13,7 @@ from ..models.configuration_moe import MoeConfig
 from .model_size import count_parameters, ops_per_timestep, size_of_reference
 
 HISTORY_COLUMNS = ("model", "seed", "step", "perplexity_per_word")
+SIZES = {"parameters": "parameters without embedding and softmax", "ops": "operations per token"}
 
 
 @dataclass
@@ -79,6 +80,10 @@ def _compared(values: list[float], baseline: list[float]) -> tuple[str, str]:
     return f"{_rounded(mean)}{spread}", f"{100 * (mean / statistics.fmean(baseline) - 1):+.1f} %"
 
 
+def _ratio(sizes: list[int]) -> float:
+    return max(sizes) / min(sizes)
+
+
 def _rounded(value: float) -> str:
     """To four digits, or to a whole number."""
     return f"{value:,.{max(0, 3 - math.floor(math.log10(value)))}f}"
@@ -95,22 +100,27 @@ def write_history(rows: list[CapacityRow], file: str | Path) -> None:
 
 
 def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
-    """Perplexity against the number of parameters (figure 2, left), and while training."""
+    """Perplexity against the number of parameters (figure 2, left), and while training.
+
+    For models that differ more in computation, against the operations per token (figure 2, right).
+    """
     from matplotlib.figure import Figure
 
+    spread = {name: _ratio([getattr(row, name) for row in rows]) for name in SIZES}
+    size = max(SIZES, key=spread.get)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, row in enumerate(rows):
         color, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
-        left.plot([row.parameters] * len(row.perplexities), row.perplexities, marker, color=color)
-        place = (row.parameters, statistics.fmean(row.perplexities))
+        left.plot([getattr(row, size)] * len(row.perplexities), row.perplexities, marker, color=color)
+        place = (getattr(row, size), statistics.fmean(row.perplexities))
         left.annotate(row.name, place, xytext=(5, 4), textcoords="offset points", fontsize="small")
         for seed_number, curve in enumerate(row.curves):
             label = row.name if seed_number == 0 else None
             right.plot(*zip(*curve), color=color, linewidth=1, label=label)
     left.set_xscale("log")
     left.margins(x=0.25)
-    left.set_xlabel("parameters without embedding and softmax")
+    left.set_xlabel(SIZES[size])
     right.set_xlabel("step")
     right.set_yscale("log")
     right.legend(fontsize="x-small")
