@@ -179,9 +179,7 @@ def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", TRANSLATION_CONFIGS, ids=[path.name for path in TRANSLATION_CONFIGS])
 def test_shipped_configuration_describes_a_translation_model(path):
-    model, data, training = parse_arguments(
-        [str(path), "--output_dir", "run", "--use_cpu", "true"], TRANSLATION_CLASSES
-    )
+    model, data, *_ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
     config = GnmtMoeConfig(vocab_size=data.vocab_size, **model.config_arguments())
     assert config.encoder_layer_pattern == model.encoder_layer_pattern and config.num_experts == model.num_experts
 

@@ -38,9 +38,12 @@ def metrics(perplexity: float, loads: list[float]) -> dict[str, float]:
 def test_a_row_is_the_mean_over_layers_and_seeds_with_the_papers_row_beside_it(history):
     row = BalanceRow(0.1, 0.1)
     row.add(metrics(50.0, [0.2, 0.4]), history)
-    assert balance_table([row]).splitlines()[2] == "| 0.1 | 0.1 | 50 | 0.1 | 0.3 | 2 | 35.6 / 0.06 / 0.05 / 1.14 |"
+    assert (
+        balance_table([row]).splitlines()[2]
+        == "| 0.1 | 0.1 | 50.00 | 0.1000 | 0.3000 | 2.000 | 35.6 / 0.06 / 0.05 / 1.14 |"
+    )
     row.add(metrics(52.0, [0.5, 0.5]), history)
-    assert "| 51 (50 to 52) | 0.1 (0.1 to 0.1) | 0.4 (0.3 to 0.5) |" in balance_table([row])
+    assert "| 51.00 (50.00 to 52.00) | 0.1000 (0.1000 to 0.1000) | 0.4000 (0.3000 to 0.5000) |" in balance_table([row])
 
 
 def test_history_is_averaged_over_layers(history):

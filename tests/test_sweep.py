@@ -29,9 +29,9 @@ def swept(config):
     return run_sweep(config)
 
 
-def run_sweep(config, *overrides, variants=VARIANTS, seeds=(1,)):
+def run_sweep(config, *overrides, variants=VARIANTS, seeds=(1,), **options):
     arguments = parse_arguments([str(config / "config.yaml"), *overrides])
-    return list(sweep.train_variants(*arguments, variants, list(seeds)))
+    return list(sweep.train_variants(*arguments, variants, list(seeds), **options))
 
 
 def test_each_variant_is_its_model_in_its_folder(config, swept):
@@ -44,11 +44,11 @@ def test_each_variant_is_its_model_in_its_folder(config, swept):
     assert [model["load_loss_coef"] for model in saved] == [0.1, 0.0]
 
 
-def test_finished_runs_are_kept_and_only_the_others_trained(config, swept, monkeypatch):
+def test_finished_runs_are_kept_and_only_the_others_trained(config, swept):
     trained = []
-    monkeypatch.setattr(sweep, "train_lm", lambda *arguments: trained.append(arguments[2].output_dir))
     (swept[1][2] / "eval_results.json").rename(config / "aside.json")
-    assert [folder for _, _, folder in run_sweep(config)] == [folder for _, _, folder in swept]
+    runs = run_sweep(config, train=lambda *arguments: trained.append(arguments[2].output_dir))
+    assert [folder for _, _, folder in runs] == [folder for _, _, folder in swept]
     assert trained == [str(swept[1][2])]
     (config / "aside.json").rename(swept[1][2] / "eval_results.json")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .history_plot import read_expert_history
+from .report_numbers import mean_and_range
 
 # (w_importance, w_load) of each row, and the paper's test perplexity, CV(Importance), CV(Load) and max/mean load.
 TABLE_6 = {
@@ -50,20 +51,11 @@ def balance_table(rows: list[BalanceRow]) -> str:
     lines = ["| w_importance | w_load | " + " | ".join(MEASURES.values()) + " | the paper's four |"]
     lines.append("|---" * (3 + len(MEASURES)) + "|")
     for row in rows:
-        cells = [_mean_and_range(values) for values in row.measures.values()]
+        cells = [mean_and_range(values) for values in row.measures.values()]
         paper = TABLE_6.get((row.w_importance, row.w_load))
         cells.append(" / ".join(map(str, paper)) if paper else "-")
         lines.append(f"| {row.w_importance:g} | {row.w_load:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _mean_and_range(values: list[float]) -> str:
-    mean = _number(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({_number(min(values))} to {_number(max(values))})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:

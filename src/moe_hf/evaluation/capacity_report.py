@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers import AutoConfig
 
 from ..models.configuration_moe import MoeConfig
 from .model_size import count_parameters, ops_per_timestep, size_of_reference
+from .report_numbers import mean_and_range
 
 HISTORY_COLUMNS = ("model", "seed", "step", "perplexity_per_word")
 SIZES = {"parameters": "parameters without embedding and softmax", "ops": "operations per token"}
@@ -75,18 +75,11 @@ def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
 
 def _compared(values: list[float], baseline: list[float]) -> tuple[str, str]:
     """The mean, with the range if there is one, and how far it is from the baseline's."""
-    mean = statistics.fmean(values)
-    spread = f" ({_rounded(min(values))} to {_rounded(max(values))})" if len(values) > 1 else ""
-    return f"{_rounded(mean)}{spread}", f"{100 * (mean / statistics.fmean(baseline) - 1):+.1f} %"
+    return mean_and_range(values), f"{100 * (statistics.fmean(values) / statistics.fmean(baseline) - 1):+.1f} %"
 
 
 def _ratio(sizes: list[int]) -> float:
     return max(sizes) / min(sizes)
-
-
-def _rounded(value: float) -> str:
-    """To four digits, or to a whole number."""
-    return f"{value:,.{max(0, 3 - math.floor(math.log10(value)))}f}"
 
 
 def write_history(rows: list[CapacityRow], file: str | Path) -> None:

@@ -6,12 +6,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
-from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
+from .arguments import DataArguments, MoeTrainingArguments
 from .checkpoints import check_same_run
 from .lm import load_text, train_lm
 from .reference import ReferenceArguments, train_reference
@@ -103,18 +103,20 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
 
 
 def train_variants(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: MoeTrainingArguments,
+    model_args,
+    data_args,
+    training_args,
     variants: dict[str, dict],
     seeds: list[int],
+    train: Callable = train_lm,
 ) -> Iterator[tuple[str, int, Path]]:
     """Train one model for each variant and seed. Finished runs are kept, a run that was killed goes on.
 
     Args:
         model_args, data_args, training_args: what all runs have in common; each run gets a folder in `output_dir`.
         variants: {name: {model argument: value}}; the names become folders'.
-        seeds: of the initial weights, the order of the windows, the gating noise and the dropout.
+        seeds: of the initial weights, the order of the data, the gating noise and the dropout.
+        train: called with the three arguments of a run; `train_translation` for those of a translation model.
 
     Yields:
         name, seed and folder of each run, once it is finished.
@@ -130,7 +132,7 @@ def train_variants(
             run_model_args = replace(model_args, **changes)
             run_training_args = _of_one_run(training_args, name, seed)
             if _is_to_be_trained(run_model_args, data_args, run_training_args):
-                train_lm(run_model_args, copy.copy(data_args), run_training_args)
+                train(run_model_args, copy.copy(data_args), run_training_args)
                 gc.collect()
             yield name, seed, Path(run_training_args.output_dir)
 

@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Train translation models of the same computation per token and compare them, as in tables 2, 3 and 5.
+
+    python scripts/compare_translation.py configs/reproduction/multilingual.yaml [--seeds 1 2] [--only NAME ...]
+
+The configuration's `variants` are the models, the first one what the others are compared with; every argument of
+scripts/train_translation.py can be given for all of them. Finished runs in output_dir are kept and a killed one goes
+on, so the same command can be given again, also in several processes at once with different --only. Writes
+translation.md into output_dir, of all the models that are finished, with their scores on the validation pairs.
+"""
+
+import sys
+from pathlib import Path
+
+from moe_hf.errors import InputError, run_command
+from moe_hf.evaluation.translation_report import add_translation_run, translation_table
+from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from moe_hf.training.sweep import SweepArguments, is_finished, train_variants
+from moe_hf.training.translation import train_translation
+from moe_hf.training.translation_arguments import TranslationDataArguments
+
+
+def main() -> int:
+    return run_command(run)
+
+
+def run() -> None:
+    classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments, SweepArguments)
+    model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+    if sweep_args.references:
+        raise InputError("references cannot be given: there are none for translation")
+    if not data_args.validation_sources():
+        raise InputError("no validation pairs are given: the table is measured on them")
+    variants, _ = sweep_args.chosen()
+    runs = train_variants(model_args, data_args, training_args, variants, sweep_args.seeds, train=train_translation)
+    for _ in runs:
+        pass
+    folder, rows = Path(training_args.output_dir), {}
+    for name in sweep_args.variants:
+        for seed in sweep_args.seeds:
+            if is_finished(run_folder := folder / f"{name}-seed{seed}"):
+                add_translation_run(rows, name, run_folder)
+    table = translation_table(list(rows.values()))
+    print(table)
+    (folder / "translation.md").write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Tables 2, 3 and 5 of the paper for runs of ours: translation models of the same computation per token."""
+
+import json
+import re
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from .model_size import count_parameters, ops_per_timestep
+from .report_numbers import mean_and_range
+
+MEASURES = {
+    "bleu": "BLEU",
+    "bleu_lowercase": "lowercased",
+    "chrf": "chrF",
+    "perplexity_per_word": "perplexity per word",
+}
+DIRECTION = re.compile("eval_bleu_(?!lowercase)(.+-.+)")  # eval_bleu_en-de
+
+
+@dataclass
+class TranslationRow:
+    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last evaluation's `metrics`
+    and the `seconds` of a step."""
+
+    name: str
+    parameters: int
+    ops: int
+    metrics: list[dict] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def bleu(self, direction: str) -> list[float]:
+        """BLEU of one direction, of each seed."""
+        return [metrics[f"eval_bleu_{direction}"] for metrics in self.metrics]
+
+    def directions(self) -> list[str]:
+        """Of a multilingual model; empty for one pair of languages."""
+        return [found[1] for name in self.metrics[0] if (found := DIRECTION.fullmatch(name))]
+
+
+def add_translation_run(rows: dict[str, TranslationRow], name: str, folder: str | Path) -> None:
+    """Put what a finished training left in `folder` into the row of its model."""
+    folder = Path(folder)
+    config = AutoConfig.from_pretrained(folder)
+    row = rows.setdefault(name, TranslationRow(name, count_parameters(config), ops_per_timestep(config)))
+    row.metrics.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8")))
+    # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
+    speed = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
+    row.seconds.append(1 / speed if speed else float("nan"))
+
+
+def translation_table(rows: list[TranslationRow]) -> str:
+    """The rows as a Markdown table, then BLEU by direction if there are several; means over the seeds and the ranges.
+
+    With several directions the last line counts those in which a model's mean is above the first model's.
+    """
+    heads = ["model", "parameters", "operations per time step", *MEASURES.values(), "s a step"]
+    lines = _head(heads)
+    for row in rows:
+        size = [f"{row.parameters / 1e6:.2f} M", f"{row.ops / 1e6:.3f} M"]
+        measured = [mean_and_range([metrics[f"eval_{name}"] for metrics in row.metrics]) for name in MEASURES]
+        lines.append(_line([row.name, *size, *measured, f"{statistics.median(row.seconds):.2f}"]))
+    directions = rows[0].directions()
+    if directions:
+        lines += ["", *_by_direction(rows, directions)]
+    return "\n".join(lines)
+
+
+def _by_direction(rows: list[TranslationRow], directions: list[str]) -> list[str]:
+    lines = _head(["BLEU", *(row.name for row in rows)])
+    lines += [_line([name, *(mean_and_range(row.bleu(name)) for row in rows)]) for name in directions]
+    base = [statistics.fmean(rows[0].bleu(name)) for name in directions]
+    above = [
+        sum(statistics.fmean(row.bleu(name)) > value for name, value in zip(directions, base, strict=True))
+        for row in rows[1:]
+    ]
+    counts = [f"{count} of {len(directions)}" for count in above]
+    return lines + [_line([f"above {rows[0].name}", "-", *counts])]
+
+
+def _head(names: list[str]) -> list[str]:
+    return [_line(names), "|---" * len(names) + "|"]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

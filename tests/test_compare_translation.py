@@ -1,0 +1,126 @@
+"""Translation models of one sweep: the script from its configuration to its tables."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_runs import TRANSLATION_CONFIG
+
+from moe_hf import GnmtMoeConfig
+from moe_hf.evaluation import count_parameters, ops_per_timestep
+from moe_hf.evaluation.report_numbers import mean_and_range, rounded
+from moe_hf.evaluation.translation_report import TranslationRow, translation_table
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {"dense": {"num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "MoE-4": {}}
+CONFIGS = ["europarl-en-fr", "multi30k-en-de", "multi30k-en-fr", "multilingual"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    texts = {"en": "a dog sees a cat\n", "de": "ein Hund sieht einen Kater\n"}
+    for language, line in texts.items():
+        (folder / f"text.{language}").write_text(line * 8, encoding="utf-8")
+    pairs = [{"parallel_files": {language: str(folder / f"text.{language}") for language in texts}}]
+    own = {"train_pairs": pairs, "validation_pairs": pairs, "variants": VARIANTS}
+    own |= {"cache_dir": str(folder / "cache"), "output_dir": str(folder / "run")}
+    (folder / "config.yaml").write_text(TRANSLATION_CONFIG + yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
+    return folder / "config.yaml"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["compare_translation.py", *map(str, arguments)])
+        status = runpy.run_path(str(ROOT / "scripts" / "compare_translation.py"))["main"]()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def test_from_configuration_to_tables(config, call):
+    folder = config.parent / "run"
+    assert call(config, "--only", "MoE-4")[0] == 0
+    assert "dense" not in (folder / "translation.md").read_text()
+    status, output, _ = call(config)
+    assert status == 0 and "MoE-4-seed1: finished before" in output
+    table = (folder / "translation.md").read_text()
+    assert table.strip() in output
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert [row[0] for row in rows if len(row) > 1] == [
+        *("model", "dense", "MoE-4", "BLEU", "de-en", "en-de", "above dense"),
+    ]
+    metrics = json.loads((folder / "dense-seed1" / "eval_results.json").read_text())
+    dense = next(row for row in rows if row[0] == "dense")
+    assert dense[3] == rounded(metrics["eval_bleu"]) and dense[6] == rounded(metrics["eval_perplexity_per_word"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--only", "MoE-8"], "only=MoE-8 is none of dense, MoE-4"),
+        (["--references", '{"GPT-2": {"model_type": "gpt2"}}'], "references cannot be given"),
+        (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': no model argument is named 'num_expert'"),
+    ],
+)
+def test_bad_input_is_named(config, call, arguments, named):
+    status, _, error = call(config, *arguments)
+    assert status == 1 and named in error, error
+
+
+def test_validation_pairs_are_needed(config, call, tmp_path):
+    given = yaml.safe_load(config.read_text(encoding="utf-8"))
+    del given["validation_pairs"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    status, _, error = call(tmp_path / "config.yaml")
+    assert status == 1 and "no validation pairs are given" in error
+
+
+def test_the_tables_count_where_a_model_is_better():
+    def metrics(en_de, de_en):
+        values = {"bleu": (en_de + de_en) / 2, "bleu_lowercase": 30.0, "chrf": 50.0, "perplexity_per_word": 9.0}
+        values |= {"bleu_signature": "nrefs:1", "bleu_en-de": en_de, "bleu_de-en": de_en, "bleu_lowercase_en-de": 1.0}
+        return {f"eval_{name}": value for name, value in values.items()}
+
+    rows = [
+        TranslationRow("dense", 2_000_000, 500_000, [metrics(20.0, 30.0)], [0.5]),
+        TranslationRow("MoE", 9_000_000, 510_000, [metrics(20.5, 29.0), metrics(20.1, 30.5)], [0.5, 0.7]),
+    ]
+    lines = translation_table(rows).splitlines()
+    assert lines[2] == "| dense | 2.00 M | 0.500 M | 25.00 | 30.00 | 50.00 | 9.000 | 0.50 |"
+    assert lines[5:] == [
+        "| BLEU | dense | MoE |",
+        "|---|---|---|",
+        "| en-de | 20.00 | 20.30 (20.10 to 20.50) |",
+        "| de-en | 30.00 | 29.75 (29.00 to 30.50) |",
+        "| above dense | - | 1 of 2 |",
+    ]
+
+
+def test_numbers_have_four_digits():
+    assert [rounded(value) for value in (0.0, 0.05, 9.2, 53.617, 999.96, 3362.0, float("nan"))] == [
+        *("0", "0.05000", "9.200", "53.62", "1,000.0", "3,362", "nan"),
+    ]
+    assert mean_and_range([1.0]) == "1.000" and mean_and_range([1.0, 3.0]) == "2.000 (1.000 to 3.000)"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_shipped_models_cost_the_same_for_a_token(name):
+    given = yaml.safe_load((ROOT / "configs" / "reproduction" / f"{name}.yaml").read_text(encoding="utf-8"))
+    common = {key: value for key, value in given.items() if hasattr(GnmtMoeConfig(), key)}
+    configs = [GnmtMoeConfig(**(common | changes)) for changes in given["variants"].values()]
+    dense, *others = (ops_per_timestep(config) for config in configs)
+    assert configs[0].num_experts == 1 and list(given["variants"])[0] == "dense"
+    for config, ops in zip(configs[1:], others, strict=True):
+        assert ops == pytest.approx(dense, rel=0.05) and count_parameters(config) > 2 * count_parameters(configs[0])
+
+
+def test_no_test_set_is_named():
+    for name in CONFIGS:
+        text = (ROOT / "configs" / "reproduction" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert not re.search(r"\btest_", text)
