@@ -55,6 +55,38 @@ def specialisation(
     )
 
 
+def bits_of_experts(
+    experts: np.ndarray,
+    token_ids: np.ndarray,
+    num_experts: int,
+    num_classes: int = 256,
+    num_shuffles: int = 10,
+    seed: int = 0,
+) -> np.ndarray:
+    """(E,) what the choice of each expert tells about a token's class, in bits, less the mean of the control.
+
+    That is the divergence of the classes of the expert's tokens from those of all, D(P(class | expert) || P(class)),
+    whose mean over the tokens is the mutual information. 0 for an expert without a token. Arguments as for
+    `specialisation`.
+    """
+    counted = (experts >= 0) & (token_ids >= 0)
+    experts, classes = experts[counted], most_frequent_classes(token_ids[counted], num_classes)
+    if len(experts) == 0:
+        return np.zeros(num_experts)
+    random = np.random.default_rng(seed)
+    control = [_divergences(random.permutation(experts), classes, num_experts) for _ in range(num_shuffles)]
+    return _divergences(experts, classes, num_experts) - np.mean(control, axis=0)
+
+
+def _divergences(experts: np.ndarray, classes: np.ndarray, num_experts: int) -> np.ndarray:
+    num_classes = int(classes.max()) + 1
+    counts = np.bincount(experts * num_classes + classes, minlength=num_experts * num_classes)
+    counts = counts.reshape(num_experts, num_classes)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ratio = share / (counts.sum(axis=0) / counts.sum())
+    return (share * np.log2(ratio, out=np.zeros_like(ratio), where=ratio > 0)).sum(axis=1)
+
+
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     """I(A; B) = H(A) + H(B) - H(A, B) in bits, of pairs of integers (T,) and (T,) that are not negative."""
     pairs = first.astype(np.int64) * (int(second.max()) + 1) + second

@@ -2,21 +2,12 @@
 
 from pathlib import Path
 
-import torch
-from tqdm.auto import tqdm
-
 from ..errors import InputError
 from ..evaluation.history_plot import HISTORY_FILE, read_expert_history
 from ..evaluation.routing_data import report_data
 from ..evaluation.routing_report import write_report
 from ..evaluation.routing_statistics import choose_layers, collect_routing
-from .pair_sources import PairSource
-from .parallel_data import load_sentence_pairs
-from .routing_texts import PairText, StreamText
-from .runs import load_model_and_tokenizer
-from .text_data import load_text_dataset, tokenize_to_stream
-from .tokenized_pairs import tokenize_pairs
-from .translation_tokenizers import language_tag_id
+from .routing_input import batches_with_progress, load_for_routing, num_positions, open_text
 
 # Candidates for each context that is shown, as equal ones are shown once.
 CANDIDATES = 4
@@ -68,27 +59,27 @@ def routing_report(
     ):
         if value < 1:
             raise InputError(f"{name}={value} must be at least 1")
-    loaded, tokenizer, family = _load(model, target_language)
+    loaded, tokenizer = load_for_routing(model, target_language)
     choose_layers(loaded, layers)  # a wrong name is refused before the text is read
     curves = _history(model, history)
-    if family == "gnmt_moe":
-        if len(files) != 2:
-            raise InputError(f"files={files}: a translation model needs two, the sources and their translations")
-        source = PairSource(source_files=[files[0]], target_files=[files[1]], target_language=target_language)
-        pairs = tokenize_pairs(load_sentence_pairs([source], max_pairs=max_tokens), tokenizer)
-        text = PairText(pairs, loaded.config.decoder_start_token_id, batch_size, max_tokens)
-    else:
-        stream = tokenize_to_stream(load_text_dataset(files, max_lines=max_tokens), tokenizer)
-        text = StreamText(stream, window_length, batch_size, max_tokens, carry_state)
-
+    text = open_text(
+        loaded,
+        tokenizer,
+        files,
+        target_language=target_language,
+        batch_size=batch_size,
+        window_length=window_length,
+        carry_state=carry_state,
+        max_tokens=max_tokens,
+    )
     routing = collect_routing(
         loaded,
-        _with_progress(text, loaded),
-        {name: len(side.ids) for name, side in text.sides.items()},
+        batches_with_progress(text, loaded),
+        num_positions(text),
         layers,
         CANDIDATES * num_contexts,
     )
-    facts = {"model": str(model), "files": list(files), "family": family}
+    facts = {"model": str(model), "files": list(files), "family": loaded.config.model_type}
     data = report_data(facts, loaded.config, routing, text.sides, tokenizer, curves, num_contexts, context_width)
     return write_report(output, data, routing, curves)
 
@@ -102,17 +93,6 @@ def _checked_output(output: str | Path) -> Path:
     return output
 
 
-def _load(model: str, target_language: str | None):
-    """The model, its tokenizer and its family; InputError: they cannot be loaded, or do not know the language."""
-    loaded, tokenizer = load_model_and_tokenizer(model)
-    family = loaded.config.model_type
-    if target_language is not None:
-        if family == "lstm_moe":
-            raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
-        language_tag_id(tokenizer, target_language)
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, family
-
-
 def _history(model: str, history: str | Path | None) -> dict[str, dict[str, list[float]]]:
     """The curves of the training by layer; none if the model brings no history."""
     if history is None:
@@ -120,13 +100,3 @@ def _history(model: str, history: str | Path | None) -> dict[str, dict[str, list
         if not history.is_file():
             return {}
     return read_expert_history(history)
-
-
-def _with_progress(text, model):
-    """The batches on the model's device, with a bar on a terminal."""
-    total = sum(len(side.ids) for side in text.sides.values())
-    with tqdm(total=total, unit=" tokens", desc="Routing", disable=None) as bar:
-        for inputs, positions in text.batches(model.config):
-            tensors = {name: value.to(model.device) for name, value in inputs.items() if torch.is_tensor(value)}
-            yield inputs | tensors, positions
-            bar.update(sum(int((places >= 0).sum()) for places in positions.values()))

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Measure how much the experts of a model tell about the tokens, beside gates drawn at random (table 9's control).
+
+python scripts/specialisation.py LANGUAGE_MODEL FILE [FILE ...] [-o specialisation.md]
+python scripts/specialisation.py TRANSLATOR SOURCE_FILE TARGET_FILE [-o specialisation.md]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from moe_hf.errors import run_command
+from moe_hf.training.gate_controls import specialisation_table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
+    parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz; for a translation model two, aligned")
+    parser.add_argument("-o", "--output", type=Path, help="file to write the table to as well")
+    parser.add_argument("--max_tokens", type=int, default=200_000, help="read at most (default: 200000)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the gates drawn at random (default: 0 1 2)"
+    )
+    parser.add_argument("--target_language", help="multilingual translation models: the language of the second file")
+    arguments = vars(parser.parse_args())
+    output = arguments.pop("output")
+    return run_command(lambda: run(output, arguments))
+
+
+def run(output: Path | None, arguments: dict) -> None:
+    table = specialisation_table(**arguments)
+    print(table)
+    if output is not None:
+        output.write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
