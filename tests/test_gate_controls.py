@@ -47,7 +47,10 @@ def test_tokens_without_expert_do_not_count():
     assert bits_of_experts(np.array([-1]), np.array([3]), num_experts=2).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("config", [{}, {"num_experts": 6, "num_expert_groups": 2, "num_experts_per_tok": 4}, {"gating": "strictly_balanced"}])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"num_experts": 6, "num_expert_groups": 2, "num_experts_per_tok": 4}, {"gating": "strictly_balanced"}],
+)
 def test_gates_alone_are_drawn_as_wide_as_trained_ones(config):
     model = tiny_lm(torch.float32, **config)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -74,6 +74,21 @@ def test_a_wrong_variant_is_named(config):
         run_sweep(config, variants={"a": {"num_expert": 1}})
 
 
+@pytest.mark.parametrize("argument", ["seed", "output_dir"])
+def test_what_tells_runs_apart_cannot_be_varied(config, argument):
+    with pytest.raises(InputError, match=f"variant 'a': {argument} is not a variant's"):
+        run_sweep(config, variants={"a": {argument: 3}})
+
+
+def test_data_and_training_can_be_varied_too(config):
+    seen = {}
+    changes = {"max_steps": 2, "window_length": 5, "num_experts": 8}
+    run_sweep(config, variants={"a": changes, "b": {}}, train=lambda *given: seen.update({given[2].output_dir: given}))
+    (a_model, a_data, a_training), (b_model, b_data, b_training) = seen.values()
+    assert (a_model.num_experts, a_data.window_length, a_training.max_steps) == (8, 5, 2)
+    assert (b_model.num_experts, b_data.window_length, b_training.max_steps) == (4, 7, 4)
+
+
 def test_all_runs_share_one_tokenizer_trained_once(config, tmp_path, monkeypatch):
     _, data_args, training_args = parse_arguments([str(config / "config.yaml"), "--output_dir", str(tmp_path / "s")])
     trained = []

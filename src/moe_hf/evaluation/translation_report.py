@@ -31,9 +31,9 @@ class TranslationRow:
     metrics: list[dict] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
-    def bleu(self, direction: str) -> list[float]:
-        """BLEU of one direction, of each seed."""
-        return [metrics[f"eval_bleu_{direction}"] for metrics in self.metrics]
+    def bleu(self, direction: str | None = None) -> list[float]:
+        """BLEU of each seed, of one direction or of all."""
+        return [metrics[f"eval_bleu_{direction}" if direction else "eval_bleu"] for metrics in self.metrics]
 
     def directions(self) -> list[str]:
         """Of a multilingual model; empty for one pair of languages."""
@@ -54,7 +54,8 @@ def add_translation_run(rows: dict[str, TranslationRow], name: str, folder: str 
 def translation_table(rows: list[TranslationRow]) -> str:
     """The rows as a Markdown table, then BLEU by direction if there are several; means over the seeds and the ranges.
 
-    With several directions the last line counts those in which a model's mean is above the first model's.
+    By direction: a column for each multilingual model, and one for the bilingual models, which are those with a
+    direction's name, such as "en-de". The last line counts the directions in which a mean is above the first model's.
     """
     heads = ["model", "parameters", "operations per time step", *MEASURES.values(), "s a step"]
     lines = _head(heads)
@@ -62,21 +63,26 @@ def translation_table(rows: list[TranslationRow]) -> str:
         size = [f"{row.parameters / 1e6:.2f} M", f"{row.ops / 1e6:.3f} M"]
         measured = [mean_and_range([metrics[f"eval_{name}"] for metrics in row.metrics]) for name in MEASURES]
         lines.append(_line([row.name, *size, *measured, f"{statistics.median(row.seconds):.2f}"]))
-    directions = rows[0].directions()
-    if directions:
-        lines += ["", *_by_direction(rows, directions)]
+    several = [row for row in rows if row.directions()]
+    if several:
+        bilingual = {row.name: row for row in rows if row.name in several[0].directions()}
+        lines += ["", *_by_direction(several, bilingual)]
     return "\n".join(lines)
 
 
-def _by_direction(rows: list[TranslationRow], directions: list[str]) -> list[str]:
-    lines = _head(["BLEU", *(row.name for row in rows)])
-    lines += [_line([name, *(mean_and_range(row.bleu(name)) for row in rows)]) for name in directions]
-    base = [statistics.fmean(rows[0].bleu(name)) for name in directions]
-    above = [
-        sum(statistics.fmean(row.bleu(name)) > value for name, value in zip(directions, base, strict=True))
-        for row in rows[1:]
+def _by_direction(rows: list[TranslationRow], bilingual: dict[str, TranslationRow]) -> list[str]:
+    directions = rows[0].directions()
+    columns = {row.name: {name: row.bleu(name) for name in directions} for row in rows}
+    if bilingual:
+        columns["bilingual"] = {name: row.bleu() for name, row in bilingual.items()}
+    lines = _head(["BLEU", *columns])
+    for name in directions:
+        lines.append(_line([name, *(mean_and_range(of[name]) if name in of else "-" for of in columns.values())]))
+    (_, base), *others = columns.items()
+    counts = [
+        f"{sum(statistics.fmean(of[name]) > statistics.fmean(base[name]) for name in of)} of {len(of)}"
+        for _, of in others
     ]
-    counts = [f"{count} of {len(directions)}" for count in above]
     return lines + [_line([f"above {rows[0].name}", "-", *counts])]
 
 

@@ -30,7 +30,7 @@ class SweepArguments:
     """What is varied."""
 
     variants: dict | str | None = field(
-        default_factory=dict, metadata={"help": "{name: {model argument: value}}; on the command line as JSON"}
+        default_factory=dict, metadata={"help": "{name: {argument: value}}; on the command line as JSON"}
     )
     references: dict | str | None = field(
         default_factory=dict,
@@ -114,7 +114,7 @@ def train_variants(
 
     Args:
         model_args, data_args, training_args: what all runs have in common; each run gets a folder in `output_dir`.
-        variants: {name: {model argument: value}}; the names become folders'.
+        variants: {name: {argument of any of the three: value}}; the names become folders'.
         seeds: of the initial weights, the order of the data, the gating noise and the dropout.
         train: called with the three arguments of a run; `train_translation` for those of a translation model.
 
@@ -126,13 +126,19 @@ def train_variants(
     """
     for seed in seeds:
         for name, changes in variants.items():
-            unknown = [argument for argument in changes if argument not in vars(model_args)]
+            given = (model_args, data_args, training_args)
+            parts = [{key: value for key, value in changes.items() if key in vars(part)} for part in given]
+            unknown = [argument for argument in changes if not any(argument in part for part in parts)]
             if unknown:
-                raise InputError(f"variant {name!r}: no model argument is named {unknown[0]!r}")
-            run_model_args = replace(model_args, **changes)
+                raise InputError(f"variant {name!r}: no argument is named {unknown[0]!r}")
+            if fixed := {"output_dir", "seed"} & changes.keys():
+                raise InputError(f"variant {name!r}: {fixed.pop()} is not a variant's, each run has its own")
+            run_model_args, run_data_args = replace(model_args, **parts[0]), replace(data_args, **parts[1])
             run_training_args = _of_one_run(training_args, name, seed)
-            if _is_to_be_trained(run_model_args, data_args, run_training_args):
-                train(run_model_args, copy.copy(data_args), run_training_args)
+            for argument, value in parts[2].items():
+                setattr(run_training_args, argument, value)
+            if _is_to_be_trained(run_model_args, run_data_args, run_training_args):
+                train(run_model_args, run_data_args, run_training_args)
                 gc.collect()
             yield name, seed, Path(run_training_args.output_dir)
 
