@@ -8,7 +8,7 @@ The configuration's `variants` are the models, its `references` models of Transf
 argument of scripts/train_lm.py can be given for all of them.
 Finished runs in output_dir are kept and a killed one goes on, so the same command can be given again, also in several
 processes at once with different --only. Writes capacity.md, capacity.csv and capacity.png into output_dir, of all the
-models that are finished.
+models that are finished with the seeds given.
 """
 
 import sys
@@ -17,7 +17,7 @@ from pathlib import Path
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity, write_history
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
-from moe_hf.training.sweep import SweepArguments, is_finished, train_references, train_variants, with_shared_tokenizer
+from moe_hf.training.sweep import SweepArguments, reference_runs, train_runs, variant_runs, with_shared_tokenizer
 
 
 def main() -> int:
@@ -29,18 +29,14 @@ def run() -> None:
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
     if not data_args.validation_files:
         raise InputError("validation_files is empty: the table is measured on validation text")
-    variants, references = sweep_args.chosen()
+    sweep_args.check_names()
     data_args = with_shared_tokenizer(data_args, training_args)
-    for _ in train_variants(model_args, data_args, training_args, variants, sweep_args.seeds):
-        pass
-    for _ in train_references(data_args, training_args, references, sweep_args.seeds):
-        pass
-    folder, rows = Path(training_args.output_dir), {}
-    for name in [*sweep_args.variants, *sweep_args.references]:
-        for seed in sweep_args.seeds:
-            if is_finished(run_folder := folder / f"{name}-seed{seed}"):
-                add_run(rows, name, seed, run_folder)
-    write_report(list(rows.values()), folder)
+    runs = variant_runs(model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds)
+    runs += reference_runs(data_args, training_args, sweep_args.references, sweep_args.seeds)
+    rows = {}
+    for run in train_runs(runs, sweep_args.only):
+        add_run(rows, run.name, run.seed, run.folder)
+    write_report(list(rows.values()), Path(training_args.output_dir))
 
 
 def write_report(rows: list[CapacityRow], folder: Path) -> None:

@@ -6,7 +6,8 @@
 The configuration's `variants` are the models, the first one what the others are compared with; every argument of
 scripts/train_translation.py can be given for all of them. Finished runs in output_dir are kept and a killed one goes
 on, so the same command can be given again, also in several processes at once with different --only. Writes
-translation.md into output_dir, of all the models that are finished, with their scores on the validation pairs.
+translation.md into output_dir, of all the models that are finished with the seeds given: their scores on the
+validation pairs, translated with eval_num_beams (1: greedily).
 """
 
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.translation_report import add_translation_run, translation_table
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from moe_hf.training.sweep import SweepArguments, is_finished, train_variants
+from moe_hf.training.sweep import SweepArguments, train_runs, variant_runs
 from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -31,18 +32,16 @@ def run() -> None:
         raise InputError("references cannot be given: there are none for translation")
     if not data_args.validation_sources():
         raise InputError("no validation pairs are given: the table is measured on them")
-    variants, _ = sweep_args.chosen()
-    runs = train_variants(model_args, data_args, training_args, variants, sweep_args.seeds, train=train_translation)
-    for _ in runs:
-        pass
-    folder, rows = Path(training_args.output_dir), {}
-    for name in sweep_args.variants:
-        for seed in sweep_args.seeds:
-            if is_finished(run_folder := folder / f"{name}-seed{seed}"):
-                add_translation_run(rows, name, run_folder)
+    sweep_args.check_names()
+    runs = variant_runs(
+        model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds, train=train_translation
+    )
+    rows = {}
+    for run in train_runs(runs, sweep_args.only):
+        add_translation_run(rows, run.name, run.folder)
     table = translation_table(list(rows.values()))
     print(table)
-    (folder / "translation.md").write_text(table + "\n", encoding="utf-8")
+    (Path(training_args.output_dir) / "translation.md").write_text(table + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
+from moe_hf.evaluation.history_plot import HISTORY_FILE
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
 from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.sweep import SweepArguments, train_variants, with_shared_tokenizer
+from moe_hf.training.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
 
 
 def main() -> int:
@@ -33,15 +34,15 @@ def run() -> None:
     variants = {
         name: {"importance_loss_coef": row.w_importance, "load_loss_coef": row.w_load} for name, row in rows.items()
     }
-    for name, _, folder in train_variants(model_args, data_args, training_args, variants, sweep_args.seeds):
+    for run in train_runs(variant_runs(model_args, data_args, training_args, variants, sweep_args.seeds)):
         metrics = evaluate_lm(
-            str(folder),
+            str(run.folder),
             data_args.validation_files,
             window_length=data_args.window_length,
             carry_state=data_args.carry_state,
             batch_size=training_args.per_device_eval_batch_size,
         )
-        rows[name].add(metrics, folder / "expert_history.csv")
+        rows[run.name].add(metrics, run.folder / HISTORY_FILE)
     table = balance_table(list(rows.values()))
     print(table)
     folder = Path(training_args.output_dir)

@@ -98,6 +98,8 @@ def test_a_reference_is_counted_as_ours_are():
     ("changes", "named"),
     [
         ({"model_type": "gpt3"}, "reference=.*gpt3.* is no model"),
+        ({"weight_decay": 0.1}, "'GPT-2': 'weight_decay' is no argument of the model"),
+        ({"learning_rate": "fast"}, "'GPT-2': learning_rate='fast' must be of type float"),
         ({"n_positions": 9}, "'GPT-2': its windows of 9 must divide the 28 tokens of a step"),
     ],
 )
@@ -178,7 +180,7 @@ def test_the_plot_is_against_what_differs(tmp_path, monkeypatch):
 )
 def test_wrong_variants_are_named(arguments, named):
     with pytest.raises(InputError, match=named):
-        parse_arguments(arguments, (SweepArguments,))[0].chosen()
+        parse_arguments(arguments, (SweepArguments,))[0].check_names()
 
 
 def test_validation_text_is_needed(config, call, tmp_path):

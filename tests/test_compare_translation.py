@@ -60,12 +60,20 @@ def test_from_configuration_to_tables(config, call):
     assert dense[3] == rounded(metrics["eval_bleu"]) and dense[6] == rounded(metrics["eval_perplexity_per_word"])
 
 
+def test_models_of_other_arguments_are_not_put_into_one_table(config, call):
+    folder = config.parent / "other"
+    assert call(config, "--only", "MoE-4", "--output_dir", folder)[0] == 0
+    status, _, error = call(config, "--only", "dense", "--output_dir", folder, "--learning_rate", "0.5")
+    assert status == 1 and "learning_rate=0.5 differs from learning_rate=0.01" in error
+    assert not (folder / "dense-seed1").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--only", "MoE-8"], "only=MoE-8 is none of dense, MoE-4"),
         (["--references", '{"GPT-2": {"model_type": "gpt2"}}'], "references cannot be given"),
-        (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': no argument is named 'num_expert'"),
+        (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': 'num_expert' is no argument of the model"),
     ],
 )
 def test_bad_input_is_named(config, call, arguments, named):
@@ -132,6 +140,17 @@ def test_the_shipped_models_cost_the_same_for_a_token(name):
     assert configs[0].num_experts == 1 and list(given["variants"])[0] == "dense"
     for config, ops in zip(configs[1:], others, strict=True):
         assert ops == pytest.approx(dense, rel=0.05) and count_parameters(config) > 2 * count_parameters(configs[0])
+
+
+def test_bilingual_models_read_what_their_names_say():
+    given = yaml.safe_load((ROOT / "configs" / "reproduction" / "multilingual.yaml").read_text(encoding="utf-8"))
+    variants = {name: changes for name, changes in given["variants"].items() if re.fullmatch("..-..", name)}
+    assert len(variants) == 12
+    for name, changes in variants.items():
+        for part, pairs in (("train", changes["train_pairs"]), ("val", changes["validation_pairs"])):
+            (files,) = pairs
+            names = [Path(files[side]).name for side in ("source_files", "target_files")]
+            assert names == [f"{part}.{language}.gz" for language in name.split("-")]
 
 
 def test_no_test_set_is_named():

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,9 @@ TOKENIZER_ARGUMENTS = (
     *("tokenizer_kind", "vocab_size", "train_files", "max_train_lines"),
     *("dataset_name", "dataset_config_name", "train_split", "text_column"),
 )
+# What a model of a sweep may have of its own, besides its model arguments. (Others decide what is set up before.)
+DATA_ARGUMENTS = ("train_pairs", "validation_pairs")
+TRAINING_ARGUMENTS = {"max_steps": int, "warmup_steps": int, "learning_rate": float}
 
 
 @dataclass
@@ -48,19 +51,14 @@ class SweepArguments:
         self.variants = _named(self.variants, "variants")
         self.references = _named(self.references, "references")
 
-    def chosen(self) -> tuple[dict[str, dict], dict[str, dict]]:
-        """The variants and the references to train; InputError: none is given, or `only` names one that is not."""
+    def check_names(self) -> None:
+        """InputError: there is no variant, or `only` names one that is not there."""
         names = [*self.variants, *self.references]
         for name in self.only or []:
             if name not in names:
                 raise InputError(f"only={name} is none of {', '.join(names)}")
         if not self.variants:
             raise InputError("variants is empty: name at least one model")
-        variants, references = (
-            {name: changes for name, changes in models.items() if not self.only or name in self.only}
-            for models in (self.variants, self.references)
-        )
-        return variants, references
 
 
 def _named(value: dict | str, argument: str) -> dict[str, dict]:
@@ -102,62 +100,110 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
     return replace(data_args, tokenizer_name_or_path=str(folder))
 
 
-def train_variants(
+@dataclass(frozen=True)
+class Run:
+    """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`."""
+
+    name: str
+    seed: int
+    train: Callable
+    model_args: object
+    data_args: object
+    training_args: MoeTrainingArguments
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.training_args.output_dir)
+
+    def is_finished(self) -> bool:
+        """Whether the folder has the model and its last results; InputError: those of a run of other arguments."""
+        folder = self.folder
+        if not all((folder / file).is_file() for file in ("eval_results.json", "trainer_state.json")):
+            return False
+        course = course_of_run(self.model_args, self.data_args, self.training_args)
+        check_same_run(str(folder), str(folder / "finished"), course)
+        steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+        asked = self.training_args.max_steps
+        if asked > 0 and asked != steps:
+            raise InputError(f"max_steps={asked} differs from the {steps} of the finished run {folder}")
+        return True
+
+
+def train_runs(runs: list[Run], only: list[str] | None = None) -> list[Run]:
+    """Train what is not finished yet; a run that was killed goes on.
+
+    Args:
+        only: names of those to train, all if there are none.
+
+    Returns:
+        all that are finished then, in their order.
+
+    Raises:
+        InputError: a run of other arguments stands in one of the folders; finished ones are looked at first.
+    """
+    are_finished = [run.is_finished() for run in runs]
+    for run, is_finished in zip(runs, are_finished, strict=True):
+        if only and run.name not in only:
+            continue
+        print(f"{run.folder}: {'finished before' if is_finished else 'training'}", flush=True)
+        if not is_finished:
+            run.train(run.model_args, run.data_args, run.training_args)
+            gc.collect()
+    return [run for run in runs if run.is_finished()]
+
+
+def variant_runs(
     model_args,
     data_args,
-    training_args,
+    training_args: MoeTrainingArguments,
     variants: dict[str, dict],
     seeds: list[int],
     train: Callable = train_lm,
-) -> Iterator[tuple[str, int, Path]]:
-    """Train one model for each variant and seed. Finished runs are kept, a run that was killed goes on.
+) -> list[Run]:
+    """One run for each variant and seed.
 
     Args:
-        model_args, data_args, training_args: what all runs have in common; each run gets a folder in `output_dir`.
-        variants: {name: {argument of any of the three: value}}; the names become folders'.
+        model_args, data_args, training_args: what all runs have in common; each gets a folder in `output_dir`.
+        variants: {name: {argument: value}}: model arguments, `DATA_ARGUMENTS` and `TRAINING_ARGUMENTS`; the names
+            become folders'.
         seeds: of the initial weights, the order of the data, the gating noise and the dropout.
-        train: called with the three arguments of a run; `train_translation` for those of a translation model.
-
-    Yields:
-        name, seed and folder of each run, once it is finished.
+        train: `train_translation` for translation models.
 
     Raises:
-        InputError: an argument that a model does not have, or a folder with a run of other arguments.
+        InputError: an argument that a variant cannot have.
     """
+    runs = []
     for seed in seeds:
         for name, changes in variants.items():
-            given = (model_args, data_args, training_args)
-            parts = [{key: value for key, value in changes.items() if key in vars(part)} for part in given]
-            unknown = [argument for argument in changes if not any(argument in part for part in parts)]
-            if unknown:
-                raise InputError(f"variant {name!r}: no argument is named {unknown[0]!r}")
-            if fixed := {"output_dir", "seed"} & changes.keys():
-                raise InputError(f"variant {name!r}: {fixed.pop()} is not a variant's, each run has its own")
-            run_model_args, run_data_args = replace(model_args, **parts[0]), replace(data_args, **parts[1])
-            run_training_args = _of_one_run(training_args, name, seed)
-            for argument, value in parts[2].items():
-                setattr(run_training_args, argument, value)
-            if _is_to_be_trained(run_model_args, run_data_args, run_training_args):
-                train(run_model_args, run_data_args, run_training_args)
-                gc.collect()
-            yield name, seed, Path(run_training_args.output_dir)
+            own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
+            of_data = {key: own.pop(key) for key in DATA_ARGUMENTS if key in own and hasattr(data_args, key)}
+            if unknown := own.keys() - vars(model_args).keys():
+                allowed = ", ".join([*DATA_ARGUMENTS, *TRAINING_ARGUMENTS])
+                raise InputError(
+                    f"variant {name!r}: {min(unknown)!r} is no argument of the model, and none of {allowed}"
+                )
+            run_training_args = _of_one_run(training_args, name, seed, changes)
+            run_args = (replace(model_args, **own), replace(data_args, **of_data), run_training_args)
+            runs.append(Run(name, seed, train, *run_args))
+    return runs
 
 
-def train_references(
+def reference_runs(
     data_args: DataArguments, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
-) -> Iterator[tuple[str, int, Path]]:
-    """`train_variants` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
+) -> list[Run]:
+    """`variant_runs` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
 
     Raises:
         InputError: a model that cannot be made, or whose windows do not divide the tokens of a step.
     """
+    runs = []
     for seed in seeds:
         for name, changes in references.items():
-            config = {argument: value for argument, value in changes.items() if not hasattr(training_args, argument)}
-            model_args = ReferenceArguments(config)
-            run_training_args = _of_one_run(training_args, name, seed)
-            for argument in changes.keys() - config.keys():
-                setattr(run_training_args, argument, changes[argument])
+            own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
+            if wrong := own.keys() & vars(training_args).keys():  # the configuration would take it for a note
+                raise _refused(f"reference {name!r}", min(wrong), data_args)
+            model_args = ReferenceArguments(own)
+            run_training_args = _of_one_run(training_args, name, seed, changes)
             window = model_args.config().max_position_embeddings
             tokens = training_args.per_device_train_batch_size * data_args.window_length
             if tokens % window:
@@ -166,34 +212,32 @@ def train_references(
                 )
             run_training_args.per_device_train_batch_size = tokens // window
             run_data_args = replace(data_args, window_length=window, carry_state=False)
-            if _is_to_be_trained(model_args, run_data_args, run_training_args):
-                train_reference(model_args, run_data_args, run_training_args)
-                gc.collect()
-            yield name, seed, Path(run_training_args.output_dir)
+            runs.append(Run(name, seed, train_reference, model_args, run_data_args, run_training_args))
+    return runs
 
 
-def _of_one_run(training_args: MoeTrainingArguments, name: str, seed: int) -> MoeTrainingArguments:
+def _refused(model: str, argument: str, data_args) -> InputError:
+    others = [*(name for name in DATA_ARGUMENTS if hasattr(data_args, name)), *TRAINING_ARGUMENTS]
+    return InputError(f"{model}: {argument!r} is no argument of the model, and none of {', '.join(others)}")
+
+
+def _of_one_run(training_args: MoeTrainingArguments, name: str, seed: int, changes: dict) -> MoeTrainingArguments:
     training_args = copy.copy(training_args)
     training_args.output_dir = str(Path(training_args.output_dir) / f"{name}-seed{seed}")
     training_args.seed = seed
     training_args.resume_from_checkpoint = "last"
+    for argument, kind in TRAINING_ARGUMENTS.items():
+        if argument in changes:
+            setattr(training_args, argument, _number(kind, changes[argument], f"{name!r}: {argument}"))
     return training_args
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has saved its model and its last results."""
-    return (folder / "eval_results.json").is_file() and (folder / "trainer_state.json").is_file()
-
-
-def _is_to_be_trained(model_args, data_args, training_args: MoeTrainingArguments) -> bool:
-    """Whether the run is not finished; InputError: there is a finished one of other arguments."""
-    folder = Path(training_args.output_dir)
-    if not is_finished(folder):
-        print(f"{folder}: training", flush=True)
-        return True
-    check_same_run(str(folder), str(folder / "finished"), course_of_run(model_args, data_args, training_args))
-    steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
-    if training_args.max_steps > 0 and training_args.max_steps != steps:
-        raise InputError(f"max_steps={training_args.max_steps} differs from the {steps} of the finished run {folder}")
-    print(f"{folder}: finished before")
-    return False
+def _number(kind: type, value, argument: str) -> int | float:
+    """The value as an int or float; YAML reads 1e-3 as text."""
+    try:
+        number = kind(float(value))
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool) or number != float(value):
+        raise InputError(f"{argument}={value!r} must be of type {kind.__name__}")
+    return number
