@@ -1,5 +1,6 @@
 """Gates beside gates drawn at random: what is drawn, what each expert tells, the script and its errors."""
 
+import copy
 import runpy
 from pathlib import Path
 
@@ -10,10 +11,19 @@ from tiny_gnmt import tiny_model as tiny_gnmt
 from tiny_models import tiny_model as tiny_lm
 from tiny_reports import save_gnmt, save_lm
 
+from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.errors import InputError
-from moe_hf.evaluation.routing import moe_layers
-from moe_hf.evaluation.specialisation import bits_of_experts, most_frequent_classes, mutual_information
-from moe_hf.training.gate_controls import specialisation_table, with_drawn_gates
+from moe_hf.evaluation.report_numbers import rounded
+from moe_hf.evaluation.routing import moe_layers, observe_gates
+from moe_hf.evaluation.routing_statistics import collect_routing
+from moe_hf.evaluation.specialisation import (
+    bits_of_experts,
+    most_frequent_classes,
+    mutual_information,
+    specialisation,
+)
+from moe_hf.training.gate_controls import draw_gates, specialisation_table
+from moe_hf.training.routing_input import load_for_routing, open_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,33 +57,58 @@ def test_tokens_without_expert_do_not_count():
     assert bits_of_experts(np.array([-1]), np.array([3]), num_experts=2).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(
-    "config",
-    [{}, {"num_experts": 6, "num_expert_groups": 2, "num_experts_per_tok": 4}, {"gating": "strictly_balanced"}],
-)
+@pytest.mark.parametrize("config", [{}, {"num_experts": 6, "num_expert_groups": 2, "num_experts_per_tok": 4}])
 def test_gates_alone_are_drawn_as_wide_as_trained_ones(config):
     model = tiny_lm(torch.float32, **config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    drawn = with_drawn_gates(model, model, seed=3)
-    again, other = with_drawn_gates(model, model, seed=3), with_drawn_gates(model, model, seed=4)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    for name, value in drawn.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
+    drawn, again, other = (draw_gates(copy.deepcopy(model), model, seed=seed).state_dict() for seed in (3, 3, 4))
+    for name, value in drawn.items():
+        assert torch.equal(value, again[name])
         if ".gate." not in name:
             assert torch.equal(value, before[name])
-        elif "threshold" in name:
-            assert not value.any()
-        elif before[name].any():
-            assert not torch.equal(value, before[name]) and not torch.equal(value, other.state_dict()[name])
+        else:
+            assert not torch.equal(value, before[name]) and not torch.equal(value, other[name])
             assert 0.4 < value.std() / before[name].std() < 2.5
 
 
-def test_drawn_gates_without_thresholds_give_every_token_an_expert():
-    model = tiny_gnmt(torch.float32, gating="strictly_balanced").eval()
-    drawn = with_drawn_gates(model, model, seed=0)
+def test_gates_that_were_never_trained_are_drawn_too():
+    model = LstmMoeForCausalLM(LstmMoeConfig(vocab_size=20, hidden_size=16, num_experts=4, num_experts_per_tok=2))
+    drawn = draw_gates(copy.deepcopy(model), model, seed=0)
     for block in moe_layers(drawn).values():
-        output = block.gate(torch.randn(50, block.gate.weight.shape[-1]))
-        assert (output.top_k_weights > 0).any(dim=1).all()
+        assert 0.6 < block.gate.weight.std() < 1.4
+
+
+def test_drawn_gates_without_thresholds_choose_k_experts():
+    model = tiny_gnmt(torch.float32, gating="strictly_balanced").eval()
+    drawn = draw_gates(copy.deepcopy(model), model, seed=0)
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    seen = {}
+    with torch.no_grad(), observe_gates(drawn, lambda name, output: seen.update({name: output})):
+        drawn(input_ids=ids, decoder_input_ids=ids)
+    assert len(seen) == 2
+    for output in seen.values():
+        assert ((output.top_k_weights > 0).sum(dim=1) == model.config.num_experts_per_tok).all()
+
+
+def test_the_rows_are_what_the_models_they_name_do(tmp_path):
+    folder = save_lm(tmp_path)
+    files = [str(folder / "text.txt")]
+    rows = [line.strip("| ").split(" | ") for line in specialisation_table(str(folder), files, seeds=[5]).splitlines()]
+    trained, tokenizer = load_for_routing(str(folder))
+    torch.manual_seed(5)
+    untrained = LstmMoeForCausalLM(trained.config)
+    text = open_text(trained, tokenizer, files)
+    models = [trained, draw_gates(copy.deepcopy(trained), trained, 5), draw_gates(untrained, trained, 5)]
+    for model, row in zip(models, rows[2:], strict=True):
+        (routing,) = collect_routing(model, text.batches(model.config), {"": len(text.sides[""].ids)}).values()
+        strongest, expected = routing.experts[:, 0], [str(len(text.sides[""].ids))]
+        bits, counts = [], []
+        for ids in (text.sides[""].ids, text.sides[""].following):
+            found = specialisation(strongest, ids)
+            bits.append(rounded(found.bits - found.control_mean))
+            counts.append(str((bits_of_experts(strongest, ids, trained.config.num_experts) >= 1).sum()))
+        assert row[2:] == expected + bits + counts
+    assert len({tuple(row[3:5]) for row in rows[2:]}) == 3 and all(row[3] != row[4] for row in rows[2:])
 
 
 @pytest.mark.parametrize("family", ["lm", "gnmt"])
@@ -91,7 +126,7 @@ def test_the_script_writes_three_rows_for_each_layer(family, tmp_path, monkeypat
     kinds = ["trained", "trained model, gates drawn", "untrained model, gates drawn"]
     assert [row[:2] for row in rows] == [[layer, kind] for layer in layers for kind in kinds]
     for row in rows:
-        assert ("to" in row[2]) == (row[1] != "trained") and 0 <= float(row[4].split()[0]) <= 8
+        assert ("to" in row[3]) == (row[1] != "trained") and 0 <= float(row[5].split()[0]) <= 8
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ class Specialisation(NamedTuple):
 
     bits: as counted, which is too high by chance, the more so the more experts and classes there are for the tokens.
     control_mean, control_std: the same after the experts were permuted among the tokens, over several permutations.
-    bits - control_mean is what the experts know; it is at most the lesser of the two entropies.
+    bits - control_mean is what the experts know, or less: the fewer tokens there are for the pairs of experts and
+    classes, the more the control takes away. It is at most the lesser of the two entropies.
     expert_entropy, class_entropy: in bits. num_tokens: of them.
     """
 
