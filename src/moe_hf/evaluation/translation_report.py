@@ -52,10 +52,11 @@ def add_translation_run(rows: dict[str, TranslationRow], name: str, folder: str 
 
 
 def translation_table(rows: list[TranslationRow]) -> str:
-    """The rows as a Markdown table, then BLEU by direction if there are several; means over the seeds and the ranges.
+    """The rows as a Markdown table, then BLEU by direction if there are several, whose mean the first table has.
 
-    By direction: a column for each multilingual model, and one for the bilingual models, which are those with a
-    direction's name, such as "en-de". The last line counts the directions in which a mean is above the first model's.
+    All numbers are means over the seeds, with the ranges. By direction: a column for each multilingual model, and one
+    for the bilingual models, which are those with a direction's name, such as "en-de". The last line counts the
+    directions in which a mean is above the first model's.
     """
     heads = ["model", "parameters", "operations per time step", *MEASURES.values(), "s a step"]
     lines = _head(heads)
