@@ -107,7 +107,9 @@ def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
         color, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
         left.plot([getattr(row, size)] * len(row.perplexities), row.perplexities, marker, color=color)
         place = (getattr(row, size), statistics.fmean(row.perplexities))
-        left.annotate(row.name, place, xytext=(5, 4), textcoords="offset points", fontsize="small")
+        # On either side in turn, as models of the same size may be close to each other.
+        offset, side = ((5, 4), "left") if number % 2 else ((-5, -10), "right")
+        left.annotate(row.name, place, xytext=offset, textcoords="offset points", ha=side, fontsize="small")
         for seed_number, curve in enumerate(row.curves):
             label = row.name if seed_number == 0 else None
             right.plot(*zip(*curve), color=color, linewidth=1, label=label)
