@@ -45,10 +45,13 @@ def trainer_of(folder, *callbacks, **arguments):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Every test leaves them as they were."""
+    """Every test leaves them as they were. SIGINT is Python's, even where a shell's background job ignores it."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, inherited)
+    assert after == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
