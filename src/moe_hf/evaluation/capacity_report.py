@@ -103,12 +103,13 @@ def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
     size = max(SIZES, key=spread.get)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    from_lowest = sorted(rows, key=lambda row: statistics.fmean(row.perplexities))
     for number, row in enumerate(rows):
         color, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
         left.plot([getattr(row, size)] * len(row.perplexities), row.perplexities, marker, color=color)
         place = (getattr(row, size), statistics.fmean(row.perplexities))
-        # On either side in turn, as models of the same size may be close to each other.
-        offset, side = ((5, 4), "left") if number % 2 else ((-5, -10), "right")
+        # On either side in turn, from the lowest up, as models of the same size may be close to each other.
+        offset, side = ((5, 4), "left") if from_lowest.index(row) % 2 else ((-5, -10), "right")
         left.annotate(row.name, place, xytext=offset, textcoords="offset points", ha=side, fontsize="small")
         for seed_number, curve in enumerate(row.curves):
             label = row.name if seed_number == 0 else None
