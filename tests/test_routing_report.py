@@ -22,6 +22,7 @@ from moe_hf.evaluation.routing import routing_totals
 from moe_hf.evaluation.routing_data import coactivation_data
 from moe_hf.evaluation.routing_statistics import collect_routing
 from moe_hf.evaluation.token_texts import token_texts, whole_characters
+from moe_hf.hub import export
 from moe_hf.training.evaluate import evaluate_lm
 from moe_hf.training.parallel_data import PairSource, load_sentence_pairs
 from moe_hf.training.routing_report import routing_report
@@ -290,6 +291,17 @@ def test_bad_input_is_one_line(family, changes, named, lm, gnmt, tmp_path, monke
     with pytest.raises(InputError, match=re.escape(named)) as caught:
         routing_report(**arguments)
     assert "\n" not in str(caught.value) and not Path("page.html").exists()
+
+
+def test_a_broken_tokenizer_is_named(lm, tmp_path):
+    folder = copytree(lm, tmp_path / "broken")
+    (folder / "tokenizer.json").write_text("{}")  # which raises a bare Exception
+    for read in (
+        lambda: routing_report(str(folder), [str(folder / "text.txt")], tmp_path / "r.html"),
+        lambda: export(str(folder), tmp_path / "exported"),
+    ):
+        with pytest.raises(InputError, match=f"{folder}.*: the tokenizer cannot be loaded"):
+            read()
 
 
 def test_a_history_that_is_none_is_named(tmp_path):

@@ -13,7 +13,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -28,6 +27,7 @@ from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
 from .sharding import distributed_config, shard_new_model
+from .tokenizers import load_tokenizer
 
 # The arguments of a run, in its folder: a configuration file that repeats it.
 CONFIG_FILE = "run.yaml"
@@ -181,13 +181,11 @@ def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTo
     """
     try:
         model_type = AutoConfig.from_pretrained(source).model_type
-        if model_type not in TASK_MODELS:
-            raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except InputError:
-        raise
     except (OSError, ValueError) as error:
         raise InputError(f"model={source}: cannot be loaded ({reason(error)})") from error
+    if model_type not in TASK_MODELS:
+        raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
+    tokenizer = load_tokenizer(source)
     return load_pretrained(TASK_MODELS[model_type], source), tokenizer
 
 
