@@ -34,8 +34,8 @@ def run() -> None:
     runs = variant_runs(model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds)
     runs += reference_runs(data_args, training_args, sweep_args.references, sweep_args.seeds)
     rows = {}
-    for run in train_runs(runs, sweep_args.only):
-        add_run(rows, run.name, run.seed, run.folder)
+    for trained in train_runs(runs, sweep_args.only):
+        add_run(rows, trained.name, trained.seed, trained.folder)
     write_report(list(rows.values()), Path(training_args.output_dir))
 
 

@@ -37,8 +37,8 @@ def run() -> None:
         model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds, train=train_translation
     )
     rows = {}
-    for run in train_runs(runs, sweep_args.only):
-        add_translation_run(rows, run.name, run.folder)
+    for trained in train_runs(runs, sweep_args.only):
+        add_translation_run(rows, trained.name, trained.folder)
     table = translation_table(list(rows.values()))
     print(table)
     (Path(training_args.output_dir) / "translation.md").write_text(table + "\n", encoding="utf-8")

@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Measure how much the experts of a model tell about the tokens, beside gates drawn at random (table 9's control).
 
-python scripts/specialisation.py LANGUAGE_MODEL FILE [FILE ...] [-o specialisation.md]
-python scripts/specialisation.py TRANSLATOR SOURCE_FILE TARGET_FILE [-o specialisation.md]
+    python scripts/specialisation.py LANGUAGE_MODEL FILE [FILE ...] [-o specialisation.md]
+    python scripts/specialisation.py TRANSLATOR SOURCE_FILE TARGET_FILE [-o specialisation.md]
+
+Prints a table: for each MoE layer the trained model, the same with gates drawn at random, and an untrained model with
+gates drawn. Compare only rows of as many tokens.
 """
 
 import argparse

@@ -34,15 +34,15 @@ def run() -> None:
     variants = {
         name: {"importance_loss_coef": row.w_importance, "load_loss_coef": row.w_load} for name, row in rows.items()
     }
-    for run in train_runs(variant_runs(model_args, data_args, training_args, variants, sweep_args.seeds)):
+    for trained in train_runs(variant_runs(model_args, data_args, training_args, variants, sweep_args.seeds)):
         metrics = evaluate_lm(
-            str(run.folder),
+            str(trained.folder),
             data_args.validation_files,
             window_length=data_args.window_length,
             carry_state=data_args.carry_state,
             batch_size=training_args.per_device_eval_batch_size,
         )
-        rows[run.name].add(metrics, run.folder / HISTORY_FILE)
+        rows[trained.name].add(metrics, trained.folder / HISTORY_FILE)
     table = balance_table(list(rows.values()))
     print(table)
     folder = Path(training_args.output_dir)

@@ -4,6 +4,8 @@ No network either: a name that is no folder is refused at once, rather than look
 """
 
 import os
+import runpy
+from pathlib import Path
 
 # Before torch and huggingface_hub are imported; processes that tests start inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +30,16 @@ def classes_as_before(monkeypatch):
         monkeypatch.setattr(cls, "_auto_class", None)
     for cls in (GnmtMoeConfig, GnmtMoeModel, GnmtMoeForConditionalGeneration):
         monkeypatch.setattr(cls, "_auto_class", None)
+
+
+@pytest.fixture
+def call_script(monkeypatch, capsys):
+    """`call_script(name, *arguments)` runs scripts/NAME in this process: its exit status, output and errors."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        status = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / name))["main"]()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,14 +37,8 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["capacity.py", *map(str, arguments)])
-        status = runpy.run_path(str(ROOT / "scripts" / "capacity.py"))["main"]()
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+def call(call_script):
+    return partial(call_script, "capacity.py")
 
 
 def test_from_configuration_to_table(config, call):

@@ -2,7 +2,7 @@
 
 import json
 import re
-import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,14 +33,8 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["compare_translation.py", *map(str, arguments)])
-        status = runpy.run_path(str(ROOT / "scripts" / "compare_translation.py"))["main"]()
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+def call(call_script):
+    return partial(call_script, "compare_translation.py")
 
 
 def test_from_configuration_to_tables(config, call):

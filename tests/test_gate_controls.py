@@ -1,8 +1,6 @@
 """Gates beside gates drawn at random: what is drawn, what each expert tells, the script and its errors."""
 
 import copy
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +22,6 @@ from moe_hf.evaluation.specialisation import (
 )
 from moe_hf.training.gate_controls import draw_gates, specialisation_table
 from moe_hf.training.routing_input import load_for_routing, open_text
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_experts_bits_are_the_parts_of_the_mutual_information():
@@ -112,15 +108,13 @@ def test_the_rows_are_what_the_models_they_name_do(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["lm", "gnmt"])
-def test_the_script_writes_three_rows_for_each_layer(family, tmp_path, monkeypatch, capsys):
+def test_the_script_writes_three_rows_for_each_layer(family, tmp_path, call_script):
     folder = {"lm": save_lm, "gnmt": save_gnmt}[family](tmp_path)
     files = ["text.txt"] if family == "lm" else ["text.en", "text.de"]
     output = tmp_path / "table.md"
-    arguments = ["specialisation.py", folder, *(folder / name for name in files), "-o", output, "--seeds", 0, 1]
-    monkeypatch.setattr("sys.argv", list(map(str, arguments)))
-    script = runpy.run_path(str(ROOT / "scripts" / "specialisation.py"))
-    assert script["main"]() == 0
-    assert output.read_text().strip() in capsys.readouterr().out
+    arguments = [folder, *(folder / name for name in files), "-o", output, "--seeds", 0, 1]
+    status, printed, _ = call_script("specialisation.py", *arguments)
+    assert status == 0 and output.read_text().strip() in printed
     rows = [line.strip("| ").split(" | ") for line in output.read_text().splitlines()[2:]]
     layers = ["layers.1"] if family == "lm" else ["decoder.layers.1", "encoder.layers.2"]
     kinds = ["trained", "trained model, gates drawn", "untrained model, gates drawn"]
