@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity, write_history
+from moe_hf.evaluation.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity
+from moe_hf.evaluation.run_curves import write_curves
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
 from moe_hf.training.sweep import SweepArguments, reference_runs, train_runs, variant_runs, with_shared_tokenizer
 
@@ -43,7 +44,8 @@ def write_report(rows: list[CapacityRow], folder: Path) -> None:
     table = capacity_table(rows, baseline="MoE-1-Wide" if any(r.name == "MoE-1-Wide" for r in rows) else rows[0].name)
     print(table)
     (folder / "capacity.md").write_text(table + "\n", encoding="utf-8")
-    write_history(rows, folder / "capacity.csv")
+    histories = {(row.name, seed): curves for row in rows for seed, curves in zip(row.seeds, row.curves, strict=True)}
+    write_curves(folder / "capacity.csv", histories)
     plot_capacity(rows, folder / "capacity.png")
 
 

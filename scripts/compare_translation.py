@@ -6,15 +6,18 @@
 The configuration's `variants` are the models, the first one what the others are compared with; every argument of
 scripts/train_translation.py can be given for all of them. Finished runs in output_dir are kept and a killed one goes
 on, so the same command can be given again, also in several processes at once with different --only. Writes
-translation.md into output_dir, of all the models that are finished with the seeds given: their scores on the
-validation pairs, translated with eval_num_beams (1: greedily).
+translation.md, translation.csv and translation.png into output_dir, of all the models that are finished with the
+seeds given: their scores on the validation pairs, translated with eval_num_beams (1: greedily), and what they went
+through while training.
 """
 
 import sys
 from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.translation_report import add_translation_run, translation_table
+from moe_hf.evaluation.run_curves import write_curves
+from moe_hf.evaluation.translation_plot import plot_translation
+from moe_hf.evaluation.translation_report import TranslationRow, add_translation_run, translation_table
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.sweep import SweepArguments, train_runs, variant_runs
 from moe_hf.training.translation import train_translation
@@ -38,10 +41,17 @@ def run() -> None:
     )
     rows = {}
     for trained in train_runs(runs, sweep_args.only):
-        add_translation_run(rows, trained.name, trained.folder)
-    table = translation_table(list(rows.values()))
+        add_translation_run(rows, trained.name, trained.seed, trained.folder)
+    write_report(list(rows.values()), Path(training_args.output_dir))
+
+
+def write_report(rows: list[TranslationRow], folder: Path) -> None:
+    table = translation_table(rows)
     print(table)
-    (Path(training_args.output_dir) / "translation.md").write_text(table + "\n", encoding="utf-8")
+    (folder / "translation.md").write_text(table + "\n", encoding="utf-8")
+    histories = {(row.name, seed): curves for row in rows for seed, curves in zip(row.seeds, row.curves, strict=True)}
+    write_curves(folder / "translation.csv", histories)
+    plot_translation(rows, folder / "translation.png")
 
 
 if __name__ == "__main__":

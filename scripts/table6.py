@@ -4,7 +4,7 @@
     python scripts/table6.py configs/reproduction/table6.yaml [--seeds 1 2] [--name value ...]
 
 Every argument of scripts/train_lm.py can be given. Finished runs in output_dir are kept and a killed one goes on, so
-the same command can be given again. Writes table6.md and table6.png into output_dir.
+the same command can be given again. Writes table6.md, table6.csv and table6.png into output_dir.
 """
 
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.evaluation.history_plot import HISTORY_FILE
+from moe_hf.evaluation.run_curves import write_curves
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
 from moe_hf.training.evaluate import evaluate_lm
 from moe_hf.training.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
@@ -42,11 +43,15 @@ def run() -> None:
             carry_state=data_args.carry_state,
             batch_size=training_args.per_device_eval_batch_size,
         )
-        rows[trained.name].add(metrics, trained.folder / HISTORY_FILE)
+        rows[trained.name].add(trained.seed, metrics, trained.folder / HISTORY_FILE)
     table = balance_table(list(rows.values()))
     print(table)
     folder = Path(training_args.output_dir)
     (folder / "table6.md").write_text(table + "\n", encoding="utf-8")
+    histories = {
+        (name, seed): curves for name, row in rows.items() for seed, curves in zip(row.seeds, row.curves, strict=True)
+    }
+    write_curves(folder / "table6.csv", histories)
     plot_balance(list(rows.values()), folder / "table6.png")
 
 

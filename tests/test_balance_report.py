@@ -37,25 +37,27 @@ def metrics(perplexity: float, loads: list[float]) -> dict[str, float]:
 
 def test_a_row_is_the_mean_over_layers_and_seeds_with_the_papers_row_beside_it(history):
     row = BalanceRow(0.1, 0.1)
-    row.add(metrics(50.0, [0.2, 0.4]), history)
+    row.add(1, metrics(50.0, [0.2, 0.4]), history)
     assert (
         balance_table([row]).splitlines()[2]
         == "| 0.1 | 0.1 | 50.00 | 0.1000 | 0.3000 | 2.000 | 35.6 / 0.06 / 0.05 / 1.14 |"
     )
-    row.add(metrics(52.0, [0.5, 0.5]), history)
+    row.add(2, metrics(52.0, [0.5, 0.5]), history)
     assert "| 51.00 (50.00 to 52.00) | 0.1000 (0.1000 to 0.1000) | 0.4000 (0.3000 to 0.5000) |" in balance_table([row])
 
 
 def test_history_is_averaged_over_layers(history):
-    steps, curves = read_history(history)
-    assert steps == [5, 10]
-    assert curves == {"cv_load": [2.0, 0.5], "max_over_mean_load": [2.0, 2.0]}
+    assert read_history(history) == {
+        "cv_importance": [(5, 0.0), (10, 0.0)],
+        "cv_load": [(5, 2.0), (10, 0.5)],
+        "max_over_mean_load": [(5, 2.0), (10, 2.0)],
+    }
 
 
 def test_plot_is_a_picture(history, tmp_path):
     rows = [BalanceRow(*pair) for pair in TABLE_6]
     for row in rows:
-        row.add(metrics(50.0, [0.2]), history)
+        row.add(1, metrics(50.0, [0.2]), history)
     plot_balance(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -77,3 +79,6 @@ def test_script_trains_the_six_rows_and_writes_table_and_plot(tmp_path, monkeypa
     assert table in capsys.readouterr().out
     assert len(table.splitlines()) == 2 + len(TABLE_6)
     assert (tmp_path / "runs" / "table6.png").is_file()
+    with (tmp_path / "runs" / "table6.csv").open() as lines:
+        models = [line["model"] for line in csv.DictReader(lines)]
+    assert list(dict.fromkeys(models)) == [f"importance{w_i:g}-load{w_l:g}" for w_i, w_l in TABLE_6]

@@ -154,8 +154,10 @@ def test_the_plot_is_against_what_differs(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "set_xlabel", lambda axes, label: labels.append(label))
     for sizes in ((1_000_000, 1000), (2_000_000, 5000)), ((1_000_000, 1000), (9_000_000, 5000)):
         rows = [
-            CapacityRow("a", *sizes[0], [1], [50.0], [10.0], [0.25], [[(1, 60.0), (2, 50.0)]]),
-            CapacityRow("b", *sizes[1], [1], [40.0], [9.0], [0.25], [[(1, 55.0), (2, 40.0)]]),
+            CapacityRow(
+                "a", *sizes[0], [1], [50.0], [10.0], [0.25], [{"perplexity_per_word": [(1, 60.0), (2, 50.0)]}]
+            ),
+            CapacityRow("b", *sizes[1], [1], [40.0], [9.0], [0.25], [{"perplexity_per_word": [(1, 55.0), (2, 40.0)]}]),
         ]
         plot_capacity(rows, tmp_path / "plot.png")
     assert labels == ["operations per token", "step", "parameters without embedding and softmax", "step"]

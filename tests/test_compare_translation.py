@@ -1,5 +1,6 @@
 """Translation models of one sweep: the script from its configuration to its tables."""
 
+import csv
 import json
 import re
 from functools import partial
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.axes import Axes
 from tiny_runs import TRANSLATION_CONFIG
 
 from moe_hf import GnmtMoeConfig
 from moe_hf.evaluation import count_parameters, ops_per_timestep
 from moe_hf.evaluation.report_numbers import mean_and_range, rounded
+from moe_hf.evaluation.translation_plot import plot_translation
 from moe_hf.evaluation.translation_report import TranslationRow, translation_table
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +54,13 @@ def test_from_configuration_to_tables(config, call):
     ]
     metrics = json.loads((folder / "dense-seed1" / "eval_results.json").read_text())
     dense = next(row for row in rows if row[0] == "dense")
+    with (folder / "translation.csv").open() as lines:
+        history = list(csv.DictReader(lines))
+    assert list(dict.fromkeys(line["model"] for line in history)) == ["dense", "MoE-4"]
+    assert history[0].keys() == {"model", "seed", "step", "loss", "bleu", "perplexity_per_word"}
+    last = [line for line in history if line["model"] == "dense" and line["bleu"]][-1]
+    assert float(last["bleu"]) == pytest.approx(metrics["eval_bleu"], abs=1e-3) and float(history[0]["loss"]) > 0
+    assert (folder / "translation.png").read_bytes().startswith(b"\x89PNG")
     assert dense[3] == rounded(metrics["eval_bleu"]) and dense[6] == rounded(metrics["eval_perplexity_per_word"])
 
 
@@ -111,6 +121,33 @@ def test_the_tables_count_where_a_model_is_better():
         "| de-en | 30.00 | 29.75 (29.00 to 30.50) | - |",
         "| above dense | - | 1 of 2 | 1 of 1 |",
     ]
+
+
+def test_the_plot_has_directions_or_the_course_of_one(tmp_path, monkeypatch):
+    plotted, plot = [], Axes.plot
+
+    def record(self, xs, ys, *arguments, label=None, **others):
+        plotted.append((label, list(xs), list(ys)))
+        return plot(self, xs, ys, *arguments, label=label, **others)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    curves = {"loss": [(5, 4.0), (10, 3.0)], "bleu": [(10, 25.0)], "perplexity_per_word": []}
+    both = {"eval_bleu": 25.0, "eval_bleu_en-de": 20.0, "eval_bleu_de-en": 30.0}
+    one = {"eval_bleu": 24.0}
+
+    def row(name, metrics):
+        return TranslationRow(name, 2, 1, [metrics, metrics], [0.5, 0.5], [1, 2], [curves, curves])
+
+    plot_translation([row("MoE", both), row("de-en", one)], tmp_path / "plot.png")
+    loss = [("MoE", [5, 10], [4.0, 3.0]), (None, [5, 10], [4.0, 3.0])]
+    assert plotted == [
+        *loss,
+        ("MoE", [0, 0, 1, 1], [20.0, 20.0, 30.0, 30.0]),
+        ("bilingual", [1, 1], [24.0, 24.0]),
+    ]
+    plotted.clear()
+    plot_translation([row("MoE", one)], tmp_path / "plot.png")
+    assert plotted == [*loss, ("MoE", [10], [25.0]), (None, [10], [25.0])]
 
 
 def test_numbers_have_four_digits():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .history_plot import read_expert_history
 from .report_numbers import mean_and_range
+from .run_curves import Curves
 
 # (w_importance, w_load) of each row, and the paper's test perplexity, CV(Importance), CV(Load) and max/mean load.
 TABLE_6 = {
@@ -26,20 +27,22 @@ MEASURES = {
 
 @dataclass
 class BalanceRow:
-    """One row of the table: the coefficients, and {measure: one number for each seed}; `histories`: CSV files."""
+    """One row of the table: the coefficients, {measure: one number for each seed}, and the `curves` of each seed."""
 
     w_importance: float
     w_load: float
     measures: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
-    histories: list[Path] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         return f"w_importance={self.w_importance:g}, w_load={self.w_load:g}"
 
-    def add(self, metrics: dict[str, float], history: Path) -> None:
-        """Take the metrics of `evaluate_lm` for one seed; several MoE layers are averaged."""
-        self.histories.append(history)
+    def add(self, seed: int, metrics: dict[str, float], history: str | Path) -> None:
+        """Take the metrics of `evaluate_lm` and the expert_history.csv of one seed; MoE layers are averaged."""
+        self.seeds.append(seed)
+        self.curves.append(read_history(history))
         self.measures["perplexity"].append(metrics["eval_perplexity_per_word"])
         for name in list(MEASURES)[1:]:
             layers = [value for key, value in metrics.items() if key.endswith("/" + name)]
@@ -59,7 +62,7 @@ def balance_table(rows: list[BalanceRow]) -> str:
 
 
 def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
-    """Perplexity of every row, and CV(Load) and max/mean load while training (from `AuxLossCallback`'s histories)."""
+    """Perplexity of every row, and CV(Load) and max/mean load while training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -68,11 +71,10 @@ def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
         values = row.measures["perplexity"]
         left.barh(position, statistics.fmean(values), color=f"C{position}")
         left.plot(values, [position] * len(values), "k.", markersize=4)
-        for number, history in enumerate(row.histories):
+        for number, curves in enumerate(row.curves):
             label = row.label if number == 0 else None
-            steps, curves = read_history(history)
-            middle.plot(steps, curves["cv_load"], color=f"C{position}", linewidth=1, label=label)
-            right.plot(steps, curves["max_over_mean_load"], color=f"C{position}", linewidth=1, label=label)
+            middle.plot(*zip(*curves["cv_load"]), color=f"C{position}", linewidth=1, label=label)
+            right.plot(*zip(*curves["max_over_mean_load"]), color=f"C{position}", linewidth=1, label=label)
     every = [value for row in rows for value in row.measures["perplexity"]]
     margin = max(max(every) - min(every), 0.01 * min(every))
     left.set_xlim(min(every) - margin, max(every) + margin / 2)
@@ -88,15 +90,13 @@ def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def read_history(file: str | Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Steps and the curves of CV(Load) and max/mean load of an `expert_history.csv`, MoE layers averaged."""
+def read_history(file: str | Path) -> Curves:
+    """CV(Importance), CV(Load) and max/mean load in an `expert_history.csv` of `AuxLossCallback`, layers averaged."""
     by_step: dict[int, list[dict]] = {}
     for layer in read_expert_history(file).values():
         for number, step in enumerate(layer["step"]):
             by_step.setdefault(step, []).append({name: values[number] for name, values in layer.items()})
-    steps = sorted(by_step)
-    curves = {
-        name: [statistics.fmean(line[name] for line in by_step[step]) for step in steps]
-        for name in ("cv_load", "max_over_mean_load")
+    return {
+        name: [(step, statistics.fmean(line[name] for line in lines)) for step, lines in sorted(by_step.items())]
+        for name in list(MEASURES)[1:]
     }
-    return steps, curves

@@ -1,6 +1,5 @@
 """Figure 2 and table 7 of the paper for runs of ours: perplexity against capacity or computation per token."""
 
-import csv
 import json
 import statistics
 from dataclasses import dataclass, field
@@ -11,15 +10,16 @@ from transformers import AutoConfig
 from ..models.configuration_moe import MoeConfig
 from .model_size import count_parameters, ops_per_timestep, size_of_reference
 from .report_numbers import mean_and_range
+from .run_curves import Curves, read_curves
 
-HISTORY_COLUMNS = ("model", "seed", "step", "perplexity_per_word")
+MEASURES = {"perplexity_per_word": "eval_perplexity_per_word", "perplexity_per_token": "eval_perplexity_per_token"}
 SIZES = {"parameters": "parameters without embedding and softmax", "ops": "operations per token"}
 
 
 @dataclass
 class CapacityRow:
     """One model: `parameters` and `ops` without embedding and softmax; of each seed the last perplexities on the
-    validation text (`perplexities` per word), `seconds` of a step, and `curves` [(step, perplexity per word)]."""
+    validation text (`perplexities` per word), `seconds` of a step, and the `curves` of `MEASURES`."""
 
     name: str
     parameters: int
@@ -28,7 +28,7 @@ class CapacityRow:
     perplexities: list[float] = field(default_factory=list)
     token_perplexities: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    curves: list[list[tuple[int, float]]] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
 
 
 def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
@@ -37,16 +37,14 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
     is_ours = isinstance(config, MoeConfig)
     size = (count_parameters(config), ops_per_timestep(config)) if is_ours else size_of_reference(config)
     row = rows.setdefault(name, CapacityRow(name, *size))
-    state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
     # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
-    evaluations = [log for log in state["log_history"] if "eval_loss" in log]
-    curve = {log["step"]: log["eval_perplexity_per_word"] for log in evaluations}
+    curves = read_curves(folder, MEASURES)
     row.seeds.append(seed)
-    row.perplexities.append(evaluations[-1]["eval_perplexity_per_word"])
-    row.token_perplexities.append(evaluations[-1]["eval_perplexity_per_token"])
+    row.perplexities.append(curves["perplexity_per_word"][-1][1])
+    row.token_perplexities.append(curves["perplexity_per_token"][-1][1])
     row.seconds.append(1 / speed if speed else float("nan"))
-    row.curves.append(sorted(curve.items()))
+    row.curves.append(curves)
 
 
 def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
@@ -82,16 +80,6 @@ def _ratio(sizes: list[int]) -> float:
     return max(sizes) / min(sizes)
 
 
-def write_history(rows: list[CapacityRow], file: str | Path) -> None:
-    """The curves as CSV, small enough to keep beside the table."""
-    with open(file, "w", newline="", encoding="utf-8") as lines:
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(HISTORY_COLUMNS)
-        for row in rows:
-            for seed, curve in zip(row.seeds, row.curves, strict=True):
-                writer.writerows((row.name, seed, step, f"{perplexity:.3f}") for step, perplexity in curve)
-
-
 def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
     """Perplexity against the number of parameters (figure 2, left), and while training.
 
@@ -111,9 +99,9 @@ def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
         # On either side in turn, from the lowest up, as models of the same size may be close to each other.
         offset, side = ((5, 4), "left") if from_lowest.index(row) % 2 else ((-5, -10), "right")
         left.annotate(row.name, place, xytext=offset, textcoords="offset points", ha=side, fontsize="small")
-        for seed_number, curve in enumerate(row.curves):
+        for seed_number, curves in enumerate(row.curves):
             label = row.name if seed_number == 0 else None
-            right.plot(*zip(*curve), color=color, linewidth=1, label=label)
+            right.plot(*zip(*curves["perplexity_per_word"]), color=color, linewidth=1, label=label)
     left.set_xscale("log")
     left.margins(x=0.25)
     left.set_xlabel(SIZES[size])

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from .model_size import count_parameters, ops_per_timestep
 from .report_numbers import mean_and_range
+from .run_curves import Curves, read_curves
 
 MEASURES = {
     "bleu": "BLEU",
@@ -17,19 +18,22 @@ MEASURES = {
     "chrf": "chrF",
     "perplexity_per_word": "perplexity per word",
 }
+CURVES = {"loss": "loss", "bleu": "eval_bleu", "perplexity_per_word": "eval_perplexity_per_word"}
 DIRECTION = re.compile("eval_bleu_(?!lowercase)(.+-.+)")  # eval_bleu_en-de
 
 
 @dataclass
 class TranslationRow:
-    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last evaluation's `metrics`
-    and the `seconds` of a step."""
+    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last evaluation's `metrics`,
+    the `seconds` of a step, and the `curves` of `CURVES`."""
 
     name: str
     parameters: int
     ops: int
     metrics: list[dict] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
 
     def bleu(self, direction: str | None = None) -> list[float]:
         """BLEU of each seed, of one direction or of all."""
@@ -40,11 +44,13 @@ class TranslationRow:
         return [found[1] for name in self.metrics[0] if (found := DIRECTION.fullmatch(name))]
 
 
-def add_translation_run(rows: dict[str, TranslationRow], name: str, folder: str | Path) -> None:
+def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, folder: str | Path) -> None:
     """Put what a finished training left in `folder` into the row of its model."""
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
     row = rows.setdefault(name, TranslationRow(name, count_parameters(config), ops_per_timestep(config)))
+    row.seeds.append(seed)
+    row.curves.append(read_curves(folder, CURVES))
     row.metrics.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8")))
     # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
     speed = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
@@ -66,9 +72,14 @@ def translation_table(rows: list[TranslationRow]) -> str:
         lines.append(_line([row.name, *size, *measured, f"{statistics.median(row.seconds):.2f}"]))
     several = [row for row in rows if row.directions()]
     if several:
-        bilingual = {row.name: row for row in rows if row.name in several[0].directions()}
-        lines += ["", *_by_direction(several, bilingual)]
+        lines += ["", *_by_direction(several, bilingual_rows(rows))]
     return "\n".join(lines)
+
+
+def bilingual_rows(rows: list[TranslationRow]) -> dict[str, TranslationRow]:
+    """{direction: the model with that name}, of the directions of the multilingual models among the rows."""
+    directions = {name for row in rows for name in row.directions()}
+    return {row.name: row for row in rows if row.name in directions}
 
 
 def _by_direction(rows: list[TranslationRow], bilingual: dict[str, TranslationRow]) -> list[str]:
