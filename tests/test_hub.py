@@ -102,6 +102,29 @@ def test_the_card_has_the_runs_numbers_and_its_command(family, runs, tmp_path):
     assert (tmp_path / "repository" / "expert_history.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("trained_with", "shown"),
+    [("{run}", "me/model"), ("runs/sweep/tokenizer", "me/model"), ("someone/tokenizer", "someone/tokenizer")],
+)
+def test_the_cards_arguments_name_no_tokenizer_of_this_machine(trained_with, shown, runs, tmp_path):
+    trained = shutil.copytree(runs["lstm_moe"], tmp_path / "run")
+    arguments = yaml.safe_load((trained / "run.yaml").read_text())
+    arguments["tokenizer_name_or_path"] = trained_with.format(run=trained)
+    (trained / "run.yaml").write_text(yaml.safe_dump(arguments))
+    export(str(trained), tmp_path / "repository", repo_id="me/model")
+    card = (tmp_path / "repository" / "README.md").read_text()
+    assert yaml.safe_load(card.split("```yaml")[1].split("```")[0])["tokenizer_name_or_path"] == shown
+
+
+@pytest.mark.parametrize(("beams", "shown"), [({}, "greedy search"), ({"eval_num_beams": 4}, "4 beams")])
+def test_the_card_says_how_the_training_translated(beams, shown, runs, tmp_path):
+    trained = shutil.copytree(runs["gnmt_moe"], tmp_path / "run")
+    arguments = yaml.safe_load((trained / "run.yaml").read_text()) | beams
+    (trained / "run.yaml").write_text(yaml.safe_dump(arguments))
+    export(str(trained), tmp_path / "repository", repo_id="me/model")
+    assert f"; translations by {shown}." in (tmp_path / "repository" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, tmp_path, monkeypatch, capsys):
     model, text = shutil.copytree(runs[family], tmp_path / "model"), tmp_path / "other.txt"

@@ -96,12 +96,13 @@ def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_
         example=family["example"].replace("{repo}", repo_id),
         metrics=_metric_rows(results),
         evaluated_on=evaluated_on,
+        search=_search(run) if "bleu" in results else None,
         evaluations=[(command_line(e, repo_id), _metric_rows(e["metrics"])) for e in evaluations],
         loads=_last_loads(source / HISTORY_FILE),
         last_step=_read(source / "trainer_state.json").get("global_step"),
         command=f"python scripts/{family['script']} {CONFIG_FILE}" if run else None,
         training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
-        run_yaml=yaml.safe_dump(_for_others(run, name), sort_keys=False, allow_unicode=True),
+        run_yaml=yaml.safe_dump(_for_others(run, repo_id), sort_keys=False, allow_unicode=True),
         limits=family["limits"],
     )
     card.save(folder / "README.md")
@@ -124,9 +125,19 @@ def _evaluation_files(run: dict) -> list[str]:
     return files
 
 
-def _for_others(run: dict, name: str) -> dict:
-    """The arguments of a training without the folders of whoever ran it."""
-    return {key: value for key, value in run.items() if key != "cache_dir"} | {"output_dir": f"runs/{name}"}
+def _search(run: dict) -> str:
+    """How a training's translations were found that its scores are of."""
+    beams = run.get("eval_num_beams", 1)
+    return "greedy search" if beams == 1 else f"{beams} beams"
+
+
+def _for_others(run: dict, repo_id: str) -> dict:
+    """The arguments of a training without the folders of whoever ran it; its tokenizer is the repository's."""
+    run = {key: value for key, value in run.items() if key != "cache_dir"}
+    tokenizer = run.get("tokenizer_name_or_path")
+    if tokenizer and (Path(tokenizer).exists() or Path(tokenizer).is_absolute() or tokenizer.count("/") > 1):
+        run["tokenizer_name_or_path"] = repo_id
+    return run | {"output_dir": f"runs/{repo_id.rpartition('/')[2]}"}
 
 
 def _plain_names(metrics: dict) -> dict:
@@ -156,10 +167,12 @@ def _facts(model: PreTrainedModel) -> dict[str, str]:
     gate = config.gating
     if config.num_expert_groups is not None:
         gate = f"hierarchical, {config.num_expert_groups} groups of which {config.num_groups_per_tok} are used"
+    average = " on average" if config.gating == "strictly_balanced" else ""
     facts = {
         "layers": "; ".join(", ".join(getattr(config, name)) for name in patterns if hasattr(config, name)),
         "width": f"{config.hidden_size}",
-        "experts of a MoE layer": f"{config.num_experts}, {config.num_experts_per_tok} for a token; gate: {gate}",
+        "experts of a MoE layer": f"{config.num_experts}, {config.num_experts_per_tok} for a token{average}; "
+        f"gate: {gate}",
         "hidden units of an expert": f"{config.moe_intermediate_size}",
         "parameters": f"{count_parameters(config) / 1e6:,.2f} M, and "
         f"{count_embedding_parameters(config) / 1e6:,.2f} M of embedding and softmax",

@@ -69,15 +69,13 @@ def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
     left, middle, right = figure.subplots(1, 3)
     for position, row in enumerate(rows):
         values = row.measures["perplexity"]
-        left.barh(position, statistics.fmean(values), color=f"C{position}")
-        left.plot(values, [position] * len(values), "k.", markersize=4)
+        left.plot(values, [position] * len(values), "o", color=f"C{position}")
         for number, curves in enumerate(row.curves):
             label = row.label if number == 0 else None
             middle.plot(*zip(*curves["cv_load"]), color=f"C{position}", linewidth=1, label=label)
             right.plot(*zip(*curves["max_over_mean_load"]), color=f"C{position}", linewidth=1, label=label)
-    every = [value for row in rows for value in row.measures["perplexity"]]
-    margin = max(max(every) - min(every), 0.01 * min(every))
-    left.set_xlim(min(every) - margin, max(every) + margin / 2)
+    left.locator_params(axis="x", nbins=5)
+    left.grid(axis="y", linewidth=0.3)
     left.set_yticks(range(len(rows)), [row.label for row in rows])
     left.invert_yaxis()
     left.set_xlabel(MEASURES["perplexity"])
