@@ -116,6 +116,25 @@ def test_the_cards_arguments_name_no_tokenizer_of_this_machine(trained_with, sho
     assert yaml.safe_load(card.split("```yaml")[1].split("```")[0])["tokenizer_name_or_path"] == shown
 
 
+@pytest.mark.parametrize(
+    ("family", "arguments", "given", "shown"),
+    [
+        ("gnmt_moe", {}, None, ["en", "de"]),
+        ("gnmt_moe", {"train_pairs": [{"parallel_files": {"en": "a", "cs": "b"}}]}, None, ["en", "de", "cs"]),
+        ("gnmt_moe", {"source_language": None, "target_language": None}, None, None),
+        ("gnmt_moe", {}, ["fr"], ["fr"]),
+        ("lstm_moe", {}, None, None),
+        ("lstm_moe", {}, ["en"], ["en"]),
+    ],
+)
+def test_the_card_has_the_languages(family, arguments, given, shown, runs, tmp_path):
+    trained = shutil.copytree(runs[family], tmp_path / "run")
+    run = yaml.safe_load((trained / "run.yaml").read_text()) | arguments
+    (trained / "run.yaml").write_text(yaml.safe_dump(run))
+    export(str(trained), tmp_path / "repository", repo_id="me/model", language=given)
+    assert ModelCard.load(tmp_path / "repository" / "README.md").data.language == shown
+
+
 @pytest.mark.parametrize(("beams", "shown"), [({}, "greedy search"), ({"eval_num_beams": 4}, "4 beams")])
 def test_the_card_says_how_the_training_translated(beams, shown, runs, tmp_path):
     trained = shutil.copytree(runs["gnmt_moe"], tmp_path / "run")

@@ -64,6 +64,7 @@ def export(
     repo_id: str | None = None,
     max_shard_size: str = "5GB",
     license: str = "apache-2.0",
+    language: list[str] | None = None,
 ) -> None:
     """Write a repository: safetensors, configurations, tokenizer, code, model card (README.md) and its plot.
 
@@ -74,6 +75,7 @@ def export(
         repo_id: the name that the card's example loads; by default that of `folder`.
         max_shard_size: weights larger than that become several files.
         license: of the weights, as the Hub names it.
+        language: codes of the languages, for the card; by default those of the training's sentence pairs.
 
     Raises:
         InputError: `folder` has something in it, or `source` cannot be loaded.
@@ -82,7 +84,7 @@ def export(
     model, tokenizer = load_model_and_tokenizer(source)
     with_code(model).save_pretrained(folder, max_shard_size=max_shard_size)
     save_tokenizer(tokenizer, folder)
-    write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license)
+    write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license, language=language)
 
 
 def require_new_folder(folder: str | Path) -> Path:

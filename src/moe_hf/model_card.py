@@ -58,7 +58,9 @@ print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
 }
 
 
-def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_id: str, license: str) -> None:
+def write_model_card(
+    model: PreTrainedModel, source: str, folder: Path, *, repo_id: str, license: str, language: list[str] | None = None
+) -> None:
     """Write README.md, and a plot of the experts' balance if there is a history, into `folder`.
 
     Args:
@@ -68,6 +70,7 @@ def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_
         folder: of the repository.
         repo_id: what the card's example loads.
         license: of the weights, as the Hub names it.
+        language: codes of the languages, such as ["en"]; by default those of the training's sentence pairs.
     """
     family, source = FAMILIES[model.config.model_type], Path(source)
     run = _read(source / CONFIG_FILE, yaml.safe_load)
@@ -78,7 +81,7 @@ def write_model_card(model: PreTrainedModel, source: str, folder: Path, *, repo_
     card = ModelCard.from_template(
         card_data=ModelCardData(
             model_name=name,
-            language=[run[side] for side in ("source_language", "target_language") if run.get(side)] or None,
+            language=language or _languages(run) or None,
             license=license,
             library_name="transformers",
             pipeline_tag=family["task"],
@@ -123,6 +126,14 @@ def _evaluation_files(run: dict) -> list[str]:
     if not files and run.get("dataset_name"):
         files = [f"{run['dataset_name']} ({run.get('validation_split') or 'validation'})"]
     return files
+
+
+def _languages(run: dict) -> list[str]:
+    """Those that a training of a translation model names, in their order."""
+    names = []
+    for pairs in [run, *(run.get("train_pairs") or [])]:
+        names += [pairs.get("source_language"), pairs.get("target_language"), *(pairs.get("parallel_files") or {})]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _search(run: dict) -> str:

@@ -19,9 +19,12 @@ def main() -> int:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--dry-run", metavar="FOLDER", help="write the repository into this folder and upload nothing")
     parser.add_argument("--license", default="apache-2.0", help="of the weights (default: apache-2.0)")
+    parser.add_argument(
+        "--language", nargs="+", help="codes of its languages, such as en (default: the sentence pairs')"
+    )
     parser.add_argument("--max_shard_size", default="5GB", help="size of a weights file at most (default: 5GB)")
     arguments = parser.parse_args()
-    options = {"license": arguments.license, "max_shard_size": arguments.max_shard_size}
+    options = {name: getattr(arguments, name) for name in ("license", "language", "max_shard_size")}
 
     def run() -> dict:
         if arguments.dry_run:
