@@ -197,11 +197,11 @@ def test_large_weights_are_split(runs, tmp_path):
 
 def test_the_script_uploads_a_repository(runs, tmp_path):
     with FakeHub() as hub:
-        arguments = (runs["gnmt_moe"], "me/translator", "--private")
+        arguments = (runs["gnmt_moe"], "me/translator", "--private", "--language", "de", "cs")
         output = run_process(ROOT / "scripts" / "push_to_hub.py", *arguments, **hub.environment)
         assert f"{hub.url}/me/translator/commit" in output
         assert hub.private == {"me/translator": True}
-        export(str(runs["gnmt_moe"]), tmp_path / "expected", repo_id="me/translator")
+        export(str(runs["gnmt_moe"]), tmp_path / "expected", repo_id="me/translator", language=["de", "cs"])
         expected = {path.name: path.read_bytes() for path in (tmp_path / "expected").iterdir()}
         assert {name: data for name, data in hub.files["me/translator"].items() if name in expected} == expected
 

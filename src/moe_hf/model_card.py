@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from .evaluation.history_plot import HISTORY_FILE, plot_expert_history
 from .evaluation.model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 from .evaluation.records import command_line, read_evaluations
+from .training.arguments import TranslationTrainingArguments
 from .training.runs import CONFIG_FILE
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -138,7 +139,7 @@ def _languages(run: dict) -> list[str]:
 
 def _search(run: dict) -> str:
     """How a training's translations were found that its scores are of."""
-    beams = run.get("eval_num_beams", 1)
+    beams = run.get("eval_num_beams", TranslationTrainingArguments.eval_num_beams)
     return "greedy search" if beams == 1 else f"{beams} beams"
 
 
