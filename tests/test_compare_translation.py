@@ -19,7 +19,15 @@ from moe_hf.evaluation.translation_report import TranslationRow, translation_tab
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {"dense": {"num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "MoE-4": {}}
-CONFIGS = ["europarl-en-fr", "multi30k-en-de", "multi30k-en-de-wide", "multi30k-en-fr", "multilingual", "multilingual-causes"]
+CONFIGS = [
+    "europarl-en-fr",
+    "multi30k-en-de",
+    "multi30k-en-de-best",
+    "multi30k-en-de-wide",
+    "multi30k-en-fr",
+    "multilingual",
+    "multilingual-causes",
+]
 
 
 @pytest.fixture(scope="module")
