@@ -3,7 +3,7 @@
 import naive_moe
 import pytest
 import torch
-from tiny_models import assert_same, gradients, random_ids, tiny_config, tiny_model
+from tiny_models import aligned, assert_same, gradients, random_ids, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, LstmMoeModel
@@ -98,7 +98,7 @@ def test_saving_and_loading_keeps_config_and_logits(variant, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert loaded.config.layer_pattern == model.config.layer_pattern
     assert not loaded.training
-    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    assert torch.equal(aligned(loaded)(input_ids).logits, model(input_ids).logits)
 
 
 def test_loading_in_bfloat16_and_with_a_device_map(tmp_path):

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from test_resume import assert_same_run
+from tiny_models import aligned
 from tiny_runs import TRANSLATION_CONFIG
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainerCallback
 
@@ -65,7 +66,7 @@ def test_run_leaves_a_model_that_loads_and_translates_as_it_did(corpus, trained)
     inputs = tokenizer(PAIRS[:2], return_tensors="pt", padding=True)
     with torch.no_grad():
         expected = trainer.model.eval()(**inputs, decoder_input_ids=inputs["input_ids"]).logits
-        assert torch.equal(model(**inputs, decoder_input_ids=inputs["input_ids"]).logits, expected)
+        assert torch.equal(aligned(model)(**inputs, decoder_input_ids=inputs["input_ids"]).logits, expected)
     assert metrics["eval_bleu_signature"].startswith("nrefs:1|case:mixed")
     assert json.loads((corpus / "run" / "eval_results.json").read_text())["eval_loss"] == metrics["eval_loss"]
     assert (corpus / "run" / "expert_history.csv").read_text().count("\n") == 1 + 2 * 2

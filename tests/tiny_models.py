@@ -32,6 +32,14 @@ def tiny_config(**changes):
     return config
 
 
+def aligned(model):
+    """The model with its weights copied. Loaded ones are views of a file, and some processors round a product
+    otherwise where an address is no multiple of 64 bytes."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def randomize(module, seed=0, std=0.7):
     """Draw every parameter anew from a normal distribution (gates start at zero, which hides mistakes)."""
     generator = torch.Generator().manual_seed(seed)
