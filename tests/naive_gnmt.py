@@ -96,11 +96,12 @@ def bottom_layer(config, xs, source, weights):
     attention = part(weights, "attention.")
     (h, c), outputs, contexts, all_weights = zero_state(weights), [], [], []
     for x in xs:
-        if config.attention_feeding == "recurrent":
+        if config.attention_feeding == "parallel":
+            h, c = lstm_step(x, h, c, weights)
+        else:
             probabilities, context = attend(h, source, attention, config.attention_type)
             h, c = lstm_step(torch.cat([x, context]), h, c, weights)
-        else:
-            h, c = lstm_step(x, h, c, weights)
+        if config.attention_feeding != "recurrent":
             probabilities, context = attend(h, source, attention, config.attention_type)
         outputs.append(x + h)
         contexts.append(context)

@@ -6,7 +6,7 @@ from tiny_models import randomize
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
 
 PAD, START, END = 0, 1, 2
-FEEDINGS = ("recurrent", "parallel")
+FEEDINGS = ("recurrent", "input", "parallel")
 
 
 def tiny_config(**changes):

@@ -29,18 +29,21 @@ class AttentionLstmLayer(LstmLayer):
     The query is h, the LSTM's output before dropout and residual sum.
     attention_feeding="recurrent": context_t = attend(h_{t-1}), and the LSTM reads [x_t, context_t]; h before the first
     step is zero. One step after the other; what does not depend on the step before is computed for all at once.
+    attention_feeding="input": the LSTM reads the same, [x_t, attend(h_{t-1})], but context_t = attend(h_t): the layers
+    above get what was looked for after x_t was read (Luong et al., 2015, section 3.3).
     attention_feeding="parallel": the LSTM reads x_t, in one call, and context_t = attend(h_t).
 
     Args:
         config: as for `LstmLayer` and `GnmtAttention`, and attention_feeding.
 
-    Parameters: those of an LSTM layer, with weight_ih (4U, 2D) under recurrent feeding, and attention.*.
+    Parameters: those of an LSTM layer, with weight_ih (4U, 2D) unless feeding is parallel, and attention.*.
     """
 
     def __init__(self, config):
-        self_feeding = config.attention_feeding == "recurrent"
+        self_feeding = config.attention_feeding != "parallel"
         super().__init__(config, 2 * config.hidden_size if self_feeding else None)
         self.self_feeding = self_feeding
+        self.attends_after_step = config.attention_feeding == "input"
         self.attention = GnmtAttention(config)
 
     def forward(
@@ -97,4 +100,7 @@ class AttentionLstmLayer(LstmLayer):
             outputs.append(output[:, None])
             contexts.append(context)
             all_weights.append(weights)
+        if self.attends_after_step:
+            context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
+            contexts, all_weights = [*contexts[1:], context], [*all_weights[1:], weights]
         return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys

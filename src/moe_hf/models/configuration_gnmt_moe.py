@@ -5,7 +5,7 @@ from huggingface_hub.dataclasses import strict
 from .configuration_moe import MoeConfig
 
 ATTENTION_TYPES = ("product", "additive")
-ATTENTION_FEEDINGS = ("recurrent", "parallel")
+ATTENTION_FEEDINGS = ("recurrent", "input", "parallel")
 
 
 @strict
@@ -24,8 +24,10 @@ class GnmtMoeConfig(MoeConfig):
             layer their mean.
         attention_type: "product" (the paper's, two matrix products) or "additive" (GNMT's).
         attention_feeding: "recurrent" (as in GNMT: the query is the bottom LSTM's output of the previous step, all
-            LSTMs of the decoder read the context) or "parallel" (the query is its output of the same step, the LSTMs
-            above it read the context: the whole bottom layer is one call).
+            LSTMs of the decoder read the context), "input" (as "recurrent", but the LSTMs above the bottom one read
+            the context of its output of the same step, so that it was looked for with the last token read) or
+            "parallel" (the query is its output of the same step, only the LSTMs above it read the context: the whole
+            bottom layer is one call).
         share_embeddings: whether source and target tokens have one embedding. `tie_word_embeddings` makes the softmax
             use the target's too.
         label_smoothing: share of the target's probability that is spread over the whole vocabulary, while training.

@@ -81,7 +81,7 @@ class TranslationModelArguments(MoeModelArguments):
         default=None, metadata={"help": "whether the encoder's first layer reads in both directions"}
     )
     attention_type: str | None = field(default=None, metadata={"help": "product or additive"})
-    attention_feeding: str | None = field(default=None, metadata={"help": "recurrent or parallel"})
+    attention_feeding: str | None = field(default=None, metadata={"help": "recurrent, input or parallel"})
     share_embeddings: bool | None = field(default=None, metadata={"help": "one embedding for source and target"})
     label_smoothing: float | None = field(default=None, metadata={"help": "share spread over the vocabulary"})
 
