@@ -3,8 +3,9 @@
 
     python scripts/compare_translation.py configs/reproduction/multilingual.yaml [--seeds 1 2] [--only NAME ...]
 
-The configuration's `variants` are the models, the first one what the others are compared with; every argument of
-scripts/train_translation.py can be given for all of them. Finished runs in output_dir are kept and a killed one goes
+The configuration's `variants` are the models, the first one what the others are compared with, its `references`
+models of Transformers on the same batches; every argument of scripts/train_translation.py can be given for all of
+them. Finished runs in output_dir are kept and a killed one goes
 on, so the same command can be given again, also in several processes at once with different --only. Writes
 translation.md, translation.csv and translation.png into output_dir, of all the models that are finished with the
 seeds given: their scores on the validation pairs, translated with eval_num_beams (1: greedily), and what they went
@@ -19,7 +20,7 @@ from moe_hf.evaluation.run_curves import write_curves
 from moe_hf.evaluation.translation_plot import plot_translation
 from moe_hf.evaluation.translation_report import TranslationRow, add_translation_run, translation_table
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from moe_hf.training.sweep import SweepArguments, train_runs, variant_runs
+from moe_hf.training.sweep import SweepArguments, train_runs, translation_reference_runs, variant_runs
 from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -31,14 +32,13 @@ def main() -> int:
 def run() -> None:
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
-    if sweep_args.references:
-        raise InputError("references cannot be given: there are none for translation")
     if not data_args.validation_sources():
         raise InputError("no validation pairs are given: the table is measured on them")
     sweep_args.check_names()
     runs = variant_runs(
         model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds, train=train_translation
     )
+    runs += translation_reference_runs(data_args, training_args, sweep_args.references, sweep_args.seeds)
     rows = {}
     for trained in train_runs(runs, sweep_args.only):
         add_translation_run(rows, trained.name, trained.seed, trained.folder)

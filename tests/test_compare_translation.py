@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 VARIANTS = {"dense": {"num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "MoE-4": {}}
 CONFIGS = [
     "europarl-en-fr",
+    "europarl-en-fr-small",
     "multi30k-en-de",
     "multi30k-en-de-best",
     "multi30k-en-de-wide",
@@ -84,7 +85,7 @@ def test_models_of_other_arguments_are_not_put_into_one_table(config, call):
     ("arguments", "named"),
     [
         (["--only", "MoE-8"], "only=MoE-8 is none of dense, MoE-4"),
-        (["--references", '{"GPT-2": {"model_type": "gpt2"}}'], "references cannot be given"),
+        (["--references", '{"GPT-2": {"model_type": "gpt2"}}'], "'GPT-2': gpt2 is no encoder-decoder model"),
         (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': 'num_expert' is no argument of the model"),
     ],
 )

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "judge a model of either family on other text"),
     "evaluate-lm": ("evaluate_lm", "perplexity of a language model, and how evenly text uses its experts"),
     "evaluate-translation": ("evaluate_translation", "BLEU, chrF and perplexity of a translation model"),
+    "average": ("average_checkpoints", "one model from the last checkpoints of a training run"),
     "upcycle": ("upcycle", "make a model with many experts from a trained one with one or a few"),
     "prune": ("prune", "leave out or merge the least-loaded experts, at a perplexity that is reported"),
     "report": ("routing_report", "a page that shows which experts a text uses, and what for"),

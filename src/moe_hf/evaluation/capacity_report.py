@@ -7,8 +7,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from ..models.configuration_moe import MoeConfig
-from .model_size import count_parameters, ops_per_timestep, size_of_reference
+from .model_size import size_of_any
 from .report_numbers import mean_and_range
 from .run_curves import Curves, read_curves
 
@@ -34,9 +33,7 @@ class CapacityRow:
 def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
     """Put what a finished training left in `folder` into the row of its model."""
     config = AutoConfig.from_pretrained(folder)
-    is_ours = isinstance(config, MoeConfig)
-    size = (count_parameters(config), ops_per_timestep(config)) if is_ours else size_of_reference(config)
-    row = rows.setdefault(name, CapacityRow(name, *size))
+    row = rows.setdefault(name, CapacityRow(name, *size_of_any(config)))
     # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     curves = read_curves(folder, MEASURES)

@@ -1,7 +1,7 @@
 """How large a model is and what a token costs, by the paper's convention: embedding and softmax left out."""
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..models.configuration_moe import MoeConfig
@@ -42,19 +42,29 @@ def ops_per_timestep(config: MoeConfig) -> int:
     return ops
 
 
-def size_of_reference(config: PreTrainedConfig) -> tuple[int, int]:
-    """Parameters and operations per token of a decoder-only model of Transformers, counted as those of ours.
+def size_of_any(config: PreTrainedConfig) -> tuple[int, int]:
+    """Parameters and operations per token of a model of ours or of Transformers, without embedding and softmax."""
+    if isinstance(config, MoeConfig):
+        return count_parameters(config), ops_per_timestep(config)
+    return size_of_reference(config)
 
-    Embeddings, those of positions too, and softmax are left out. Attention over a window of all its positions: each
-    token scores and adds up half of them on average, a multiply-and-add each for every element of the width.
+
+def size_of_reference(config: PreTrainedConfig) -> tuple[int, int]:
+    """Parameters and operations per token of a model of Transformers, counted as those of ours.
+
+    Embeddings, those of positions too, and softmax are left out. A decoder-only model's attention over a window of all
+    its positions: each token scores and adds up half of them on average, a multiply-and-add each for every element of
+    the width. Of an encoder-decoder model it is left out, as of ours: a time step is one source and one target token.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
     left_out = {id(model.get_output_embeddings().weight)}
     left_out |= {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in left_out]
     matrices = sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
-    attention = config.num_hidden_layers * config.hidden_size * (config.max_position_embeddings + 1)
+    attention = 0
+    if not config.is_encoder_decoder:
+        attention = config.num_hidden_layers * config.hidden_size * (config.max_position_embeddings + 1)
     return sum(parameter.numel() for parameter in parameters), matrices + attention
 
 

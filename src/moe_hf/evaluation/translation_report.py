@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from .model_size import count_parameters, ops_per_timestep
+from .model_size import size_of_any
 from .report_numbers import mean_and_range
 from .run_curves import Curves, read_curves
 
@@ -48,7 +48,7 @@ def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, f
     """Put what a finished training left in `folder` into the row of its model."""
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
-    row = rows.setdefault(name, TranslationRow(name, count_parameters(config), ops_per_timestep(config)))
+    row = rows.setdefault(name, TranslationRow(name, *size_of_any(config)))
     row.seeds.append(seed)
     row.curves.append(read_curves(folder, CURVES))
     row.metrics.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ from ..errors import InputError
 from .arguments import DataArguments, MoeTrainingArguments
 from .checkpoints import check_same_run
 from .lm import load_text, train_lm
-from .reference import ReferenceArguments, train_reference
+from .reference import ReferenceArguments, train_reference, train_translation_reference
 from .runs import course_of_run
 from .tokenizers import load_or_train_tokenizer
 
@@ -57,7 +57,7 @@ class SweepArguments:
         for name in self.only or []:
             if name not in names:
                 raise InputError(f"only={name} is none of {', '.join(names)}")
-        if not self.variants:
+        if not names:
             raise InputError("variants is empty: name at least one model")
 
 
@@ -199,10 +199,7 @@ def reference_runs(
     runs = []
     for seed in seeds:
         for name, changes in references.items():
-            own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
-            if wrong := own.keys() & vars(training_args).keys():  # the configuration would take it for a note
-                raise _refused(f"reference {name!r}", min(wrong), data_args)
-            model_args = ReferenceArguments(own)
+            model_args = _reference(name, changes, data_args, training_args)
             run_training_args = _of_one_run(training_args, name, seed, changes)
             window = model_args.config().max_position_embeddings
             tokens = training_args.per_device_train_batch_size * data_args.window_length
@@ -214,6 +211,33 @@ def reference_runs(
             run_data_args = replace(data_args, window_length=window, carry_state=False)
             runs.append(Run(name, seed, train_reference, model_args, run_data_args, run_training_args))
     return runs
+
+
+def translation_reference_runs(
+    data_args, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+) -> list[Run]:
+    """`variant_runs` for translation models of Transformers' own, on the same batches.
+
+    Raises:
+        InputError: a model that cannot be made, or does not translate.
+    """
+    runs = []
+    for seed in seeds:
+        for name, changes in references.items():
+            model_args = _reference(name, changes, data_args, training_args)
+            config = model_args.config()
+            if not config.is_encoder_decoder:  # better now than after another model's training
+                raise InputError(f"reference {name!r}: {config.model_type} is no encoder-decoder model")
+            run_training_args = _of_one_run(training_args, name, seed, changes)
+            runs.append(Run(name, seed, train_translation_reference, model_args, data_args, run_training_args))
+    return runs
+
+
+def _reference(name: str, changes: dict, data_args, training_args: MoeTrainingArguments) -> ReferenceArguments:
+    own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
+    if wrong := own.keys() & vars(training_args).keys():  # the configuration would take it for a note
+        raise _refused(f"reference {name!r}", min(wrong), data_args)
+    return ReferenceArguments(own)
 
 
 def _refused(model: str, argument: str, data_args) -> InputError:

@@ -1,6 +1,14 @@
 """Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
 
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
+from collections.abc import Callable
+
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
@@ -21,8 +29,13 @@ def train_translation(
     model_args: TranslationModelArguments,
     data_args: TranslationDataArguments,
     training_args: TranslationTrainingArguments,
+    new_model: Callable[[PreTrainedTokenizerBase], PreTrainedModel] | None = None,
 ) -> tuple[TranslationTrainer, dict[str, float | str]]:
     """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
+
+    Args:
+        model_args, data_args, training_args: what to train, on what, and how.
+        new_model: makes a model for the tokenizer, if it is not to be ours (`reference.py`).
 
     Returns:
         the trainer, and the last evaluation's metrics (empty without validation pairs).
@@ -36,15 +49,18 @@ def train_translation(
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
-    model = build_model(
-        GnmtMoeForConditionalGeneration,
-        AutoModelForSeq2SeqLM,
-        model_args,
-        training_args,
-        tokenizer,
-        checkpoint=checkpoint,
-        decoder_start_token_id=tokenizer.bos_token_id,
-    )
+    if new_model is None:
+        model = build_model(
+            GnmtMoeForConditionalGeneration,
+            AutoModelForSeq2SeqLM,
+            model_args,
+            training_args,
+            tokenizer,
+            checkpoint=checkpoint,
+            decoder_start_token_id=tokenizer.bos_token_id,
+        )
+    else:
+        model = new_model(tokenizer)
     report(model)
 
     training_args.remove_unused_columns = False

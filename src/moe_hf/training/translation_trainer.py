@@ -1,17 +1,20 @@
 """The Trainer of translation models: batches of about equally many words, perplexity and BLEU on held-out pairs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Seq2SeqTrainer
+from transformers import PreTrainedModel, Seq2SeqTrainer
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
+from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from ..translation import Translator
 from .arguments import TranslationTrainingArguments
 from .moe_trainer import MoeTrainerMixin
@@ -46,8 +49,25 @@ def evaluation_batches(pairs: EvaluationPairs, args: TranslationTrainingArgument
         raise InputError(f"validation pairs: {error}") from error
 
 
+def token_loss(model: PreTrainedModel) -> Callable:
+    """The `compute_loss_func` of a model of Transformers' own, whose loss is a mean without label smoothing.
+
+    As ours: the sum over the tokens by their number, while training with `config.label_smoothing`, 0 if it has none.
+    """
+
+    def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
+        smoothing = getattr(model.config, "label_smoothing", 0.0) if model.training else 0.0
+        logits = outputs.logits.flatten(0, 1).float()
+        nats = F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing)
+        return nats / num_items_in_batch
+
+    return loss
+
+
 class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` for the datasets of `tokenize_pairs`, evaluated on `EvaluationPairs`.
+
+    The model may be another encoder-decoder model of Transformers: its loss is that of `token_loss`.
 
     Args:
         translate_arguments: for the `Translator` that writes the translations to be judged.
@@ -57,6 +77,9 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
     def __init__(self, *args, translate_arguments: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if not isinstance(self.accelerator.unwrap_model(self.model), GnmtMoeForConditionalGeneration):
+            self.compute_loss_func = token_loss(self.model)
+            self.data_collator.model = self.model  # which shifts the labels: the model is not given them then
         self.translate_arguments = {"num_return_sequences": 1} | (translate_arguments or {})
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -100,12 +123,19 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         for batch in loader:
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-                loss = self.model(**batch, num_items_in_batch=1).loss  # 1: the sum over the tokens
+                loss = self._summed_loss(batch)
             totals += torch.stack([loss.double(), (batch["labels"] != -100).sum().double()])
         nll, num_tokens = self.accelerator.reduce(totals).tolist()
         metric = load_metric("stream_perplexity")
         metric.add(nll=nll, num_tokens=int(num_tokens), num_words=sum(pairs.tokens["target_words"]))
         return {"loss": nll / num_tokens, **metric.compute()}
+
+    def _summed_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Nats of all tokens of the batch: the loss by one item."""
+        if self.compute_loss_func is None:
+            return self.model(**batch, num_items_in_batch=1).loss
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return self.compute_loss_func(self.model(**inputs), batch["labels"], num_items_in_batch=1)
 
     def _scores(self, pairs: EvaluationPairs) -> tuple[dict, list[str]]:
         rank, world_size = self.args.process_index, self.args.world_size

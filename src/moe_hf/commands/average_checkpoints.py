@@ -1,0 +1,32 @@
+"""Average the weights of the last checkpoints of a training run into one model.
+
+    moe-hf average runs/en-de runs/en-de-averaged --last 10
+
+The run needs --save_total_limit of at least as many. Tokenizer and generation settings go along; an optimizer's state
+does not. Whether the average is better than the last checkpoint, `moe-hf evaluate` tells on validation data.
+"""
+
+import argparse
+
+from ..errors import run_command
+from ..hub import require_new_folder, save_tokenizer
+from ..training.averaging import average_checkpoints, last_checkpoints
+from ..training.tokenizers import load_tokenizer
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="output folder of a training, with folders checkpoint-N")
+    parser.add_argument("out", help="new folder for the result")
+    parser.add_argument("--last", type=int, default=10, help="how many checkpoints (default: 10)")
+    arguments = parser.parse_args()
+    return run_command(lambda: average(arguments.run, arguments.out, arguments.last))
+
+
+def average(run: str, out: str, last: int) -> dict:
+    """`average_checkpoints` from folder to folder; what to print."""
+    output = require_new_folder(out)
+    folders = last_checkpoints(run, last)
+    average_checkpoints(folders).save_pretrained(output)
+    save_tokenizer(load_tokenizer(str(folders[-1])), output)
+    return {"averaged": f"{folders[0].name} to {folders[-1].name}, {len(folders)}", "written to": str(output)}
