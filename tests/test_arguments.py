@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from moe_hf.training.translation_arguments import TranslationDataArguments
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.glob("accelerate/*")))  # those are for `accelerate launch`
-TRANSLATION_CONFIGS = [path for path in CONFIGS if "encoder_layer_pattern" in path.read_text(encoding="utf-8")]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in CONFIGS}
+TRANSLATION_CONFIGS = [path for path in CONFIGS if re.search("encoder_layer_pattern|train_source_files", TEXTS[path])]
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
 LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)
 TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
@@ -34,7 +36,7 @@ TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, Tran
 
 def classes_of(path) -> tuple[type, ...]:
     classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
-    return classes + (SweepArguments,) * ("\nvariants:" in path.read_text(encoding="utf-8"))
+    return classes + (SweepArguments,) * bool(re.search("^(variants|references):", TEXTS[path], flags=re.M))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def call(runs, call_script):
 
 def test_the_mean_of_every_weight(runs, call):
     status, output, _ = call(runs / "run", runs / "mean", "--last", "3")
-    assert status == 0 and "checkpoint-2 to checkpoint-4, 3" in output
+    assert status == 0 and "averaged = checkpoint-2, checkpoint-3, checkpoint-4\n" in output
     parts = [load_file(runs / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 3, 4)]
     mean = load_file(runs / "mean" / "model.safetensors")
     assert mean.keys() == parts[0].keys()
@@ -58,6 +58,8 @@ def test_what_cannot_be_averaged_is_named(runs, call, tmp_path):
     for last in (1, 4):
         status, _, error = call(runs / "run", tmp_path / "out", "--last", last)
         assert status == 1 and f"last={last} must be at least 2, and at most the 3 checkpoints that" in error
+    status, _, error = call(runs / "nothing", tmp_path / "out")
+    assert status == 1 and "nothing is no folder" in error
     assert not (tmp_path / "out").exists()
     status, _, error = call(runs / "run", runs / "other", "--last", 2)
     assert status == 1 and "must be new or empty" in error

@@ -10,12 +10,15 @@ import pytest
 import yaml
 from matplotlib.axes import Axes
 from tiny_runs import TRANSLATION_CONFIG
+from transformers import AutoConfig
 
 from moe_hf import GnmtMoeConfig
 from moe_hf.evaluation import count_parameters, ops_per_timestep
+from moe_hf.evaluation.model_size import size_of_reference
 from moe_hf.evaluation.report_numbers import mean_and_range, rounded
 from moe_hf.evaluation.translation_plot import plot_translation
 from moe_hf.evaluation.translation_report import TranslationRow, translation_table
+from moe_hf.training.sweep import TRAINING_ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {"dense": {"num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "MoE-4": {}}
@@ -85,7 +88,10 @@ def test_models_of_other_arguments_are_not_put_into_one_table(config, call):
     ("arguments", "named"),
     [
         (["--only", "MoE-8"], "only=MoE-8 is none of dense, MoE-4"),
-        (["--references", '{"GPT-2": {"model_type": "gpt2"}}'], "'GPT-2': gpt2 is no encoder-decoder model"),
+        (
+            ["--references", '{"GPT-2": {"model_type": "gpt2"}}'],
+            "reference 'GPT-2': reference={'model_type': 'gpt2'} is no encoder-decoder model",
+        ),
         (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': 'num_expert' is no argument of the model"),
     ],
 )
@@ -193,7 +199,17 @@ def test_bilingual_models_read_what_their_names_say():
             assert names == [f"{part}.{language}.gz" for language in name.split("-")]
 
 
+def test_the_transformer_beside_the_best_costs_the_same_for_a_token():
+    given = yaml.safe_load((ROOT / "configs/reproduction/multi30k-en-de-best.yaml").read_text(encoding="utf-8"))
+    own = vars(GnmtMoeConfig()).keys()
+    dense = {key: value for key, value in (given | given["variants"]["dense"]).items() if key in own}
+    reference = {k: v for k, v in given["references"]["Transformer"].items() if k not in TRAINING_ARGUMENTS}
+    ops = size_of_reference(AutoConfig.for_model(**reference, vocab_size=given["vocab_size"], pad_token_id=0))[1]
+    assert ops == pytest.approx(ops_per_timestep(GnmtMoeConfig(**dense)), rel=0.05)
+
+
 def test_no_test_set_is_named():
-    for name in CONFIGS:
-        text = (ROOT / "configs" / "reproduction" / f"{name}.yaml").read_text(encoding="utf-8")
-        assert not re.search(r"\btest_", text)
+    files = sorted((ROOT / "configs" / "reproduction").glob("*.yaml"))
+    assert len(files) > len(CONFIGS)
+    for file in files:
+        assert not re.search(r"\btest_", file.read_text(encoding="utf-8")), file

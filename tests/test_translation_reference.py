@@ -15,6 +15,7 @@ from moe_hf.evaluation.model_size import size_of_reference
 from moe_hf.training.evaluate_translation import evaluate_translation
 from moe_hf.training.translation_tokenizers import encode_texts, load_translation_tokenizer
 from moe_hf.training.translation_trainer import token_loss
+from moe_hf.translation import Translator
 
 MARIAN = {"model_type": "marian", "d_model": 8, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 12}
 MARIAN |= {"decoder_ffn_dim": 20, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.1}
@@ -69,6 +70,47 @@ def test_perplexity_is_that_of_every_token(config, call):
     assert found["eval_loss"] == pytest.approx(nll / num_tokens, rel=1e-5)
 
 
+def test_a_variant_has_another_name(config, call, tmp_path):
+    status, _, error = call(config, "--variants", '{"Transformer": {}}', "--output_dir", tmp_path / "run")
+    assert status == 1 and "references: 'Transformer' is the name of a variant too" in error
+
+
+def test_gnmts_search_and_the_attention_of_a_reference(config, call):
+    assert call(config)[0] == 0
+    folder = str(config.parent / "run" / "Transformer-seed1")
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), load_translation_tokenizer(folder)
+    translator = Translator(model, tokenizer, num_beams=3, length_alpha=0.6, coverage_beta=0.2)
+    ((translation,),) = translator.translate(["a dog sees a cat"])
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    attention = Translator(model, tokenizer).attention(translation)
+    assert attention.shape == (len(translation.target_ids), len(translation.source_ids))
+    torch.testing.assert_close(attention.sum(dim=1), torch.ones(len(attention)))
+
+
+def test_translations_end_where_the_positions_do(config, call):
+    assert call(config)[0] == 0
+    folder = str(config.parent / "run" / "Transformer-seed1")
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), load_translation_tokenizer(folder)
+    source = "a dog sees a cat " * 9
+    assert 40 < len(encode_texts(tokenizer, [source])[0]) <= 128
+    never_ends = {"suppress_tokens": [tokenizer.eos_token_id], "forced_eos_token_id": None}
+    ((translation,),) = Translator(model, tokenizer, **never_ends).translate([source])
+    assert len(translation.target_ids) == 128
+
+
+def test_its_checkpoints_are_averaged_with_their_ties(config, call, call_script, tmp_path):
+    run = tmp_path / "run" / "Transformer-seed1"
+    saving = ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", tmp_path / "run"]
+    assert call(config, *saving)[0] == 0
+    assert call_script("average_checkpoints.py", run, tmp_path / "mean", "--last", 3)[0] == 0
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "mean")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    parts = [AutoModelForSeq2SeqLM.from_pretrained(run / f"checkpoint-{step}").state_dict() for step in (4, 5, 6)]
+    for name, found in model.state_dict().items():
+        expected = sum(part[name].double() for part in parts) / 3
+        torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("smoothing", [None, 0.3])
 def test_the_loss_is_a_sum_with_label_smoothing_while_training(smoothing):
     torch.manual_seed(0)
@@ -103,7 +145,15 @@ def test_a_reference_is_counted_as_ours_are():
     ("changes", "named"),
     [
         ({"model_type": "marien"}, "reference=.*marien.* is no model"),
-        ({"model_type": "gpt2"}, "is no encoder-decoder model"),
+        ({"model_type": "gpt2"}, "'gpt2'.* is no model: 'd_model' is no argument of gpt2"),
+        ({"dropuot": 0.9}, "is no model: 'dropuot' is no argument of marian"),
+        ({"encoder_attention_heads": 3}, "cannot be made: embed_dim must be divisible by num_heads"),
+        ({"attn_implementation": "flash"}, "cannot be made: .*flash"),
+        ({"model_type": "m2m_100"}, "cannot be trained here: it does not shift labels"),
+        ({"label_smoothing": "0.2"}, "label_smoothing='0.2' must be a number of at least 0 and below 1"),
+        ({"vocab_size": 7}, "'Transformer': 'vocab_size' is no argument of the model"),
+        ({"train_pairs": "/nowhere"}, "'Transformer': 'train_pairs' is no argument of the model"),
+        ({"max_position_embeddings": 4}, "max_position_embeddings=4, but a source sentence has"),
         ({"weight_decay": 0.1}, "'Transformer': 'weight_decay' is no argument of the model"),
         ({"max_steps": "many"}, "'Transformer': max_steps='many' must be of type int"),
     ],

@@ -109,6 +109,7 @@ class Translator:
             self._check_gnmt(gnmt)
             self.generate_arguments |= {"length_alpha": 0.0, "coverage_beta": 0.0} | gnmt
             self.generate_arguments["custom_generate"] = gnmt_beam_search
+            self._give_attention()
 
     def _setting(self, name: str, default=None):
         """What generate() will take: an argument, or what a generation configuration says."""
@@ -178,7 +179,8 @@ class Translator:
     @torch.no_grad()
     def _translate_batch(self, sources: list[list[int]]) -> list[list[Translation]]:
         inputs = self.tokenizer.pad({"input_ids": sources}, return_tensors="pt", padding_side="right")
-        limits = [int(self.max_length_ratio * len(ids)) + 10 for ids in sources]
+        positions = getattr(self.model.config, "max_position_embeddings", math.inf)  # of a Transformer
+        limits = [min(int(self.max_length_ratio * len(ids)) + 10, positions) for ids in sources]
         log_probs = ChosenLogProbs() if self.with_scores and self.num_beams == 1 else None
         outputs = self.model.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
@@ -216,9 +218,15 @@ class Translator:
                 processors.append(SuppressTokensLogitsProcessor(special, device=self.model.device))
         return processors
 
+    def _give_attention(self) -> None:
+        """Of the implementations of a Transformer's attention only this one returns it."""
+        if getattr(self.model.config, "_attn_implementation", None) not in (None, "eager"):
+            self.model.set_attn_implementation("eager")
+
     @torch.no_grad()
     def attention(self, translation: Translation) -> torch.Tensor:
         """(target tokens, source tokens): where the decoder looks while it writes each token of a translation."""
+        self._give_attention()
         device = self.model.device
         outputs = self.model(
             input_ids=torch.tensor([translation.source_ids], device=device),

@@ -2,8 +2,9 @@
 
     moe-hf average runs/en-de runs/en-de-averaged --last 10
 
-The run needs --save_total_limit of at least as many. Tokenizer and generation settings go along; an optimizer's state
-does not. Whether the average is better than the last checkpoint, `moe-hf evaluate` tells on validation data.
+The run needs --save_total_limit of at least as many; with --load_best_model_at_end an old checkpoint, the best, may be
+among those that are left: the names are printed. Tokenizer and generation settings go along; an optimizer's state does
+not. Whether the average is better than the last checkpoint, `moe-hf evaluate` tells on validation data.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def average(run: str, out: str, last: int) -> dict:
     """`average_checkpoints` from folder to folder; what to print."""
     output = require_new_folder(out)
     folders = last_checkpoints(run, last)
+    tokenizer = load_tokenizer(str(folders[-1]))
     average_checkpoints(folders).save_pretrained(output)
-    save_tokenizer(load_tokenizer(str(folders[-1])), output)
-    return {"averaged": f"{folders[0].name} to {folders[-1].name}, {len(folders)}", "written to": str(output)}
+    save_tokenizer(tokenizer, output)
+    return {"averaged": ", ".join(folder.name for folder in folders), "written to": str(output)}

@@ -18,8 +18,10 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
         number: how many, at least 2.
 
     Raises:
-        InputError: there are not that many, or one is not whole, or sharded.
+        InputError: there is no such folder, there are not that many, or one is not whole, or sharded.
     """
+    if not Path(run).is_dir():
+        raise InputError(f"run={run} is no folder")
     found = list_checkpoints(run)
     if not 2 <= number <= len(found):
         raise InputError(
@@ -53,6 +55,7 @@ def average_checkpoints(folders: list[Path]) -> PreTrainedModel:
             raise InputError(f"checkpoint {folder} is of another model than {last}")
         for name, total in sums.items():
             total += added[name]
+        del added  # before the next one is loaded
     for name, total in sums.items():
         weights[name].copy_(total / len(folders))
     return model

@@ -52,8 +52,10 @@ class SweepArguments:
         self.references = _named(self.references, "references")
 
     def check_names(self) -> None:
-        """InputError: there is no variant, or `only` names one that is not there."""
+        """InputError: there is no model, two have one name, or `only` names one that is not there."""
         names = [*self.variants, *self.references]
+        if both := self.variants.keys() & self.references.keys():
+            raise InputError(f"references: {min(both)!r} is the name of a variant too")
         for name in self.only or []:
             if name not in names:
                 raise InputError(f"only={name} is none of {', '.join(names)}")
@@ -199,7 +201,7 @@ def reference_runs(
     runs = []
     for seed in seeds:
         for name, changes in references.items():
-            model_args = _reference(name, changes, data_args, training_args)
+            model_args = _reference(name, changes, data_args, training_args, translates=False)
             run_training_args = _of_one_run(training_args, name, seed, changes)
             window = model_args.config().max_position_embeddings
             tokens = training_args.per_device_train_batch_size * data_args.window_length
@@ -219,30 +221,29 @@ def translation_reference_runs(
     """`variant_runs` for translation models of Transformers' own, on the same batches.
 
     Raises:
-        InputError: a model that cannot be made, or does not translate.
+        InputError: a model that cannot be made, does not translate, or has an argument that it cannot have.
     """
     runs = []
     for seed in seeds:
         for name, changes in references.items():
-            model_args = _reference(name, changes, data_args, training_args)
-            config = model_args.config()
-            if not config.is_encoder_decoder:  # better now than after another model's training
-                raise InputError(f"reference {name!r}: {config.model_type} is no encoder-decoder model")
+            model_args = _reference(name, changes, data_args, training_args, translates=True)
             run_training_args = _of_one_run(training_args, name, seed, changes)
             runs.append(Run(name, seed, train_translation_reference, model_args, data_args, run_training_args))
     return runs
 
 
-def _reference(name: str, changes: dict, data_args, training_args: MoeTrainingArguments) -> ReferenceArguments:
+def _reference(name: str, changes: dict, data_args, training_args, translates: bool) -> ReferenceArguments:
+    """The model's own arguments, looked at now rather than after another model's training."""
     own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
-    if wrong := own.keys() & vars(training_args).keys():  # the configuration would take it for a note
-        raise _refused(f"reference {name!r}", min(wrong), data_args)
-    return ReferenceArguments(own)
-
-
-def _refused(model: str, argument: str, data_args) -> InputError:
-    others = [*(name for name in DATA_ARGUMENTS if hasattr(data_args, name)), *TRAINING_ARGUMENTS]
-    return InputError(f"{model}: {argument!r} is no argument of the model, and none of {', '.join(others)}")
+    if wrong := own.keys() & (vars(training_args).keys() | vars(data_args).keys()):
+        allowed = ", ".join(TRAINING_ARGUMENTS)
+        raise InputError(f"reference {name!r}: {min(wrong)!r} is no argument of the model, and none of {allowed}")
+    model_args = ReferenceArguments(own)
+    try:
+        model_args.check(translates)
+    except InputError as error:
+        raise InputError(f"reference {name!r}: {error}") from error
+    return model_args
 
 
 def _of_one_run(training_args: MoeTrainingArguments, name: str, seed: int, changes: dict) -> MoeTrainingArguments:

@@ -1,5 +1,6 @@
 """Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
 
+import math
 from collections.abc import Callable
 
 from transformers import (
@@ -61,6 +62,7 @@ def train_translation(
         )
     else:
         model = new_model(tokenizer)
+        check_positions(model, train_tokens, None if validation is None else validation.tokens)
     report(model)
 
     training_args.remove_unused_columns = False
@@ -89,6 +91,16 @@ def train_translation(
         translate_arguments={"num_beams": training_args.eval_num_beams},
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+def check_positions(model: PreTrainedModel, *tokens) -> None:
+    """InputError: a sentence has more tokens than a Transformer has positions; ours has no such limit."""
+    positions = getattr(model.config, "max_position_embeddings", math.inf)
+    for part in tokens:
+        for side in ("source", "target") if part is not None else ():
+            longest = int(column_to_numpy(part, f"{side}_length").max())
+            if longest > positions:
+                raise InputError(f"max_position_embeddings={positions}, but a {side} sentence has {longest} tokens")
 
 
 def load_pairs(model_args, data_args, training_args, checkpoint):

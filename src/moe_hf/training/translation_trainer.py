@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
-from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
+from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..translation import Translator
 from .arguments import TranslationTrainingArguments
 from .moe_trainer import MoeTrainerMixin
@@ -67,7 +67,7 @@ def token_loss(model: PreTrainedModel) -> Callable:
 class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` for the datasets of `tokenize_pairs`, evaluated on `EvaluationPairs`.
 
-    The model may be another encoder-decoder model of Transformers: its loss is that of `token_loss`.
+    The model may be another encoder-decoder model of Transformers that shifts labels, by the loss of `token_loss`.
 
     Args:
         translate_arguments: for the `Translator` that writes the translations to be judged.
@@ -77,7 +77,7 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
     def __init__(self, *args, translate_arguments: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        if not isinstance(self.accelerator.unwrap_model(self.model), GnmtMoeForConditionalGeneration):
+        if self.model.config.model_type != GnmtMoeConfig.model_type:  # which an adapter around ours has, too
             self.compute_loss_func = token_loss(self.model)
             self.data_collator.model = self.model  # which shifts the labels: the model is not given them then
         self.translate_arguments = {"num_return_sequences": 1} | (translate_arguments or {})
