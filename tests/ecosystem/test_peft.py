@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM
 
 import moe_hf
 from moe_hf.evaluation.routing import routing_totals
+from moe_hf.training.arguments import TranslationTrainingArguments
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
+from moe_hf.training.translation_trainer import TranslationTrainer
 from moe_hf.training.windows import StreamWindows
 
 # PEFT 0.21.2 reads the name that Transformers 5.23 deprecates.
@@ -242,3 +244,17 @@ def test_loads_are_counted_under_the_layers_own_names():
         model(**batch("gnmt"))
     assert set(totals) == {"encoder.layers.2", "decoder.layers.1"}
     assert isinstance(model.get_base_model(), moe_hf.GnmtMoeForConditionalGeneration)
+
+
+def test_a_translator_with_adapters_trains_by_its_own_loss(tmp_path):
+    """Balancing losses included; a Transformer of the library would be trained by the trainer's."""
+    model = adapted(base_model("gnmt", importance_loss_coef=5.0).train(), GNMT["experts"][1])
+    args = TranslationTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
+    trainer = TranslationTrainer(model=model, args=args)
+    batch = {"input_ids": torch.randint(3, 9, (2, 5)), "labels": torch.randint(3, 9, (2, 4))}
+    torch.manual_seed(3)
+    found = trainer.compute_loss(model, dict(batch), num_items_in_batch=8)
+    torch.manual_seed(3)
+    outputs = model(**batch, num_items_in_batch=8)
+    assert outputs.aux_loss > 0.01
+    assert_same(found, outputs.loss)
