@@ -5,11 +5,10 @@
 
 The configuration's `variants` are the models, the first one what the others are compared with, its `references`
 models of Transformers on the same batches; every argument of scripts/train_translation.py can be given for all of
-them. Finished runs in output_dir are kept and a killed one goes
-on, so the same command can be given again, also in several processes at once with different --only. Writes
-translation.md, translation.csv and translation.png into output_dir, of all the models that are finished with the
-seeds given: their scores on the validation pairs, translated with eval_num_beams (1: greedily), and what they went
-through while training.
+them. Finished runs in output_dir are kept and a killed one goes on, so the same command can be given again, also in
+several processes at once with different --only. Writes translation.md, translation.csv and translation.png into
+output_dir, of all the models that are finished with the seeds given: their scores on the validation pairs, translated
+with eval_num_beams (1: greedily), and what they went through while training.
 """
 
 import sys

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from matplotlib.axes import Axes
-from tiny_runs import TRANSLATION_CONFIG
+from tiny_runs import write_translation_config
 from transformers import AutoConfig
 
 from moe_hf import GnmtMoeConfig
@@ -36,15 +36,8 @@ CONFIGS = [
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compare")
-    texts = {"en": "a dog sees a cat\n", "de": "ein Hund sieht einen Kater\n"}
-    for language, line in texts.items():
-        (folder / f"text.{language}").write_text(line * 8, encoding="utf-8")
-    pairs = [{"parallel_files": {language: str(folder / f"text.{language}") for language in texts}}]
-    own = {"train_pairs": pairs, "validation_pairs": pairs, "variants": VARIANTS}
-    own |= {"cache_dir": str(folder / "cache"), "output_dir": str(folder / "run")}
-    (folder / "config.yaml").write_text(TRANSLATION_CONFIG + yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
-    return folder / "config.yaml"
+    texts = {"en": ["a dog sees a cat"], "de": ["ein Hund sieht einen Kater"]}
+    return write_translation_config(tmp_path_factory.mktemp("compare"), texts, variants=VARIANTS)
 
 
 @pytest.fixture

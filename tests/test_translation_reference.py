@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-import yaml
-from tiny_runs import TRANSLATION_CONFIG
+from tiny_runs import write_translation_config
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel
 
 from moe_hf.evaluation.model_size import size_of_reference
@@ -26,13 +25,9 @@ MARIAN |= {"max_position_embeddings": 128, "label_smoothing": 0.2}
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     texts = {"en": ["a dog sees a cat", "a cat"], "de": ["ein Hund sieht einen Kater", "ein Kater"]}
-    for language, lines in texts.items():
-        (folder / f"text.{language}").write_text("\n".join(lines * 8) + "\n", encoding="utf-8")
     pairs = [{"source_files": [str(folder / "text.en")], "target_files": [str(folder / "text.de")]}]
-    own = {"train_pairs": pairs, "validation_pairs": pairs, "references": {"Transformer": MARIAN | {"max_steps": 6}}}
-    own |= {"cache_dir": str(folder / "cache"), "output_dir": str(folder / "run")}
-    (folder / "config.yaml").write_text(TRANSLATION_CONFIG + yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
-    return folder / "config.yaml"
+    references = {"Transformer": MARIAN | {"max_steps": 6}}
+    return write_translation_config(folder, texts, train_pairs=pairs, validation_pairs=pairs, references=references)
 
 
 @pytest.fixture

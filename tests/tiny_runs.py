@@ -2,6 +2,8 @@
 
 import json
 
+import yaml
+
 from moe_hf.training.demo_corpus import write_demo_corpus
 
 CONFIG = """
@@ -52,3 +54,14 @@ def write_config(folder) -> None:
     paths = {"train_files": [f"{folder}/train.txt"], "validation_files": [f"{folder}/valid.txt"]}
     paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/run"}
     (folder / "config.yaml").write_text(CONFIG + json.dumps(paths)[1:-1].replace(', "', '\n"'), encoding="utf-8")
+
+
+def write_translation_config(folder, texts: dict[str, list[str]], **own):
+    """Write a text for each language, and of a run in `run` the file `config.yaml`, which is returned."""
+    for language, lines in texts.items():
+        (folder / f"text.{language}").write_text("\n".join(lines * 8) + "\n", encoding="utf-8")
+    pairs = [{"parallel_files": {language: str(folder / f"text.{language}") for language in texts}}]
+    own = {"train_pairs": pairs, "validation_pairs": pairs} | own
+    own |= {"cache_dir": str(folder / "cache"), "output_dir": str(folder / "run")}
+    (folder / "config.yaml").write_text(TRANSLATION_CONFIG + yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
+    return folder / "config.yaml"

@@ -1,4 +1,4 @@
-"""One model from the last checkpoints of a run: the mean of their weights, often a little better than any of them."""
+"""One model from the last checkpoints of a run: the mean of their weights."""
 
 from pathlib import Path
 
