@@ -31,6 +31,7 @@ CONFIGS = [
     "multi30k-en-fr",
     "multilingual",
     "multilingual-causes",
+    "multilingual-small",
 ]
 
 
@@ -181,15 +182,16 @@ def test_the_shipped_models_cost_the_same_for_a_token(name):
         assert ops == pytest.approx(dense, rel=0.05) and count_parameters(config) > 2 * count_parameters(configs[0])
 
 
-def test_bilingual_models_read_what_their_names_say():
-    given = yaml.safe_load((ROOT / "configs" / "reproduction" / "multilingual.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["multilingual", "multilingual-small"])
+def test_bilingual_models_read_what_their_names_say(name):
+    given = yaml.safe_load((ROOT / "configs" / "reproduction" / f"{name}.yaml").read_text(encoding="utf-8"))
     variants = {name: changes for name, changes in given["variants"].items() if re.fullmatch("..-..", name)}
     assert len(variants) == 12
-    for name, changes in variants.items():
+    for direction, changes in variants.items():
         for part, pairs in (("train", changes["train_pairs"]), ("val", changes["validation_pairs"])):
             (files,) = pairs
             names = [Path(files[side]).name for side in ("source_files", "target_files")]
-            assert names == [f"{part}.{language}.gz" for language in name.split("-")]
+            assert names == [f"{part}.{language}.gz" for language in direction.split("-")]
 
 
 def test_the_transformer_beside_the_best_costs_the_same_for_a_token():
