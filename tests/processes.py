@@ -7,13 +7,13 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
 import torch
+from torch.distributed import TCPStore
 
 TIMEOUT = 150  # seconds
 _context = multiprocessing.get_context("forkserver")
@@ -26,13 +26,14 @@ class Run:
     """Processes that run `function(*arguments)`, with RANK and its like and SHARED_FOLDER in their environment."""
 
     def __init__(self, num_processes: int, function, *arguments):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        # Held here, on a port of its own choice: one that was only looked for could be taken before it is used.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory()
         self.started = time.monotonic()
         self.processes = [
-            _context.Process(target=_run, args=(self._folder.name, rank, num_processes, port, function, arguments))
+            _context.Process(
+                target=_run, args=(self._folder.name, rank, num_processes, self._store.port, function, arguments)
+            )
             for rank in range(num_processes)
         ]
         for process in self.processes:
@@ -80,7 +81,7 @@ def errors_of_processes(num_processes: int, function, *arguments, timeout: float
 def _run(folder, rank, num_processes, port, function, arguments):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     os.environ["SHARED_FOLDER"] = folder
     torch.set_num_threads(1)
     try:

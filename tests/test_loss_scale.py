@@ -5,12 +5,9 @@ Here each process balances its own batch; test_data_parallel.py has the combined
 Shape suffixes: T tokens, E experts.
 """
 
-import multiprocessing
-import os
-import socket
-
 import pytest
 import torch
+from processes import on_processes
 from tiny_lm import ArrayStream, tiny_model, tiny_trainer
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
@@ -20,7 +17,6 @@ from moe_hf.training.windows import StreamWindows, collate_windows
 # On equal windows, and on ones of 1 to 7 tokens, so that micro-batches have different numbers of scored tokens.
 DATA = ("equal", "unequal")
 COEFS = {"importance_loss_coef": 0.3, "load_loss_coef": 0.2}
-TIMEOUT = 240  # seconds
 
 
 def windows_of(data: str) -> list[dict[str, torch.Tensor]]:
@@ -110,33 +106,17 @@ def test_balancing_gradient_is_the_mean_over_micro_batches(tmp_path, data, batch
 CASES = [("equal", 16, 1, {}), ("unequal", 16, 1, {}), ("unequal", 16, 1, COEFS), ("unequal", 8, 2, COEFS)]
 
 
-def train_all_cases(folder: str, rank: int, port: int) -> None:
+def train_all_cases(folder: str) -> list[dict]:
     """What each of the two processes runs."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     gradients = [trained_gradient(folder, data, size, steps, **coefs) for data, size, steps, coefs in CASES]
     assert torch.distributed.get_world_size() == 2
-    torch.save(gradients, os.path.join(folder, f"gradients-{rank}.pt"))
-    torch.distributed.destroy_process_group()
+    return gradients
 
 
 @pytest.fixture(scope="module")
 def gradients_of_two_processes(tmp_path_factory):
     """For each process, its gradients of all `CASES`."""
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=train_all_cases, args=(str(folder), rank, port)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(TIMEOUT)
-        process.kill()
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(folder / f"gradients-{rank}.pt") for rank in range(2)]
+    return on_processes(2, train_all_cases, str(tmp_path_factory.mktemp("processes")))
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=str)
