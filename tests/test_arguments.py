@@ -21,7 +21,7 @@ from moe_hf.training.arguments import (
 )
 from moe_hf.training.demo_corpus import generate_lines
 from moe_hf.training.runs import new_config
-from moe_hf.training.sweep import SweepArguments
+from moe_hf.training.sweep import SweepArguments, translation_reference_runs
 from moe_hf.training.tokenizers import train_tokenizer
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -29,6 +29,10 @@ FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.glob("accelerate/*")))  # those are for `accelerate launch`
 TEXTS = {path: path.read_text(encoding="utf-8") for path in CONFIGS}
 TRANSLATION_CONFIGS = [path for path in CONFIGS if re.search("encoder_layer_pattern|train_source_files", TEXTS[path])]
+REFERENCE_CONFIGS = [path for path in TRANSLATION_CONFIGS if "\nreferences:" in TEXTS[path]]
+OWN_TRANSLATION_CONFIGS = [  # a configuration of references need not have a model of ours
+    path for path in TRANSLATION_CONFIGS if "encoder_layer_pattern" in TEXTS[path] or path not in REFERENCE_CONFIGS
+]
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
 LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)
 TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
@@ -179,15 +183,23 @@ def test_shipped_configuration_describes_a_model(path, monkeypatch, tmp_path):
         assert getattr(config, name) == value
 
 
-@pytest.mark.parametrize("path", TRANSLATION_CONFIGS, ids=[path.name for path in TRANSLATION_CONFIGS])
+@pytest.mark.parametrize("path", OWN_TRANSLATION_CONFIGS, ids=[path.name for path in OWN_TRANSLATION_CONFIGS])
 def test_shipped_configuration_describes_a_translation_model(path):
     model, data, *_ = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
     config = GnmtMoeConfig(vocab_size=data.vocab_size, **model.config_arguments())
     assert config.encoder_layer_pattern == model.encoder_layer_pattern and config.num_experts == model.num_experts
 
 
+@pytest.mark.parametrize("path", REFERENCE_CONFIGS, ids=[path.name for path in REFERENCE_CONFIGS])
+def test_shipped_references_are_translation_models_of_transformers(path):
+    parsed = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
+    _, data, training, sweep = parsed
+    runs = translation_reference_runs(data, training, sweep.references, seeds=[1])  # raises for one that is none
+    assert [run.name for run in runs] == list(sweep.references) and runs
+
+
 def test_configurations_are_found():
-    assert len(TRANSLATION_CONFIGS) >= 6
+    assert len(TRANSLATION_CONFIGS) >= 6 and set(TRANSLATION_CONFIGS) == {*OWN_TRANSLATION_CONFIGS, *REFERENCE_CONFIGS}
     assert len(LM_CONFIGS) >= 2
 
 
