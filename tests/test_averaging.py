@@ -54,6 +54,25 @@ def test_the_result_is_a_model_with_its_tokenizer(runs, call):
     assert found["eval_loss"] == pytest.approx(last["eval_loss"], rel=0.1) and found["eval_loss"] != last["eval_loss"]
 
 
+def test_its_card_tells_training_and_averaging_but_not_the_runs_results(runs, call, call_script, tmp_path):
+    assert call(runs / "run", runs / "of_card", "--last", "2")[0] == 0
+    arguments = [runs / "of_card", "me/mean", "--dry-run", tmp_path / "card"]
+    assert call_script("push_to_hub.py", *arguments)[0] == 0
+    card = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
+    assert "`python scripts/train_lm.py run.yaml` with this `run.yaml`" in card
+    assert "the mean of the weights of checkpoint-3 and checkpoint-4" in card
+    assert "`python scripts/average_checkpoints.py runs/mean runs/mean-averaged --last 2`" in card
+    assert "save_total_limit: 3\n" in card and "output_dir: runs/mean\n" in card
+    assert "before step 4" in card and (tmp_path / "card" / "expert_history.png").is_file()
+    assert "## Results" not in card  # the run's are its last checkpoint's
+
+
+def test_a_card_of_one_checkpoint_tells_of_no_averaging(runs, call, call_script, tmp_path):
+    assert call_script("push_to_hub.py", runs / "run", "me/last", "--dry-run", tmp_path / "card")[0] == 0
+    card = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
+    assert "## Results" in card and "average" not in card.partition("## Training")[2]
+
+
 def test_what_cannot_be_averaged_is_named(runs, call, tmp_path):
     for last in (1, 4):
         status, _, error = call(runs / "run", tmp_path / "out", "--last", last)

@@ -12,6 +12,7 @@ from .evaluation.history_plot import HISTORY_FILE, plot_expert_history
 from .evaluation.model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 from .evaluation.records import command_line, read_evaluations
 from .training.arguments import TranslationTrainingArguments
+from .training.averaging import AVERAGED_FILE
 from .training.runs import CONFIG_FILE
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -105,6 +106,7 @@ def write_model_card(
         loads=_last_loads(source / HISTORY_FILE),
         last_step=_read(source / "trainer_state.json").get("global_step"),
         command=f"python scripts/{family['script']} {CONFIG_FILE}" if run else None,
+        averaging=_averaging(_read(source / AVERAGED_FILE), name),
         training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
         run_yaml=yaml.safe_dump(_for_others(run, repo_id), sort_keys=False, allow_unicode=True),
         limits=family["limits"],
@@ -212,6 +214,14 @@ def _last_loads(file: Path) -> list[dict]:
         last = {row["layer"]: row for row in csv.DictReader(lines)}
     names = ("cv_importance", "cv_load", "max_over_mean_load")
     return [row | {name: f"{float(row[name]):.2f}" for name in names} for row in last.values()]
+
+
+def _averaging(checkpoints: list[str], name: str) -> str:
+    """Which checkpoints the weights are the mean of, and the command; empty for a model of one."""
+    if not checkpoints:
+        return ""
+    command = f"python scripts/average_checkpoints.py runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
+    return f"the mean of the weights of {', '.join(checkpoints[:-1])} and {checkpoints[-1]} by `{command}`"
 
 
 def _training(results: dict, state: dict) -> str:

@@ -3,15 +3,16 @@
     moe-hf average runs/en-de runs/en-de-averaged --last 10
 
 The run needs --save_total_limit of at least as many; with --load_best_model_at_end an old checkpoint, the best, may be
-among those that are left: the names are printed. Tokenizer and generation settings go along; an optimizer's state does
-not. Whether the average is better than the last checkpoint, `moe-hf evaluate` tells on validation data.
+among those that are left: the names are printed. Tokenizer, generation settings and what a model card tells of the
+training go along; an optimizer's state and the run's own results do not. Whether the average is better than the last
+checkpoint, `moe-hf evaluate` tells on validation data.
 """
 
 import argparse
 
 from ..errors import run_command
 from ..hub import require_new_folder, save_tokenizer
-from ..training.averaging import average_checkpoints, last_checkpoints
+from ..training.averaging import average_checkpoints, keep_training, last_checkpoints
 from ..training.tokenizers import load_tokenizer
 
 
@@ -31,4 +32,5 @@ def average(run: str, out: str, last: int) -> dict:
     tokenizer = load_tokenizer(str(folders[-1]))
     average_checkpoints(folders).save_pretrained(output)
     save_tokenizer(tokenizer, output)
+    keep_training(run, folders, output)
     return {"averaged": ", ".join(folder.name for folder in folders), "written to": str(output)}

@@ -1,13 +1,18 @@
 """One model from the last checkpoints of a run: the mean of their weights."""
 
+import json
+import shutil
 from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from ..errors import InputError
+from ..evaluation.history_plot import HISTORY_FILE
 from .checkpoints import check_checkpoint, list_checkpoints
-from .runs import load_pretrained
+from .runs import CONFIG_FILE, load_pretrained
+
+AVERAGED_FILE = "averaged_checkpoints.json"
 
 
 def last_checkpoints(run: str, number: int) -> list[Path]:
@@ -59,6 +64,18 @@ def average_checkpoints(folders: list[Path]) -> PreTrainedModel:
     for name, total in sums.items():
         weights[name].copy_(total / len(folders))
     return model
+
+
+def keep_training(run: str, folders: list[Path], output: Path) -> None:
+    """Write into `output` what a model card tells of the training, and which checkpoints were averaged.
+
+    Results of evaluations stay where they are: they are another model's.
+    """
+    trained = [Path(run, name) for name in (CONFIG_FILE, HISTORY_FILE, "train_results.json")]
+    for file in [*trained, folders[-1] / "trainer_state.json"]:
+        if file.is_file():
+            shutil.copy(file, output)
+    (output / AVERAGED_FILE).write_text(json.dumps([folder.name for folder in folders]) + "\n", encoding="utf-8")
 
 
 def _load(folder: Path) -> PreTrainedModel:
