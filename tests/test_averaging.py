@@ -60,7 +60,7 @@ def test_its_card_tells_training_and_averaging_but_not_the_runs_results(runs, ca
     assert call_script("push_to_hub.py", *arguments)[0] == 0
     card = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
     assert "`python scripts/train_lm.py run.yaml` with this `run.yaml`" in card
-    assert "the mean of the weights of checkpoint-3 and checkpoint-4" in card
+    assert "the mean of the weights of 2 checkpoints (steps 3, 4)" in card
     assert "`python scripts/average_checkpoints.py runs/mean runs/mean-averaged --last 2`" in card
     assert "save_total_limit: 3\n" in card and "output_dir: runs/mean\n" in card
     assert "before step 4" in card and (tmp_path / "card" / "expert_history.png").is_file()

@@ -221,7 +221,8 @@ def _averaging(checkpoints: list[str], name: str) -> str:
     if not checkpoints:
         return ""
     command = f"python scripts/average_checkpoints.py runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
-    return f"the mean of the weights of {', '.join(checkpoints[:-1])} and {checkpoints[-1]} by `{command}`"
+    steps = ", ".join(name.rpartition("-")[2] for name in checkpoints)
+    return f"the mean of the weights of {len(checkpoints)} checkpoints (steps {steps}) by `{command}`"
 
 
 def _training(results: dict, state: dict) -> str:
