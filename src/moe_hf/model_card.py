@@ -221,7 +221,7 @@ def _averaging(checkpoints: list[str], name: str) -> str:
     if not checkpoints:
         return ""
     command = f"python scripts/average_checkpoints.py runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
-    steps = ", ".join(name.rpartition("-")[2] for name in checkpoints)
+    steps = ", ".join(checkpoint.rpartition("-")[2] for checkpoint in checkpoints)
     return f"the mean of the weights of {len(checkpoints)} checkpoints (steps {steps}) by `{command}`"
 
 
