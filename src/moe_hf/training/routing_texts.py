@@ -12,7 +12,6 @@ from datasets import Dataset
 from transformers import DynamicCache
 
 from ..errors import InputError
-from ..models.cache import CACHE_NAME
 from .windows import StreamWindows, collate_windows
 
 
@@ -57,7 +56,7 @@ class StreamText:
             items = [self._windows[number] for number in range(start, start + self.num_rows)]
             positions_BS = collate_windows(items, pad_token_id=-1)["input_ids"]
             inputs = {"input_ids": _look_up(self.sides[""].ids, positions_BS, 0), "attention_mask": positions_BS >= 0}
-            yield inputs | {CACHE_NAME: cache, "use_cache": self.carry_state}, {"": positions_BS}
+            yield inputs | {"past_key_values": cache, "use_cache": self.carry_state}, {"": positions_BS}
 
 
 class PairText:
