@@ -1,0 +1,108 @@
+"""generate() where a recurrent state differs from the keys and values that the library expects."""
+
+import copy
+
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import (
+    GenerationConfig,
+    GenerationMixin,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from .cache import CACHE_NAME
+
+
+class MoeGenerationMixin(GenerationMixin):
+    """The library's `generate()`, and errors of one line for what a recurrent model cannot do."""
+
+    def _expand_inputs_for_generation(self, *args, encoder_outputs=None, **kwargs):
+        """One row for each beam. The library repeats the rows of `encoder_outputs` in place; here the caller's object
+        stays as it is, for the next call."""
+        if encoder_outputs is not None:
+            kwargs["encoder_outputs"] = copy.copy(encoder_outputs)
+        return super()._expand_inputs_for_generation(*args, **kwargs)
+
+    def _prefill(self, input_ids, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
+        """The first forward. A cache that has seen tokens must fit what is to follow them."""
+        cache = model_kwargs.get(CACHE_NAME)
+        if cache is not None and cache.get_seq_length() > 0:
+            self._check_filled_cache(cache, input_ids, generation_config, model_kwargs)
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    def _check_filled_cache(self, cache, input_ids, generation_config: GenerationConfig, model_kwargs: dict) -> None:
+        ids_name, mask_name = "input_ids", "attention_mask"
+        if self.config.is_encoder_decoder:
+            ids_name, mask_name = f"decoder_{ids_name}", f"decoder_{mask_name}"
+            cache = cache.self_attention_cache
+        rows, length = input_ids.shape
+        cached_rows = max(layer.batch_size for layer in cache.layers if hasattr(layer, "batch_size"))
+        if cached_rows != rows:
+            raise ValueError(
+                f"{CACHE_NAME} keeps the state of {cached_rows} rows, generate() needs {rows}, one for each beam of "
+                f"each text: call {CACHE_NAME}.batch_repeat_interleave(num_beams) first, or leave {CACHE_NAME} out"
+            )
+        if not self.config.is_encoder_decoder and model_kwargs.get("inputs_embeds") is not None:
+            return  # which the library cuts by itself
+        mask, past = model_kwargs.get(mask_name), cache.get_seq_length()
+        if mask is None and self.config.is_encoder_decoder:
+            generation_config._mask_length = length  # as for a language model, so that seen tokens are not read again
+        is_whole = length == (generation_config._mask_length if mask is None else mask.shape[1])
+        if is_whole and length > past:
+            return
+        # The library puts the start token before a translation's new tokens.
+        if is_whole or self.config.is_encoder_decoder:
+            instead = "" if self.config.is_encoder_decoder else f", or the new ones with the whole text's {mask_name}"
+            raise ValueError(
+                f"{ids_name} has {length} tokens, {CACHE_NAME} has seen {past} already: give the whole text, seen "
+                f"tokens included{instead}"
+            )
+
+    def _get_stopping_criteria(
+        self,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> StoppingCriteriaList:
+        """The library's; `stop_strings` work with a tokenizer of whole words too."""
+        stop_strings = generation_config.stop_strings
+        if tokenizer is None or stop_strings is None or not _knows_whole_words_only(tokenizer):
+            return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
+        generation_config.stop_strings = None
+        criteria = super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
+        generation_config.stop_strings = stop_strings
+        criteria.append(WordStopStringCriteria(tokenizer, stop_strings))
+        return criteria
+
+    def heal_tokens(self, input_ids, tokenizer: PreTrainedTokenizerBase | None = None):
+        """The library's, which needs a token that starts every text."""
+        if tokenizer is not None and tokenizer.bos_token_id is None:
+            raise ValueError(
+                "token_healing=True needs a tokenizer with a bos_token, this one has bos_token=None: leave "
+                "token_healing out, and end the prompt with a whole word"
+            )
+        return super().heal_tokens(input_ids, tokenizer)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: it shares out pages of keys and values, which a recurrent state does not have."""
+        raise ValueError(
+            f"generate_batch and continuous batching need attention layers, {type(self).__name__} keeps an LSTM's "
+            "state: call generate() with a padded batch"
+        )
+
+
+def _knows_whole_words_only(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the text that the library's `StopStringCriteria` puts before a token is unknown to the tokenizer."""
+    return tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer("abcdef")["input_ids"]
+
+
+class WordStopStringCriteria(StopStringCriteria):
+    """`stop_strings` for a tokenizer whose tokens are whole words: a token stands for a space and its word."""
+
+    @staticmethod
+    def clean_tokenizer_vocab(tokenizer, *args, **kwargs):
+        vocabulary = tokenizer.get_vocab()
+        return tuple(f" {word}" for word in vocabulary), tuple(vocabulary.values())
+
+
+__all__ = ["MoeGenerationMixin"]
