@@ -30,7 +30,7 @@ class LstmCacheLayer(CacheLayerMixin):
     `keys` holds h (B, D), `values` holds c (B, units), so that the library's beam reordering applies.
     Registered under the layer type "lstm": `DynamicCache(config=model.config)` builds one for each layer, also for MoE
     layers, whose stay empty. The translation model's decoder keeps two other tensors in one of them, which follow the
-    beams just so: the attention's keys and the source. A `StaticCache` has the same layers: their size is fixed anyway.
+    beams just so: the attention's keys and the source. A `StaticCache` has the same layers: their size is fixed.
     """
 
     _layer_type = "lstm"
