@@ -35,12 +35,18 @@ def continue_from(model, text, **kwargs):
     return generate(model, text, **kwargs)
 
 
-@FAMILIES
 @SEARCHES
-@pytest.mark.parametrize("options", [{"cache_implementation": "dynamic"}, {"prefill_chunk_size": 2}], ids=str)
-def test_every_kind_of_cache_gives_the_same_tokens(models, search, options):
-    model = models.tiny_model()
-    assert torch.equal(generate(model, **search, **options), generate(model, **search))
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_prompt_in_chunks_gives_the_same_tokens(search, cache):
+    model, mask = tiny_models.tiny_model(), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    options = {"attention_mask": mask, **search}
+    found = generate(model, **options, prefill_chunk_size=4, cache_implementation=cache)
+    assert torch.equal(found, generate(model, **options))
+
+
+def test_chunks_are_refused_for_a_translation():
+    with pytest.raises(ValueError, match="prefill_chunk_size=2 is for the prompt of a language model"):
+        generate(tiny_gnmt.tiny_model(), prefill_chunk_size=2)
 
 
 @FAMILIES
@@ -48,7 +54,8 @@ def test_every_kind_of_cache_gives_the_same_tokens(models, search, options):
 def test_a_static_cache_gives_the_same_tokens(models, search):
     model = models.tiny_model()
     expected = generate(model, **search)
-    assert torch.equal(generate(model, **search, cache_implementation="static"), expected)
+    for name in ("static", "dynamic"):
+        assert torch.equal(generate(model, **search, cache_implementation=name), expected)
     cache = new_cache(model, StaticCache, max_cache_len=40)
     assert torch.equal(generate(model, **search, **{CACHE_NAME: cache}), expected)
     assert cache.get_seq_length() == expected.shape[1] - 1

@@ -23,8 +23,18 @@ class MoeGenerationMixin(GenerationMixin):
             kwargs["encoder_outputs"] = copy.copy(encoder_outputs)
         return super()._expand_inputs_for_generation(*args, **kwargs)
 
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+        """A forward's inputs, without what the library hands on from generate() and no model uses."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return {name: value for name, value in inputs.items() if name not in ("tokenizer", "assistant_tokenizer")}
+
     def _prefill(self, input_ids, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
         """The first forward. A cache that has seen tokens must fit what is to follow them."""
+        if self.config.is_encoder_decoder and generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                f"prefill_chunk_size={generation_config.prefill_chunk_size} is for the prompt of a language model, "
+                "leave it out for a translation"
+            )
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_filled_cache(cache, input_ids, generation_config, model_kwargs)
@@ -57,6 +67,9 @@ class MoeGenerationMixin(GenerationMixin):
                 f"{ids_name} has {length} tokens, {CACHE_NAME} has seen {past} already: give the whole text, seen "
                 f"tokens included{instead}"
             )
+
+    def _get_static_cache_init_shape(self) -> None:
+        """None: a state has no attention heads to make room for."""
 
     def _get_stopping_criteria(
         self,
