@@ -16,6 +16,11 @@ from .cache import CACHE_NAME
 class MoeGenerationMixin(GenerationMixin):
     """The library's `generate()`, and errors of one line for what a recurrent model cannot do."""
 
+    def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs: dict, *args, **kwargs) -> dict:
+        """The library's, without the labels of a batch that `Seq2SeqTrainer` hands to generate() as it is."""
+        model_kwargs.pop("labels", None)
+        return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+
     def _expand_inputs_for_generation(self, *args, encoder_outputs=None, **kwargs):
         """One row for each beam. The library repeats the rows of `encoder_outputs` in place; here the caller's object
         stays as it is, for the next call."""
