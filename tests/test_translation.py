@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny_gnmt import tiny_model
 
-import moe_hf
 from moe_hf.errors import InputError
 from moe_hf.evaluation.attention_plot import plot_attention
 from moe_hf.training.translation_tokenizers import encode_sources, train_translation_tokenizer
@@ -201,25 +200,3 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
 def test_bad_arguments_are_named(model, tokenizer, arguments, named):
     with pytest.raises(InputError, match=named):
         list(Translator(model, tokenizer, **({"target_language": "de"} | arguments)).translate([""]))
-
-
-def test_pipeline(model, tokenizer, single, tmp_path):
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    expected = texts(Translator(model, tokenizer, "fr").translate(LINES))
-    translate = moe_hf.pipeline("translation_en_to_fr", model=str(tmp_path))
-    translate.model.to(torch.float64).set_experts_implementation("eager")
-    assert translate(LINES) == [{"translation_text": found[0]} for found in expected]
-    assert translate(LINES[0]) == [{"translation_text": expected[0][0]}]
-    several = translate(LINES[:2], num_beams=3, num_return_sequences=2)
-    assert [len(found) for found in several] == [2, 2]
-    with pytest.raises(ValueError, match="model=None"):
-        moe_hf.pipeline("translation")
-
-
-def test_other_pipelines_are_the_librarys(monkeypatch):
-    monkeypatch.setattr("transformers.pipeline", lambda task, **arguments: (task, arguments))
-    assert moe_hf.pipeline("text-generation", model="x", top_k=5) == (
-        "text-generation",
-        {"model": "x", "tokenizer": None, "top_k": 5},
-    )
