@@ -17,24 +17,28 @@ class MoeGenerationMixin(GenerationMixin):
     """The library's `generate()`, and errors of one line for what a recurrent model cannot do."""
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs: dict, *args, **kwargs) -> dict:
-        """The library's, without the labels of a batch that `Seq2SeqTrainer` hands to generate() as it is."""
+        """Drops `labels`: `Seq2SeqTrainer` hands the whole batch to generate(), and the library to the encoder."""
         model_kwargs.pop("labels", None)
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
     def _expand_inputs_for_generation(self, *args, encoder_outputs=None, **kwargs):
-        """One row for each beam. The library repeats the rows of `encoder_outputs` in place; here the caller's object
-        stays as it is, for the next call."""
+        """One row for each beam, in a copy of `encoder_outputs`: the library repeats rows in the caller's object."""
         if encoder_outputs is not None:
             kwargs["encoder_outputs"] = copy.copy(encoder_outputs)
         return super()._expand_inputs_for_generation(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
-        """A forward's inputs, without what the library hands on from generate() and no model uses."""
+        """The inputs of a forward, without the tokenizers that generate() hands on."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         return {name: value for name, value in inputs.items() if name not in ("tokenizer", "assistant_tokenizer")}
 
     def _prefill(self, input_ids, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
-        """The first forward. A cache that has seen tokens must fit what is to follow them."""
+        """Runs the first forward.
+
+        Raises:
+            ValueError: a cache that has seen tokens does not fit the rows or the tokens, or `prefill_chunk_size` for a
+                translation.
+        """
         if self.config.is_encoder_decoder and generation_config.prefill_chunk_size is not None:
             raise ValueError(
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} is for the prompt of a language model, "
@@ -49,7 +53,7 @@ class MoeGenerationMixin(GenerationMixin):
         ids_name, mask_name = "input_ids", "attention_mask"
         if self.config.is_encoder_decoder:
             ids_name, mask_name = f"decoder_{ids_name}", f"decoder_{mask_name}"
-            cache = cache.self_attention_cache
+            cache = getattr(cache, "self_attention_cache", cache)  # the forward refuses another kind
         rows, length = input_ids.shape
         cached_rows = max(layer.batch_size for layer in cache.layers if hasattr(layer, "batch_size"))
         if cached_rows != rows:
@@ -58,10 +62,11 @@ class MoeGenerationMixin(GenerationMixin):
                 f"each text: call {CACHE_NAME}.batch_repeat_interleave(num_beams) first, or leave {CACHE_NAME} out"
             )
         if not self.config.is_encoder_decoder and model_kwargs.get("inputs_embeds") is not None:
-            return  # which the library cuts by itself
+            return  # the library cuts the embeddings of seen tokens off
         mask, past = model_kwargs.get(mask_name), cache.get_seq_length()
         if mask is None and self.config.is_encoder_decoder:
-            generation_config._mask_length = length  # as for a language model, so that seen tokens are not read again
+            # The library sets the length for language models only, and would read the seen tokens again.
+            generation_config._mask_length = length
         is_whole = length == (generation_config._mask_length if mask is None else mask.shape[1])
         if is_whole and length > past:
             return
@@ -74,7 +79,7 @@ class MoeGenerationMixin(GenerationMixin):
             )
 
     def _get_static_cache_init_shape(self) -> None:
-        """None: a state has no attention heads to make room for."""
+        """Returns None: the library then lets the first forward make the state."""
 
     def _get_stopping_criteria(
         self,
@@ -82,7 +87,7 @@ class MoeGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList | None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> StoppingCriteriaList:
-        """The library's; `stop_strings` work with a tokenizer of whole words too."""
+        """The library's criteria; `stop_strings` work with a tokenizer of whole words too."""
         stop_strings = generation_config.stop_strings
         if tokenizer is None or stop_strings is None or not _knows_whole_words_only(tokenizer):
             return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
@@ -93,7 +98,11 @@ class MoeGenerationMixin(GenerationMixin):
         return criteria
 
     def heal_tokens(self, input_ids, tokenizer: PreTrainedTokenizerBase | None = None):
-        """The library's, which needs a token that starts every text."""
+        """Heals the prompt's last token as the library does.
+
+        Raises:
+            ValueError: the tokenizer has no `bos_token`, which the library replaces without asking.
+        """
         if tokenizer is not None and tokenizer.bos_token_id is None:
             raise ValueError(
                 "token_healing=True needs a tokenizer with a bos_token, this one has bos_token=None: leave "
@@ -102,7 +111,7 @@ class MoeGenerationMixin(GenerationMixin):
         return super().heal_tokens(input_ids, tokenizer)
 
     def init_continuous_batching(self, *args, **kwargs):
-        """Refused: it shares out pages of keys and values, which a recurrent state does not have."""
+        """Raises a ValueError: continuous batching shares out pages of keys and values, a recurrent state has none."""
         raise ValueError(
             f"generate_batch and continuous batching need attention layers, {type(self).__name__} keeps an LSTM's "
             "state: call generate() with a padded batch"
@@ -115,7 +124,7 @@ def _knows_whole_words_only(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 class WordStopStringCriteria(StopStringCriteria):
-    """`stop_strings` for a tokenizer whose tokens are whole words: a token stands for a space and its word."""
+    """`stop_strings` for a tokenizer whose tokens are whole words: the text of a token is a space and its word."""
 
     @staticmethod
     def clean_tokenizer_vocab(tokenizer, *args, **kwargs):
