@@ -1,6 +1,7 @@
 """generate() where a recurrent state differs from the keys and values that the library expects."""
 
 import copy
+import functools
 
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import (
@@ -27,6 +28,7 @@ class MoeGenerationMixin(GenerationMixin):
             kwargs["encoder_outputs"] = copy.copy(encoder_outputs)
         return super()._expand_inputs_for_generation(*args, **kwargs)
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # the library reads the signature
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
         """The inputs of a forward, without the tokenizers that generate() hands on."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
