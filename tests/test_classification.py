@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from tiny_models import assert_same, random_ids, randomize, tiny_config, tiny_model
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers import pipeline as library_pipeline
 
 from moe_hf import LstmMoeForSequenceClassification
+from moe_hf.errors import InputError
 from moe_hf.hub import AUTO_MAPS, with_code
+from moe_hf.training.runs import load_pretrained
 
 TEXTS = [[3, 9, 4, 11, 5], [7, 2], [8, 6, 10]]
 
@@ -141,6 +143,12 @@ def test_a_language_model_is_loaded_with_a_new_head(tmp_path, caplog):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
     ids, mask = padded("left")
     assert torch.equal(again(ids, attention_mask=mask).logits, model.eval()(ids, attention_mask=mask).logits)
+
+
+def test_commands_refuse_a_classifier_where_they_want_a_language_model(tmp_path):
+    tiny_classifier().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="a classifier without a softmax over the vocabulary, LstmMoeForSequence"):
+        load_pretrained(AutoModelForCausalLM, str(tmp_path))
 
 
 @pytest.mark.usefixtures("classes_as_before")
