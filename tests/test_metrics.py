@@ -89,6 +89,28 @@ def test_translations_are_scored_with_and_without_case(translation):
     assert lower["bleu"] < 60
 
 
+REFERENCES_ZH = ["我喜欢在公园里散步。", "他昨天去了北京。", "今天天气很好，我们去吃饭吧。"]
+TRANSLATIONS_ZH = ["我喜欢在公园散步。", "他昨天去了北京。", "今天天气好，我们去吃饭。"]
+
+
+def test_a_language_without_spaces_is_scored_with_its_own_tokenizer(translation):
+    by_spaces = translation.compute(predictions=TRANSLATIONS_ZH, references=REFERENCES_ZH)
+    assert by_spaces["bleu"] == 0
+    # By hand: runs of one to four signs that the references have too, and 29 signs where they have 32.
+    expected = 100 * math.exp(1 - 32 / 29) * (29 / 29 * 23 / 26 * 18 / 23 * 13 / 20) ** 0.25
+    for name in ("zh", "char"):
+        values = translation.compute(predictions=TRANSLATIONS_ZH, references=REFERENCES_ZH, tokenize=name)
+        assert values["bleu"] == pytest.approx(expected, rel=1e-9) and round(values["bleu"], 2) == 73.85
+        assert values["bleu_lowercase"] == values["bleu"]
+        assert f"|tok:{name}|" in values["bleu_signature"] and f"|tok:{name}|" in values["bleu_lowercase_signature"]
+        assert values["chrf"] == by_spaces["chrf"]
+
+
+def test_an_unknown_tokenizer_is_named(translation):
+    with pytest.raises(InputError, match="tokenize='moses' is not known, use one of none, zh, 13a, intl, char"):
+        translation.compute(predictions=["a"], references=["a"], tokenize="moses")
+
+
 def test_an_empty_translation_lowers_the_score(translation):
     references = ["Zwei Männer stehen am Herd."] * 2
     values = translation.compute(predictions=[references[0], ""], references=references)
