@@ -17,21 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
 from .model_card import write_model_card
+from .model_code import AUTO_MAPS, add_code
 from .training.runs import load_model_and_tokenizer, reason
-
-# What each Auto class loads, by model type.
-AUTO_MAPS = {
-    "lstm_moe": {
-        "AutoConfig": "configuration_lstm_moe.LstmMoeConfig",
-        "AutoModel": "modeling_lstm_moe.LstmMoeModel",
-        "AutoModelForCausalLM": "modeling_lstm_moe.LstmMoeForCausalLM",
-    },
-    "gnmt_moe": {
-        "AutoConfig": "configuration_gnmt_moe.GnmtMoeConfig",
-        "AutoModel": "modeling_gnmt_moe.GnmtMoeModel",
-        "AutoModelForSeq2SeqLM": "modeling_gnmt_moe.GnmtMoeForConditionalGeneration",
-    },
-}
 
 
 def with_code(model: PreTrainedModel) -> PreTrainedModel:
@@ -82,7 +69,8 @@ def export(
     """
     folder = require_new_folder(folder)
     model, tokenizer = load_model_and_tokenizer(source)
-    with_code(model).save_pretrained(folder, max_shard_size=max_shard_size)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    add_code(folder)
     save_tokenizer(tokenizer, folder)
     write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license, language=language)
 

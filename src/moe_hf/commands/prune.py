@@ -11,6 +11,7 @@ import argparse
 
 from ..errors import InputError, run_command
 from ..hub import require_new_folder, save_tokenizer
+from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
 from ..training.evaluate import measure_lm
 from ..training.evaluate_translation import measure_translation
@@ -46,6 +47,7 @@ def prune_folder(model: str, text: list[str], out: str, *, target_language: str 
     del source
     after, _ = _measure(result, tokenizer, text, target_language)
     result.save_pretrained(folder)
+    add_code(folder)
     save_tokenizer(tokenizer, folder)
     for name in ("perplexity_per_token", "perplexity_per_word"):
         report[name] = " -> ".join(f"{values[f'eval_{name}']:.4f}" for values in (before, after))
