@@ -1,6 +1,6 @@
 """The code of a model beside its weights, so that a folder loads by its path alone, without this package.
 
-What our trainings and commands write has its code: about 120 kB and a tenth of a second. Libraries that take a path,
+What our trainings and commands write has its code: about 125 kB and a tenth of a second. Libraries that take a path,
 such as lm-evaluation-harness and `transformers serve`, run in processes of their own, where nobody imports `moe_hf`.
 Whoever does import it needs no `trust_remote_code`, and gets the classes of the package and not those of the folder.
 A training's `checkpoint-N` has no code: it is there to go on from, by this package.
