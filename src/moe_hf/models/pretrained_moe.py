@@ -20,7 +20,7 @@ class MoePreTrainedModel(PreTrainedModel):
     """Base class of both families; `config` is a `MoeConfig`."""
 
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _is_stateful = True
     _can_record_outputs = {
         "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0),
