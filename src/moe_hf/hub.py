@@ -72,7 +72,9 @@ def export(
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     add_code(folder)
     save_tokenizer(tokenizer, folder)
-    write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license, language=language)
+    write_model_card(
+        model, tokenizer, source, folder, repo_id=repo_id or folder.name, license=license, language=language
+    )
 
 
 def require_new_folder(folder: str | Path) -> Path:
