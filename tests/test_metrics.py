@@ -53,10 +53,16 @@ def test_nothing_to_score_is_an_error(perplexity, num_tokens, num_words):
         perplexity.compute(nll=[0.0], num_tokens=[num_tokens], num_words=[num_words])
 
 
-def test_a_missing_evaluate_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "evaluate", None)
-    with pytest.raises(InputError, match="the package 'evaluate', which is missing: pip install"):
-        load_metric("stream_perplexity")
+@pytest.mark.parametrize(
+    ("metric", "package"),
+    [("stream_perplexity", "evaluate"), ("sacrebleu_metrics", "evaluate"), ("sacrebleu_metrics", "sacrebleu")],
+)
+def test_a_missing_package_is_named_with_its_extra_and_its_folder(metric, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        InputError, match=rf"^the package '{package}' is missing.* pip install '\.\[eval\]' in a checkout"
+    ):
+        load_metric(metric)
 
 
 @pytest.fixture
@@ -127,9 +133,3 @@ def test_missing_translations_are_an_error(translation, predictions, references)
 def test_no_translation_is_an_error(translation):
     with pytest.raises(InputError, match="empty, at least one"):
         translation.compute(predictions=[], references=[])
-
-
-def test_a_missing_sacrebleu_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(InputError, match="'sacrebleu_metrics' needs a package that is missing: .*sacrebleu"):
-        load_metric("sacrebleu_metrics")

@@ -16,6 +16,8 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
+from .evaluation.extra_packages import require_packages
+from .evaluation.history_plot import HISTORY_FILE
 from .model_card import write_model_card
 from .model_code import AUTO_MAPS, add_code
 from .training.runs import load_model_and_tokenizer, reason
@@ -65,9 +67,11 @@ def export(
         language: codes of the languages, for the card; by default those of the training's sentence pairs.
 
     Raises:
-        InputError: `folder` has something in it, or `source` cannot be loaded.
+        InputError: `folder` has something in it, `source` cannot be loaded, or the package for the plot is missing.
     """
     folder = require_new_folder(folder)
+    if Path(source, HISTORY_FILE).is_file():  # which the card has a plot of
+        require_packages("matplotlib")
     model, tokenizer = load_model_and_tokenizer(source)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     add_code(folder)

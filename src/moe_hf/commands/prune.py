@@ -10,6 +10,7 @@ see, and no test data; `moe-hf evaluate` tells the perplexity on other text.
 import argparse
 
 from ..errors import InputError, run_command
+from ..evaluation.metrics import load_metric
 from ..hub import require_new_folder, save_tokenizer
 from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
@@ -34,6 +35,7 @@ def main() -> int:
 
 def prune_folder(model: str, text: list[str], out: str, *, target_language: str | None = None, **options) -> dict:
     """`prune` from folder to folder; what to print."""
+    load_metric("stream_perplexity")  # better now than after the text
     folder = require_new_folder(out)
     source, tokenizer = load_model_and_tokenizer(model)
     sizes_of_pruned(source, options["keep"], options["num_experts_per_tok"])  # better now than after the text
