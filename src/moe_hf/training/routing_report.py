@@ -48,7 +48,7 @@ def routing_report(
         what was written: {"page": file, "plot": file}, and "history_plot" if there is a history.
 
     Raises:
-        InputError: an argument is out of range, a file or the model cannot be read, or the package for plots is missing.
+        InputError: an argument is out of range, a file or the model cannot be read, or there is no package for plots.
     """
     require_packages("matplotlib")
     output = _checked_output(output)
