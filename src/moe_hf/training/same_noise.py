@@ -1,0 +1,42 @@
+"""Evaluations that leave the noise of a training as it is, for Trainers that do not see to it themselves."""
+
+import torch
+from transformers import TrainerCallback
+
+
+class SameNoiseCallback(TrainerCallback):
+    """Gives the steps after an evaluation the gating noise and dropout that they have without that evaluation.
+
+    An evaluation changes them in a plain `Trainer`: each pass of a `DataLoader` draws a seed from torch's global
+    generator, from which noise and dropout on a CPU come too, and `generate()` with `do_sample` draws more. The
+    Trainers of this package keep the random state themselves.
+
+    It sees the evaluations that `eval_strategy` and `eval_on_start` ask for, not those that another callback runs by
+    itself. Give it as `callbacks=[...]` or by `add_callback`, so that it comes after the Trainer's own, which decide
+    whether to evaluate.
+    """
+
+    def __init__(self):
+        self._states = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.eval_on_start:
+            self._keep()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_evaluate:
+            self._keep()
+
+    on_epoch_end = on_step_end
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._states is None:  # evaluated outside of a training
+            return
+        torch.set_rng_state(self._states[0])
+        torch.cuda.set_rng_state_all(self._states[1])
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._states = None
+
+    def _keep(self) -> None:
+        self._states = torch.get_rng_state(), torch.cuda.get_rng_state_all()
