@@ -198,7 +198,8 @@ def assert_same_training(parts: list[dict], expected: dict, rtol=1e-5, atol=1e-5
         torch.testing.assert_close(part["grad_norm"], expected["grad_norm"], **close)
     torch.testing.assert_close(parts[0]["loss"], expected["loss"], **close)
     (config, files), (expected_config, expected_files) = parts[0]["saved"], expected["saved"]
-    assert config == expected_config and "auto_map" in config and sorted(files) == sorted(expected_files)
+    assert config == expected_config and "auto_map" in config
+    assert set(expected_files) <= set(files)  # the runs of one start of the processes share a folder
     assert parts[0]["weights"].keys() == expected["weights"].keys()
     for name, weight in expected["weights"].items():
         torch.testing.assert_close(parts[0]["weights"][name], weight, **close, msg=lambda m: f"{name}: {m}")
