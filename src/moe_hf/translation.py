@@ -72,8 +72,10 @@ class Translator:
         tokenizer: its tokenizer.
         target_language: of a multilingual model: the language to translate into.
         batch_tokens: positions of a batch, padding included, times the number of beams.
+        batch_size: sources of a batch at most; None: as many as fit into `batch_tokens`.
         buffer_lines: lines read before the first of them is translated; more of them fit together better.
-        max_length_ratio: a translation ends at that many times the source's tokens plus ten.
+        max_length_ratio: a translation ends at that many times the source's tokens plus ten, whatever length the
+            model's generation configuration has. `max_length` or `max_new_tokens` among the arguments ends it earlier.
         length_alpha, coverage_beta: search with GNMT's score, see `gnmt_beam_search`; both None for the library's own.
         with_scores: whether translations have a score. With the library's beam search that takes memory for the logits
             of all steps, about 4 * batch_tokens * vocabulary bytes; with the others it is free.
@@ -92,6 +94,7 @@ class Translator:
         target_language: str | None = None,
         *,
         batch_tokens: int = 8000,
+        batch_size: int | None = None,
         buffer_lines: int = 2000,
         max_length_ratio: float = 3.0,
         length_alpha: float | None = None,
@@ -102,6 +105,8 @@ class Translator:
         self.model, self.tokenizer, self.target_language = model.eval(), tokenizer, target_language
         self.batch_tokens, self.buffer_lines, self.max_length_ratio = batch_tokens, buffer_lines, max_length_ratio
         self.with_scores, self.generate_arguments = with_scores, dict(generate_arguments)
+        self.batch_size = math.inf if batch_size is None else batch_size
+        self.max_new_tokens = self._take_max_new_tokens()
         self.num_beams, self.num_results = self._setting("num_beams", 1), self._setting("num_return_sequences", 1)
         self._check_numbers()
         gnmt = {"length_alpha": length_alpha, "coverage_beta": coverage_beta}
@@ -117,8 +122,22 @@ class Translator:
         values = [self.generate_arguments.get(name), *(getattr(config, name, None) for config in configs)]
         return next((value for value in values if value is not None), default)
 
+    def _take_max_new_tokens(self) -> float:
+        """The tokens that the caller's `max_new_tokens` and `max_length`, which counts the start too, allow."""
+        new, length = (self.generate_arguments.pop(name, None) for name in ("max_new_tokens", "max_length"))
+        for name, value, least in (("max_new_tokens", new, 1), ("max_length", length, 2)):
+            if value is not None and value < least:
+                raise InputError(f"{name}={value} must be at least {least}")
+        return min(math.inf if new is None else new, math.inf if length is None else length - 1)
+
+    def _length_arguments(self, new_tokens: int) -> dict[str, int]:
+        """For generate(), to allow that many tokens; it warns if both names are given, here and in the folder."""
+        if self._setting("max_new_tokens") is None:
+            return {"max_length": new_tokens + 1}
+        return {"max_new_tokens": new_tokens}
+
     def _check_numbers(self) -> None:
-        for name in ("batch_tokens", "buffer_lines", "num_beams"):
+        for name in ("batch_tokens", "batch_size", "buffer_lines", "num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if self.num_results < 1:
@@ -172,7 +191,7 @@ class Translator:
         beams = max(self.num_beams, self.num_results)
         start = 0
         while start < len(order):
-            size = max(1, self.batch_tokens // (lengths[order[start]] * beams))
+            size = min(max(1, self.batch_tokens // (lengths[order[start]] * beams)), self.batch_size)
             yield order[start : start + size]
             start += size
 
@@ -180,11 +199,12 @@ class Translator:
     def _translate_batch(self, sources: list[list[int]]) -> list[list[Translation]]:
         inputs = self.tokenizer.pad({"input_ids": sources}, return_tensors="pt", padding_side="right")
         positions = getattr(self.model.config, "max_position_embeddings", math.inf)  # of a Transformer
-        limits = [min(int(self.max_length_ratio * len(ids)) + 10, positions) for ids in sources]
+        longest = min(positions, self.max_new_tokens)
+        limits = [min(int(self.max_length_ratio * len(ids)) + 10, longest) for ids in sources]
         log_probs = ChosenLogProbs() if self.with_scores and self.num_beams == 1 else None
         outputs = self.model.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
-            **({"max_new_tokens": max(limits)} | self.generate_arguments),
+            **(self.generate_arguments | self._length_arguments(max(limits))),
             logits_processor=self._logits_processors(log_probs),
             stopping_criteria=StoppingCriteriaList([LengthLimits(limits)]),
             return_dict_in_generate=True,

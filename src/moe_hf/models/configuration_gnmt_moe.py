@@ -49,7 +49,15 @@ class GnmtMoeConfig(MoeConfig):
     """
 
     model_type = "gnmt_moe"
-    keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]
+    # What the Trainer leaves out of predictions; router logits have a row for each position, not for each text.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "cache",
+        "aux_loss",
+        "encoder_last_hidden_state",
+        "encoder_router_logits",
+        "decoder_router_logits",
+    ]
     base_model_fsdp_plan = {}  # the plans stand with the encoder and the decoder, here they would get a wrong prefix
 
     dropout: float | int = 0.4

@@ -40,7 +40,8 @@ class LstmMoeConfig(MoeConfig):
     """
 
     model_type = "lstm_moe"
-    keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]
+    # What the Trainer leaves out of predictions; router logits have a row for each position, not for each text.
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "aux_loss", "router_logits"]
     base_model_tp_plan = EXPERTS_TP_PLAN
     base_model_ep_plan = EXPERTS_EP_PLAN
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
@@ -17,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache import CACHE_NAME, cache_of, keeps_lstm_state, one_cache
 from .configuration_lstm_moe import LstmMoeConfig
 from .embedding import TokenEmbedding
+from .generation_moe import MoeGenerationMixin
 from .inputs import check_ids, check_keywords, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock, layer_balancing_loss
@@ -149,7 +149,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 )
 
 
-class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
+class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
     """The language model: `LstmMoeModel` and the softmax over the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}

@@ -68,6 +68,7 @@ def train_translation(
 
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
+    set_output_length(model, int(lengths[1].max()))
     longest = max(int(side.max()) for side in lengths)
     batches = TokenBatchSampler(
         *lengths,
@@ -102,6 +103,19 @@ def check_positions(model: PreTrainedModel, *tokens) -> None:
             longest = int(column_to_numpy(part, f"{side}_length").max())
             if longest > positions:
                 raise InputError(f"max_position_embeddings={positions}, but a {side} sentence has {longest} tokens")
+
+
+def set_output_length(model: PreTrainedModel, longest_target: int) -> None:
+    """Let `generate()` write more than the library's 20 tokens: `max_length` of the model's generation configuration.
+
+    It becomes twice the longest training target plus ten, at most the model's positions. A longer one, of a model that
+    is trained on, stays.
+
+    Args:
+        longest_target: tokens, with the end.
+    """
+    length = max(2 * longest_target + 10, model.generation_config.max_length or 0)
+    model.generation_config.max_length = min(length, getattr(model.config, "max_position_embeddings", length))
 
 
 def load_pairs(model_args, data_args, training_args, checkpoint):
