@@ -1,4 +1,4 @@
-"""What a model writes, for its card: the same whenever the card is made."""
+"""A sample of a model's output for its card, without any random choice."""
 
 from dataclasses import dataclass
 
@@ -54,5 +54,5 @@ def _first_line(files: list[str] | str | None) -> str | None:
     try:
         lines = (line for path in expand_file_patterns(files or []) for line in read_lines(path))
         return next((line.strip() for line in lines if line.strip()), None)
-    except InputError:  # the files are those of the machine that trained
+    except InputError:  # the model may have been trained on another machine
         return None

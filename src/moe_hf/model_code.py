@@ -1,12 +1,13 @@
-"""The code of a model beside its weights, so that a folder loads by its path alone, without this package.
+"""Copies the code of a model beside its weights, so that its folder loads by path alone, without this package.
 
-What our trainings and commands write has its code: about 125 kB and a tenth of a second. Libraries that take a path,
-such as lm-evaluation-harness and `transformers serve`, run in processes of their own, where nobody imports `moe_hf`.
-Whoever does import it needs no `trust_remote_code`, and gets the classes of the package and not those of the folder.
-A training's `checkpoint-N` has no code: it is there to go on from, by this package.
+Trainings and the commands of `moe-hf` write such folders. The code takes about 125 kB and a tenth of a second.
 
-The files are copied when a folder is written. `with_code` (hub.py) instead marks a class, which the library keeps for
-all models of that class in the process: every checkpoint would have the code then, and the models of other trainings.
+Why: lm-evaluation-harness, `transformers serve` and TRL take a path and load it in a process that never imports `moe_hf`.
+A process that does import `moe_hf` needs no `trust_remote_code`: Transformers then prefers the classes of the package.
+A training's `checkpoint-N` gets no code. Only this package resumes from it.
+
+Why not `with_code` (hub.py): the library stores that mark in the class. Every checkpoint, and every other model of the
+class in the process, would get the code too.
 """
 
 import json
@@ -32,10 +33,10 @@ AUTO_MAPS = {
 
 
 def add_code(folder: str | Path) -> None:
-    """Put the code into a folder that `save_pretrained` wrote; one without a model of this package stays as it is.
+    """Add the code to a folder that `save_pretrained` wrote; a folder without a model of this package is left alone.
 
-    `architectures` then names the Auto class: `transformers serve` and TRL look for that name in `transformers`, which
-    has no class of ours, and would go no further.
+    It also writes the Auto class into `architectures`. `transformers serve` looks that name up in the module
+    `transformers`, where it would not find `LstmMoeForCausalLM`.
 
     Args:
         folder: with the model's config.json.
@@ -43,7 +44,7 @@ def add_code(folder: str | Path) -> None:
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     auto_map = AUTO_MAPS.get(config.get("model_type"))
-    if auto_map is None:  # a model of Transformers' own, or an adapter, which has no such file
+    if auto_map is None:  # another family's model, or an adapter, which has no config.json
         return
     auto_classes = {value.partition(".")[2]: name for name, value in auto_map.items()}
     config["auto_map"] = auto_map

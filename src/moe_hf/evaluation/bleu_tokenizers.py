@@ -37,7 +37,7 @@ def tokenizer_for(language: str | None) -> str:
 
 
 def language_of_file(path: str | Path) -> str | None:
-    """The code at the end of a file's name, such as "zh" of "test.zh.gz", if it asks for a tokenizer of its own."""
+    """The code at the end of a file's name, such as "zh" of "test.zh.gz", if it has an entry in `TOKENIZERS`."""
     suffixes = [suffix[1:] for suffix in Path(path).suffixes if suffix not in (".gz", ".xz")]
     is_known = bool(suffixes) and re.split("[-_]", suffixes[-1])[0].lower() in TOKENIZERS
     return suffixes[-1] if is_known else None

@@ -1,7 +1,7 @@
 """The versions of libraries that this code works with; importing this file refuses any other Transformers.
 
-The configurations import it before anything else: what a repository has is loaded configuration first, and with
-another Transformers the imports below it would fail with an error that names no version.
+The configurations import it first, since Auto classes load a repository's configuration before its model. With another
+Transformers a later import would fail, with an error that names no version.
 """
 
 from transformers.utils.versions import require_version

@@ -1,4 +1,4 @@
-"""Evaluations that leave the noise of a training as it is, for Trainers that do not see to it themselves."""
+"""Keeps evaluations from changing the noise of the training steps after them, for the plain `Trainer`."""
 
 import torch
 from transformers import TrainerCallback
@@ -7,13 +7,11 @@ from transformers import TrainerCallback
 class SameNoiseCallback(TrainerCallback):
     """Gives the steps after an evaluation the gating noise and dropout that they have without that evaluation.
 
-    An evaluation changes them in a plain `Trainer`: each pass of a `DataLoader` draws a seed from torch's global
-    generator, from which noise and dropout on a CPU come too, and `generate()` with `do_sample` draws more. The
-    Trainers of this package keep the random state themselves.
+    A plain `Trainer` changes them. Each pass of a `DataLoader` draws a seed from torch's global generator, and on a CPU
+    noise and dropout come from the same generator. The Trainers of this package restore the random state themselves.
 
-    It sees the evaluations that `eval_strategy` and `eval_on_start` ask for, not those that another callback runs by
-    itself. Give it as `callbacks=[...]` or by `add_callback`, so that it comes after the Trainer's own, which decide
-    whether to evaluate.
+    The callback covers evaluations by `eval_strategy` and `eval_on_start`. Pass it as `callbacks=[...]` or by
+    `add_callback`: it must come after the Trainer's own callbacks, which decide whether to evaluate.
     """
 
     def __init__(self):
