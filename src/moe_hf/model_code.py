@@ -2,7 +2,7 @@
 
 Trainings and the commands of `moe-hf` write such folders. The code takes about 125 kB and a tenth of a second.
 
-Why: lm-evaluation-harness, `transformers serve` and TRL take a path and load it in a process that never imports `moe_hf`.
+Why: lm-evaluation-harness, `transformers serve` and TRL load a path in a process that never imports `moe_hf`.
 A process that does import `moe_hf` needs no `trust_remote_code`: Transformers then prefers the classes of the package.
 A training's `checkpoint-N` gets no code. Only this package resumes from it.
 
