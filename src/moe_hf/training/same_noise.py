@@ -8,7 +8,7 @@ class SameNoiseCallback(TrainerCallback):
     """Gives the steps after an evaluation the gating noise and dropout that they have without that evaluation.
 
     A plain `Trainer` changes them. Each pass of a `DataLoader` draws a seed from torch's global generator, and on a
-    CPU noise and dropout come from the same generator. The Trainers of this package restore the random state themselves.
+    CPU noise and dropout come from the same generator. The Trainers of this package restore the random state.
 
     The callback covers evaluations by `eval_strategy` and `eval_on_start`. Pass it as `callbacks=[...]` or by
     `add_callback`: it must come after the Trainer's own callbacks, which decide whether to evaluate.
