@@ -117,7 +117,7 @@ def write_model_card(
         model_name=name,
         summary=family["summary"],
         facts=_facts(model, directions(run, tokenizer)),
-        example=_example(family["example"], tokenizer).replace("{repo}", repo_id),
+        example=_example(family["example"], model, tokenizer).replace("{repo}", repo_id),
         package=f"moe_hf {__version__}",
         versions=", ".join(f"{name} {version}" for name, version in TESTED_WITH.items()),
         transformers=TRANSFORMERS,
@@ -147,11 +147,13 @@ def _plain_names(metrics: dict) -> dict:
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
-def _example(example: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    if not (known := known_languages(tokenizer)):
-        return example
-    head = example.partition("inputs = ")[0]
-    return f"import torch\n{head}{TAGGED_EXAMPLE.replace('{language}', known[0])}"
+def _example(example: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    if known := known_languages(tokenizer):
+        head = example.partition("inputs = ")[0]
+        example = f"import torch\n{head}{TAGGED_EXAMPLE.replace('{language}', known[0])}"
+    if model.generation_config.max_length is not None:  # generate() warns of a second limit
+        example = example.replace(", max_new_tokens=100", "")
+    return example
 
 
 def _measured(family: dict, results: dict, evaluated_on: str, dataset: str) -> list[EvalResult]:
