@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
+from moe_hf.evaluation.extra_packages import require_packages
 from moe_hf.evaluation.run_curves import write_curves
 from moe_hf.evaluation.translation_plot import plot_translation
 from moe_hf.evaluation.translation_report import TranslationRow, add_translation_run, translation_table
@@ -29,6 +30,7 @@ def main() -> int:
 
 
 def run() -> None:
+    require_packages("matplotlib")  # better now than after the training
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
     if not data_args.validation_sources():

@@ -10,9 +10,18 @@ from peft import LoraConfig
 from preferences import BalancedDPOTrainer, BalancedGRPOTrainer
 from sft import BalancedSFTTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
-from moe_hf import LstmMoeForCausalLM
+from moe_hf import LstmMoeForCausalLM, LstmMoeForSequenceClassification
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
 from moe_hf.training.demo_corpus import generate_lines, prompt_of
 
@@ -185,3 +194,19 @@ def test_packed_examples_have_the_loss_of_the_single_ones(how, trainer_class, fo
     assert batch["input_ids"].shape[0] == 1 and (batch["position_ids"] == 0).sum() == len(LINES)
     log = first_log(trainer)
     assert log["loss"] == pytest.approx(losses(folders["saved"]), abs=1e-4)
+
+
+def test_a_reward_model_is_trained_by_path(folders, tmp_path):
+    trainer = RewardTrainer(
+        str(folders["saved"]), args=arguments(RewardConfig, tmp_path, center_rewards_coefficient=None),
+        train_dataset=PREFERENCES,
+    )  # fmt: skip
+    log = first_log(trainer)
+    assert isinstance(trainer.model, LstmMoeForSequenceClassification) and trainer.model.score.weight.shape[0] == 1
+    assert 0 < log["loss"] < 10 and log["grad_norm"] > 0
+
+
+def test_grpo_measures_no_divergence_from_itself_without_noise(folders, tmp_path):
+    make_trainer, config_class, options = BY_PATH["GRPO"]
+    args = arguments(config_class, tmp_path, beta=0.1, **options)  # the model has neither noise nor dropout
+    assert first_log(make_trainer(str(folders["saved"]), args=args))["kl"] == 0

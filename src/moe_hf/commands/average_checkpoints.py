@@ -12,6 +12,7 @@ import argparse
 
 from ..errors import run_command
 from ..hub import require_new_folder, save_tokenizer
+from ..model_code import add_code
 from ..training.averaging import average_checkpoints, keep_training, last_checkpoints
 from ..training.tokenizers import load_tokenizer
 
@@ -31,6 +32,7 @@ def average(run: str, out: str, last: int) -> dict:
     folders = last_checkpoints(run, last)
     tokenizer = load_tokenizer(str(folders[-1]))
     average_checkpoints(folders).save_pretrained(output)
+    add_code(output)
     save_tokenizer(tokenizer, output)
     keep_training(run, folders, output)
     return {"averaged": ", ".join(folder.name for folder in folders), "written to": str(output)}

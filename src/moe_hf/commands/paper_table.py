@@ -1,8 +1,8 @@
-"""Print size and cost of the paper's models beside those of configs/lm (its tables 7 and 8) and configs/translation.
+"""Print size and cost of the paper's models (its tables 7 and 8, and those of translation) beside ours.
 
     moe-hf table [CONFIGS]
 
-CONFIGS is the folder of that name in a checkout of this project (default: ./configs, or that of the checkout run).
+CONFIGS is a folder with lm/ and translation/ (default: that of the package, which configs/ of a checkout points to).
 Nothing is allocated, for 137 billion parameters neither. Exit status 1 when a row is not the paper's.
 """
 
@@ -16,7 +16,7 @@ from ..evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSL
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from ..training.translation_arguments import TranslationDataArguments
 
-CHECKOUT = Path(__file__).resolve().parents[3]
+CONFIGS = Path(__file__).parents[1] / "paper_configs"  # travels with the package; configs/ of a checkout points here
 LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
 ROUNDED_DOWN = (
     "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/evaluation/paper_tables.py."
@@ -73,11 +73,11 @@ def main() -> int:
 
 
 def find_configs(given: Path | None) -> Path:
-    """The folder given, else configs/ of the working folder, else of the checkout that this file is in."""
-    for folder in [given] if given else [Path("configs"), CHECKOUT / "configs"]:
-        if (folder / "lm").is_dir() and (folder / "translation").is_dir():
-            return folder
-    raise InputError(f"configs={folder} has no lm/ and translation/: give the folder of a checkout of this project")
+    """The folder given, else the package's."""
+    folder = given or CONFIGS
+    if not ((folder / "lm").is_dir() and (folder / "translation").is_dir()):
+        raise InputError(f"configs={folder} has no lm/ and translation/: give configs/ of a checkout of this project")
+    return folder
 
 
 def print_tables(configs: Path) -> list[bool]:

@@ -1,5 +1,9 @@
 """Configuration of the GNMT-MoE translation model."""
 
+# First: with another Transformers one of the imports below would fail, with an error that names no version.
+from .versions import TRANSFORMERS  # noqa: F401
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 
 from .configuration_moe import MoeConfig

@@ -184,6 +184,10 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
         default=1,
         metadata={"help": "beams of the translations that are judged; 1: greedy (moe-hf evaluate-translation has 4)"},
     )
+    tokenize: str | None = field(
+        default=None,
+        metadata={"help": "sacrebleu's tokenizer for BLEU, such as 13a, zh or char; default: by the target language"},
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -4,6 +4,7 @@ import tempfile
 
 from transformers import AutoModelForCausalLM
 
+from ..evaluation.metrics import load_metric
 from ..evaluation.routing import RoutingTotals, load_statistics, routing_totals
 from ..models.balancing import cv_squared
 from .arguments import MoeTrainingArguments
@@ -28,8 +29,10 @@ def evaluate_lm(
         dead_experts over the whole text.
 
     Raises:
-        InputError: the model, its tokenizer or a file cannot be read, or the text is shorter than the rows.
+        InputError: the model, its tokenizer or a file cannot be read, the text is shorter than the rows, or a package
+            for the metrics is missing.
     """
+    load_metric("stream_perplexity")  # better now than after the text
     tokenizer = load_tokenizer(model_name_or_path)
     model = load_pretrained(AutoModelForCausalLM, model_name_or_path)
     metrics, totals = measure_lm(model, tokenizer, files, window_length, carry_state, batch_size)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..errors import InputError
+from ..evaluation.extra_packages import require_packages
 from ..evaluation.history_plot import HISTORY_FILE, read_expert_history
 from ..evaluation.routing_data import report_data
 from ..evaluation.routing_report import write_report
@@ -47,8 +48,9 @@ def routing_report(
         what was written: {"page": file, "plot": file}, and "history_plot" if there is a history.
 
     Raises:
-        InputError: an argument is out of range, or a file or the model cannot be read.
+        InputError: an argument is out of range, a file or the model cannot be read, or there is no package for plots.
     """
+    require_packages("matplotlib")
     output = _checked_output(output)
     for name, value in (
         ("batch_size", batch_size),

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from ..errors import InputError
+from ..evaluation.bleu_tokenizers import check_tokenizer, language_of_file, tokenizer_for
 from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
@@ -122,6 +123,7 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
     train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
     if validation_sources:
         load_metric("sacrebleu_metrics")  # better now than after hours of training
+        check_tokenizer(training_args.tokenize)
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation pairs")
     # The other processes find in the cache what the first one has read.
@@ -139,7 +141,13 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
     with training_args.main_process_first(desc="tokenisation"):
         tokens = tokenize_pairs(train, tokenizer, num_proc=data_args.preprocessing_num_workers)
         if validation is not None:
-            validation = evaluation_pairs(validation, tokenizer, data_args.preprocessing_num_workers)
+            validation = evaluation_pairs(
+                validation,
+                tokenizer,
+                data_args.preprocessing_num_workers,
+                tokenize=training_args.tokenize,
+                target_files=validation_sources[0].target_files,
+            )
     if validation is not None:
         evaluation_batches(validation, training_args)  # which refuses pairs that the processes cannot share
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
@@ -159,10 +167,30 @@ def load_pairs_of(part: str, sources, data_args):
     return pairs
 
 
-def evaluation_pairs(pairs, tokenizer, num_proc: int | None = None) -> EvaluationPairs:
-    """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long."""
+def evaluation_pairs(
+    pairs,
+    tokenizer,
+    num_proc: int | None = None,
+    *,
+    tokenize: str | None = None,
+    target_files: list[str] | str | None = None,
+) -> EvaluationPairs:
+    """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long.
+
+    Args:
+        tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
+        target_files: whose names tell the language (text.zh) where the pairs do not.
+    """
+    first = target_files if isinstance(target_files, str) else next(iter(target_files or []), "")
+    languages = [target or language_of_file(first) for _, target in pairs.directions]
+    tokenizers = {language: tokenize or tokenizer_for(language) for language in dict.fromkeys(languages)}
     directions = [f"{source or '?'}-{target or '?'}" for source, target in pairs.directions]
-    return EvaluationPairs(tokenize_pairs(pairs, tokenizer, num_proc=num_proc), pairs.dataset["target"][:], directions)
+    return EvaluationPairs(
+        tokenize_pairs(pairs, tokenizer, num_proc=num_proc),
+        pairs.dataset["target"][:],
+        directions,
+        {name: tokenizers[language] for name, language in zip(directions, languages)},
+    )
 
 
 def report(model) -> None:
