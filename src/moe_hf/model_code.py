@@ -23,6 +23,7 @@ AUTO_MAPS = {
         "AutoConfig": "configuration_lstm_moe.LstmMoeConfig",
         "AutoModel": "modeling_lstm_moe.LstmMoeModel",
         "AutoModelForCausalLM": "modeling_lstm_moe.LstmMoeForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_lstm_moe.LstmMoeForSequenceClassification",
     },
     "gnmt_moe": {
         "AutoConfig": "configuration_gnmt_moe.GnmtMoeConfig",

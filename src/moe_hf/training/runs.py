@@ -165,6 +165,8 @@ def load_pretrained(auto_class, path: str, config_arguments: dict | None = None,
     try:
         config = AutoConfig.from_pretrained(path, **(config_arguments or {}))
         config.validate()
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+            raise ValueError(f"a classifier without a softmax over the vocabulary, {config.architectures[0]}")
         return auto_class.from_pretrained(path, config=config, **arguments)
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
