@@ -30,8 +30,14 @@ class MoeGenerationMixin(GenerationMixin):
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # the library reads the signature
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
-        """The inputs of a forward, without the tokenizers that generate() hands on."""
+        """The inputs of a forward, without the tokenizers that generate() hands on.
+
+        The state has its older name in every version of the library. PEFT 0.21 looks for that name alone, and where it
+        finds no state, puts a learnt prompt in again before each token.
+        """
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if "cache" in inputs:
+            inputs["past_key_values"] = inputs.pop("cache")
         return {name: value for name, value in inputs.items() if name not in ("tokenizer", "assistant_tokenizer")}
 
     def _prefill(self, input_ids, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
