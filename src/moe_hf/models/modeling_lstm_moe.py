@@ -145,7 +145,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         return LstmMoeModelOutput(last_hidden_state=hidden_states, aux_loss=aux_loss, **{CACHE_NAME: past_key_values})
 
     def _documents(self, inputs_embeds, mask, *boundaries) -> DocumentLanes | None:
-        starts = document_starts(inputs_embeds.shape[:2], *boundaries)
+        starts = document_starts(inputs_embeds.shape[:2], *boundaries, mask_BS=mask)
         if starts is None:
             return None
         # Only the kernel for the CPU can start anew within a lane.
@@ -243,7 +243,9 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         logits = loss = targets = nats = None
         label_smoothing = self.config.label_smoothing if self.training else 0.0
         if has_labels:
-            starts = document_starts(outputs.last_hidden_state.shape[:2], position_ids, seq_idx, cu_seq_lens_q)
+            shape = outputs.last_hidden_state.shape[:2]
+            mask = None if attention_mask is None else attention_mask[:, -shape[1] :]
+            starts = document_starts(shape, *boundaries.values(), mask_BS=mask)
             targets = _targets(labels, shift_labels, attention_mask, starts)
             if self._computes_loss_without_logits():
                 nats = self._nats_without_logits(hidden_states, targets, label_smoothing)
