@@ -15,12 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
+from moe_hf.data.windows import StreamWindows, collate_windows
 from moe_hf.models.moe import MoeBlock
 from moe_hf.training.arguments import TranslationTrainingArguments
 from moe_hf.training.sharding import distributed_config, shard_new_model
 from moe_hf.training.trainer import LmTrainer
 from moe_hf.training.translation_trainer import TranslationTrainer
-from moe_hf.training.windows import StreamWindows, collate_windows
 
 ROWS, STEPS = 8, 5  # sequences of a step's batch on all processes; steps
 GATES = {

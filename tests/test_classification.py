@@ -196,7 +196,7 @@ def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
 
 
 def test_the_librarys_pipeline_gives_its_classes(tmp_path):
-    from moe_hf.training.tokenizers import train_tokenizer
+    from moe_hf.data.tokenizers import train_tokenizer
 
     tokenizer = train_tokenizer(["the dog sees the cat", "the cat sleeps"] * 5, kind="word", vocab_size=20)
     model = tiny_classifier(id2label={0: "good", 1: "bad"}, label2id={"good": 0, "bad": 1}, num_labels=2).float()

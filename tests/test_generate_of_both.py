@@ -7,10 +7,10 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.data.translation_tokenizers import train_translation_tokenizer
 from moe_hf.generation import gnmt_beam_search
 from moe_hf.models.cache import CACHE_NAME, LstmCacheLayer, cache_of
-from moe_hf.training.tokenizers import train_tokenizer
-from moe_hf.training.translation_tokenizers import train_translation_tokenizer
 
 FAMILIES = pytest.mark.parametrize("models", [tiny_models, tiny_gnmt], ids=["lm", "gnmt"])
 SEARCHES = pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beams"])

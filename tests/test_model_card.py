@@ -14,10 +14,10 @@ from test_hub import FAMILIES, runs, write_model_and_tokenizer  # noqa: F401, a 
 from tiny_runs import write_translation_config
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from moe_hf.data.translation_tokenizers import train_translation_tokenizer
 from moe_hf.hub import export
 from moe_hf.model_card_run import directions, evaluation_files, read_run, without_folders
 from moe_hf.models.versions import TESTED_WITH, TRANSFORMERS
-from moe_hf.training.translation_tokenizers import train_translation_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ import torch
 from tiny_reports import NASTY, SOURCES, TARGETS, contexts_of, read_page, save_gnmt, save_lm, unpack, without_pictures
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 
+from moe_hf.data.sentence_pairs import PairSource, load_sentence_pairs
+from moe_hf.data.tokenized_pairs import tokenize_pairs
 from moe_hf.errors import InputError
 from moe_hf.evaluation.coactivation import PairCounts
 from moe_hf.evaluation.history_plot import read_expert_history
@@ -24,10 +26,8 @@ from moe_hf.evaluation.routing_statistics import collect_routing
 from moe_hf.evaluation.token_texts import token_texts, whole_characters
 from moe_hf.hub import export
 from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.parallel_data import PairSource, load_sentence_pairs
 from moe_hf.training.routing_report import routing_report
 from moe_hf.training.routing_texts import PairText, StreamText
-from moe_hf.training.tokenized_pairs import tokenize_pairs
 
 ROOT = Path(__file__).parents[1]
 HIERARCHY = {"num_experts": 12, "num_experts_per_tok": 4, "num_expert_groups": 4}

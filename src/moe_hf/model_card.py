@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .data.translation_tokenizers import known_languages
 from .evaluation.history_plot import HISTORY_FILE, plot_expert_history
 from .evaluation.model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 from .evaluation.records import command_line, read_evaluations
@@ -16,7 +17,6 @@ from .model_card_sample import write_sample
 from .models.versions import TESTED_WITH, TRANSFORMERS
 from .training.averaging import AVERAGED_FILE
 from .training.runs import CONFIG_FILE
-from .training.translation_tokenizers import known_languages
 from .version import __version__
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"

@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from .data.pair_sources import PairSource, read_pair_sources
+from .data.translation_tokenizers import known_languages
 from .training.arguments import TranslationTrainingArguments
-from .training.pair_sources import PairSource, read_pair_sources
 from .training.runs import CONFIG_FILE
-from .training.translation_tokenizers import known_languages
 
 
 def read_run(folder: Path) -> dict:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .data.paths import expand_file_patterns
+from .data.text import read_lines
+from .data.translation_tokenizers import known_languages
 from .errors import InputError
 from .model_card_run import pair_sources
-from .training.paths import expand_file_patterns
-from .training.text_data import read_lines
-from .training.translation_tokenizers import known_languages
 from .translation import Translator, on_one_line
 
 PROMPT, SENTENCE = "The", "A sentence to translate."

@@ -15,9 +15,9 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
+from .data.translation_tokenizers import encode_sources
 from .errors import InputError
 from .generation import gnmt_beam_search
-from .training.translation_tokenizers import encode_sources
 from .translation_hooks import ChosenLogProbs, LengthLimits
 
 

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .training.translation_tokenizers import load_translation_tokenizer
+from .data.translation_tokenizers import load_translation_tokenizer
 from .translation import Translator, move_to_device
 
 

@@ -19,11 +19,11 @@ from tiny_models import assert_same, random_ids, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import moe_hf
+from moe_hf.data.windows import StreamWindows
 from moe_hf.evaluation.routing import routing_totals
 from moe_hf.training.arguments import TranslationTrainingArguments
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
 from moe_hf.training.translation_trainer import TranslationTrainer
-from moe_hf.training.windows import StreamWindows
 
 # PEFT 0.21.2 reads the name that Transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -4,15 +4,15 @@ import tempfile
 
 from transformers import AutoModelForCausalLM
 
+from ..data.text import load_text_dataset, tokenize_to_stream
+from ..data.tokenizers import load_tokenizer
+from ..data.windows import StreamWindows, collate_windows
 from ..evaluation.metrics import load_metric
 from ..evaluation.routing import RoutingTotals, load_statistics, routing_totals
 from ..models.balancing import cv_squared
 from .arguments import MoeTrainingArguments
 from .runs import load_pretrained
-from .text_data import load_text_dataset, tokenize_to_stream
-from .tokenizers import load_tokenizer
 from .trainer import LmTrainer
-from .windows import StreamWindows, collate_windows
 
 
 def evaluate_lm(

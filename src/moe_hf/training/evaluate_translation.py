@@ -8,16 +8,16 @@ from pathlib import Path
 import yaml
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
+from ..data.pair_sources import PairSource
+from ..data.sentence_pairs import load_sentence_pairs
+from ..data.translation_tokenizers import encode_sources, load_translation_tokenizer
 from ..evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
 from ..evaluation.metrics import load_metric
 from ..evaluation.routing import RoutingTotals, routing_totals
 from ..translation import Translator
 from .arguments import TranslationTrainingArguments
-from .pair_sources import PairSource
-from .parallel_data import load_sentence_pairs
 from .runs import CONFIG_FILE, load_pretrained
 from .translation import evaluation_pairs
-from .translation_tokenizers import encode_sources, load_translation_tokenizer
 from .translation_trainer import TranslationTrainer
 
 

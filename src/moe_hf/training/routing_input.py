@@ -6,14 +6,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.pair_sources import PairSource
+from ..data.sentence_pairs import load_sentence_pairs
+from ..data.text import load_text_dataset, tokenize_to_stream
+from ..data.tokenized_pairs import tokenize_pairs
+from ..data.translation_tokenizers import language_tag_id
 from ..errors import InputError
-from .pair_sources import PairSource
-from .parallel_data import load_sentence_pairs
 from .routing_texts import PairText, StreamText
 from .runs import load_model_and_tokenizer
-from .text_data import load_text_dataset, tokenize_to_stream
-from .tokenized_pairs import tokenize_pairs
-from .translation_tokenizers import language_tag_id
 
 
 def load_for_routing(

@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import DynamicCache
 
+from ..data.windows import StreamWindows, collate_windows
 from ..errors import InputError
-from .windows import StreamWindows, collate_windows
 
 
 @dataclass(frozen=True)

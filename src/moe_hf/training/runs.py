@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ..data.tokenizers import load_tokenizer
 from ..errors import InputError
 from ..evaluation.history_plot import HISTORY_FILE
 from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
@@ -27,7 +28,6 @@ from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
 from .sharding import distributed_config, shard_new_model
-from .tokenizers import load_tokenizer
 
 # The arguments of a run, in its folder: a configuration file that repeats it.
 CONFIG_FILE = "run.yaml"

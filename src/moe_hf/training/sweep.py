@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..data.tokenizers import load_or_train_tokenizer
 from ..errors import InputError
 from .arguments import DataArguments, MoeTrainingArguments
 from .checkpoints import check_same_run
 from .lm import load_text, train_lm
 from .reference import ReferenceArguments, train_reference, train_translation_reference
 from .runs import course_of_run
-from .tokenizers import load_or_train_tokenizer
 
 # What decides the tokenizer, with the arguments of its training in tokenizers.py.
 TOKENIZER_ARGUMENTS = (

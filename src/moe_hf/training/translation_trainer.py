@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Seq2SeqTrainer
 
+from ..data.token_batches import TokenBatchSampler
 from ..errors import InputError
 from ..evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, merge_signatures
 from ..evaluation.metrics import load_metric
@@ -21,7 +22,6 @@ from .arguments import TranslationTrainingArguments
 from .moe_trainer import MoeTrainerMixin
 from .schedule import warmup_constant_inverse_sqrt
 from .token_batch_trainer import TokenBatchTrainerMixin
-from .token_batches import TokenBatchSampler
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from ..errors import InputError
 from .pair_sources import PairSource
 from .paths import expand_file_patterns
-from .text_data import dataset_of_rows, file_version, fingerprint, load_hub_dataset, read_lines
+from .text import dataset_of_rows, file_version, fingerprint, load_hub_dataset, read_lines
 
 PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
 

@@ -7,8 +7,8 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .parallel_data import SentencePairs
-from .text_data import fingerprint, serialize_tokenizer
+from .sentence_pairs import SentencePairs
+from .text import fingerprint, serialize_tokenizer
 from .translation_tokenizers import encode_texts, known_languages, language_tag_id
 
 TOKEN_FEATURES = Features(
