@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
 from moe_hf.data.windows import StreamWindows, collate_windows
+from moe_hf.distributed.sharding import distributed_config, shard_new_model
 from moe_hf.models.moe import MoeBlock
 from moe_hf.training.arguments import TranslationTrainingArguments
-from moe_hf.training.sharding import distributed_config, shard_new_model
 from moe_hf.training.trainer import LmTrainer
 from moe_hf.training.translation_trainer import TranslationTrainer
 

@@ -16,7 +16,7 @@ from moe_hf import LstmMoeConfig
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_parameters, ops_per_timestep
 from moe_hf.evaluation.capacity_report import CapacityRow, capacity_table, plot_capacity
-from moe_hf.evaluation.model_size import size_of_reference
+from moe_hf.model_size import size_of_reference
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.sweep import SweepArguments
 

@@ -14,10 +14,10 @@ from transformers import AutoConfig
 
 from moe_hf import GnmtMoeConfig
 from moe_hf.evaluation import count_parameters, ops_per_timestep
-from moe_hf.evaluation.model_size import size_of_reference
 from moe_hf.evaluation.report_numbers import mean_and_range, rounded
 from moe_hf.evaluation.translation_plot import plot_translation
 from moe_hf.evaluation.translation_report import TranslationRow, translation_table
+from moe_hf.model_size import size_of_reference
 from moe_hf.training.sweep import TRAINING_ARGUMENTS
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ Nothing is allocated, whatever the size. Numbers are decimal: a GB is 10^9 bytes
 import argparse
 from pathlib import Path
 
+from ..distributed.plan import OPTIMIZERS, Cluster, plan_sharding
+from ..distributed.plan_report import describe, paper_memory_table, read_config
 from ..errors import run_command
-from ..evaluation.sharding_plan import OPTIMIZERS, Cluster, plan_sharding
-from ..evaluation.sharding_report import describe, paper_memory_table, read_config
 from .paper_table import find_configs
 
 MODEL_ARGUMENTS = (

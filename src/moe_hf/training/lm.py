@@ -8,13 +8,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
+from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, course_of_run, quiet_logs, run_training
-from .sharding import check_same_run_everywhere, made_by_first_process
 from .trainer import LmTrainer
 
 

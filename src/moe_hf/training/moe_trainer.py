@@ -3,11 +3,11 @@
 import torch
 from transformers import TrainerCallback
 
+from ..distributed.global_batch import CombinedBatchCallback
+from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
 from ..model_code import add_code
-from .combined_batch import CombinedBatchCallback
 from .optimizer import FACTORED_ADAM, create_factored_adam
-from .sharded_checkpoints import ShardedCheckpointMixin
 
 
 class OwnNoiseCallback(TrainerCallback):

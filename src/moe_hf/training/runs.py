@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..data.tokenizers import load_tokenizer
+from ..distributed.sharding import distributed_config, shard_new_model
 from ..errors import InputError
 from ..evaluation.history_plot import HISTORY_FILE
 from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
@@ -27,7 +28,6 @@ from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
-from .sharding import distributed_config, shard_new_model
 
 # The arguments of a run, in its folder: a configuration file that repeats it.
 CONFIG_FILE = "run.yaml"

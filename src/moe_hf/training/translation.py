@@ -15,6 +15,7 @@ from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
+from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
 from ..errors import InputError
 from ..evaluation.bleu_tokenizers import check_tokenizer, language_of_file, tokenizer_for
 from ..evaluation.metrics import load_metric
@@ -22,7 +23,6 @@ from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, course_of_run, quiet_logs, run_training
-from .sharding import check_same_run_everywhere, made_by_first_process
 from .translation_arguments import TranslationDataArguments
 from .translation_trainer import EvaluationPairs, TranslationTrainer, evaluation_batches
 

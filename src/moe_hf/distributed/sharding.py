@@ -12,7 +12,7 @@ from transformers.distributed import DistributedConfig
 
 from ..errors import InputError
 from ..models.sharding_checks import check_same_everywhere
-from .arguments import MoeTrainingArguments
+from ..training.arguments import MoeTrainingArguments
 
 
 def check_same_run_everywhere(arguments: dict, training_args: MoeTrainingArguments) -> None:

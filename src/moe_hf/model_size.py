@@ -3,12 +3,12 @@
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
-from ..models.configuration_gnmt_moe import GnmtMoeConfig
-from ..models.configuration_moe import MoeConfig
-from ..models.experts import MoeExperts
-from ..models.hierarchical_gating import HierarchicalGate
-from ..models.modeling_gnmt_moe import GnmtMoeModel
-from ..models.modeling_lstm_moe import LstmMoeModel
+from .models.configuration_gnmt_moe import GnmtMoeConfig
+from .models.configuration_moe import MoeConfig
+from .models.experts import MoeExperts
+from .models.hierarchical_gating import HierarchicalGate
+from .models.modeling_gnmt_moe import GnmtMoeModel
+from .models.modeling_lstm_moe import LstmMoeModel
 
 
 def count_parameters(config: MoeConfig) -> int:

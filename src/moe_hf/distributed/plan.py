@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 
 from ..errors import InputError
+from ..model_size import count_embedding_parameters, count_parameters, layers_without_memory, ops_per_timestep
 from ..models.configuration_moe import MoeConfig
 from ..models.experts import MoeExperts
 from ..models.lstm import Lstm
 from ..models.moe import MoeBlock
-from .model_size import count_embedding_parameters, count_parameters, layers_without_memory, ops_per_timestep
 
 OPTIMIZERS = ("adam", "factored_adam")
 FLOAT32 = 4

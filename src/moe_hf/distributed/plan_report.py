@@ -6,11 +6,11 @@ from pathlib import Path
 import yaml
 
 from ..errors import InputError
+from ..evaluation.paper_tables import BILLION_WORDS_100
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.configuration_moe import MoeConfig
-from .paper_tables import BILLION_WORDS_100
-from .sharding_plan import (
+from .plan import (
     OPTIMIZERS,
     Cluster,
     ShardingPlan,
