@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, MoeBlock
 from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import InputError
-from moe_hf.evaluation.routing import routing_totals
+from moe_hf.routing.observe import routing_totals
 from moe_hf.training.checkpoints import check_same_run
 
 

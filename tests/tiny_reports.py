@@ -12,7 +12,7 @@ from tiny_models import tiny_model as tiny_lm
 
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.data.translation_tokenizers import train_translation_tokenizer
-from moe_hf.evaluation import routing_report
+from moe_hf.routing import write_page as routing_report
 from moe_hf.training.callbacks import STATISTICS
 
 # What would break a page that took it for markup, code or a place to fill in.

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
 from .evaluation.extra_packages import require_packages
-from .evaluation.history_plot import HISTORY_FILE
 from .model_card import write_model_card
 from .model_code import AUTO_MAPS, add_code
+from .routing.history_plot import HISTORY_FILE
 from .training.runs import load_model_and_tokenizer, reason
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import moe_hf
 from moe_hf.data.windows import StreamWindows
-from moe_hf.evaluation.routing import routing_totals
+from moe_hf.routing.observe import routing_totals
 from moe_hf.training.arguments import TranslationTrainingArguments
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
 from moe_hf.training.translation_trainer import TranslationTrainer

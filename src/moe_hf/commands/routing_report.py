@@ -12,7 +12,7 @@ TARGET_FILE, as in training. The balance over the training comes from expert_his
 import argparse
 
 from ..errors import run_command
-from ..training.routing_report import routing_report
+from ..routing.report import routing_report
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .history_plot import read_expert_history
+from ..routing.history_plot import read_expert_history
 from .report_numbers import mean_and_range
 from .run_curves import Curves
 

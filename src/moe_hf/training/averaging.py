@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from ..errors import InputError
-from ..evaluation.history_plot import HISTORY_FILE
+from ..routing.history_plot import HISTORY_FILE
 from .checkpoints import check_checkpoint, list_checkpoints
 from .runs import CONFIG_FILE, load_pretrained
 

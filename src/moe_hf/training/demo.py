@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..evaluation.routing import expert_load, load_statistics
+from ..routing.observe import expert_load, load_statistics
 from .arguments import parse_arguments
 from .demo_corpus import DIALECTS, PROMPTS, dialect_of, is_correct, prompt_of, write_demo_corpus
 from .lm import train_lm

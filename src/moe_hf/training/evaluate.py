@@ -8,8 +8,8 @@ from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_tokenizer
 from ..data.windows import StreamWindows, collate_windows
 from ..evaluation.metrics import load_metric
-from ..evaluation.routing import RoutingTotals, load_statistics, routing_totals
 from ..models.balancing import cv_squared
+from ..routing.observe import RoutingTotals, load_statistics, routing_totals
 from .arguments import MoeTrainingArguments
 from .runs import load_pretrained
 from .trainer import LmTrainer

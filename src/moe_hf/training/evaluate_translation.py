@@ -13,7 +13,7 @@ from ..data.sentence_pairs import load_sentence_pairs
 from ..data.translation_tokenizers import encode_sources, load_translation_tokenizer
 from ..evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
 from ..evaluation.metrics import load_metric
-from ..evaluation.routing import RoutingTotals, routing_totals
+from ..routing.observe import RoutingTotals, routing_totals
 from ..translation import Translator
 from .arguments import TranslationTrainingArguments
 from .runs import CONFIG_FILE, load_pretrained

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.tokenizers import load_tokenizer
 from ..distributed.sharding import distributed_config, shard_new_model
 from ..errors import InputError
-from ..evaluation.history_plot import HISTORY_FILE
+from ..routing.history_plot import HISTORY_FILE
 from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run

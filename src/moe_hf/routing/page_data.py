@@ -11,8 +11,8 @@ import numpy as np
 from ..version import __version__
 from .coactivation import PairCounts
 from .history_plot import CURVES
-from .routing_statistics import LayerRouting, side_of
 from .specialisation import specialisation
+from .statistics import LayerRouting, side_of
 from .token_texts import FRAGMENT, token_texts, whole_characters
 
 PASSAGE = 1500  # tokens of the text that the page shows as such
@@ -35,7 +35,7 @@ def report_data(
         sides: of each side of the model the `SideText` that it read.
         tokenizer: its ids are those of `sides`.
         history: what `read_expert_history` returned, or {}.
-        num_contexts, context_width: see `moe_hf.training.routing_report.routing_report`.
+        num_contexts, context_width: see `moe_hf.routing.report.routing_report`.
 
     Returns:
         {facts, vocabulary, sides, layers}: what json.dumps takes. Arrays are {type, bytes}, see `pack`.

@@ -12,8 +12,8 @@ from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenized_pairs import tokenize_pairs
 from ..data.translation_tokenizers import language_tag_id
 from ..errors import InputError
-from .routing_texts import PairText, StreamText
-from .runs import load_model_and_tokenizer
+from ..training.runs import load_model_and_tokenizer
+from .texts import PairText, StreamText
 
 
 def load_for_routing(

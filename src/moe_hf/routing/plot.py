@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .routing_data import LARGEST_MATRIX, pair_matrix
-from .routing_statistics import LayerRouting
+from .page_data import LARGEST_MATRIX, pair_matrix
+from .statistics import LayerRouting
 
 NUM_BARS = 20
 

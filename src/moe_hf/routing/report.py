@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.extra_packages import require_packages
-from ..evaluation.history_plot import HISTORY_FILE, read_expert_history
-from ..evaluation.routing_data import report_data
-from ..evaluation.routing_report import write_report
-from ..evaluation.routing_statistics import choose_layers, collect_routing
-from .routing_input import batches_with_progress, load_for_routing, num_positions, open_text
+from .history_plot import HISTORY_FILE, read_expert_history
+from .inputs import batches_with_progress, load_for_routing, num_positions, open_text
+from .page_data import report_data
+from .statistics import choose_layers, collect_routing
+from .write_page import write_report
 
 # Candidates for each context that is shown, as equal ones are shown once.
 CANDIDATES = 4

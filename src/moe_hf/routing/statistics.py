@@ -12,8 +12,8 @@ from ..errors import InputError
 from ..models.balancing import cv_squared, importance, tokens_per_expert
 from ..models.gating import GateOutput
 from .coactivation import PairCounts
-from .routing import load_statistics, moe_layers, observe_gates
-from .top_contexts import TopContexts
+from .contexts import TopContexts
+from .observe import load_statistics, moe_layers, observe_gates
 
 # Experts of a token that are remembered for it, the strongest; a strictly balanced or dense gate may give it more.
 EXPERTS_KEPT = 8

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from .history_plot import plot_curves
-from .routing_plot import plot_routing
-from .routing_statistics import LayerRouting
+from .plot import plot_routing
+from .statistics import LayerRouting
 
 PAGE = Path(__file__).parent / "routing_page"
 
