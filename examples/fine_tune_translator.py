@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 from moe_hf.commands.train_translation import CLASSES
+from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.evaluate_translation import evaluate_translation
 from moe_hf.training.number_words_en import MONTHS
 from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_demo_corpus import write_translation_corpus

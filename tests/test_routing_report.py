@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from moe_hf.data.sentence_pairs import PairSource, load_sentence_pairs
 from moe_hf.data.tokenized_pairs import tokenize_pairs
 from moe_hf.errors import InputError
+from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.hub import export
 from moe_hf.routing.coactivation import PairCounts
 from moe_hf.routing.history_plot import read_expert_history
@@ -27,7 +28,6 @@ from moe_hf.routing.report import routing_report
 from moe_hf.routing.statistics import collect_routing
 from moe_hf.routing.texts import PairText, StreamText
 from moe_hf.routing.token_texts import token_texts, whole_characters
-from moe_hf.training.evaluate import evaluate_lm
 
 ROOT = Path(__file__).parents[1]
 HIERARCHY = {"num_experts": 12, "num_experts_per_tok": 4, "num_expert_groups": 4}

@@ -11,8 +11,8 @@ from tiny_runs import write_translation_config
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel
 
 from moe_hf.data.translation_tokenizers import encode_texts, load_translation_tokenizer
+from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.model_size import size_of_reference
-from moe_hf.training.evaluate_translation import evaluate_translation
 from moe_hf.training.translation_trainer import token_loss
 from moe_hf.translation import Translator
 

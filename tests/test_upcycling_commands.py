@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from moe_hf import cli
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.data.translation_tokenizers import train_translation_tokenizer
-from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.evaluate_translation import evaluate_translation
+from moe_hf.evaluation.language_model import evaluate_lm
+from moe_hf.evaluation.translation_model import evaluate_translation
 
 LINES = [f"the {color} {animal} saw a bird" for color in ("red", "blue", "green") for animal in ("cat", "dog")] * 4
 FAMILIES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError, run_command
 from ..evaluation.records import check_recordable, record_evaluation
-from ..training.evaluate_translation import evaluate_translation
+from ..evaluation.translation_model import evaluate_translation
 from ..translation import on_one_line
 
 

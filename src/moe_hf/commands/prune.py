@@ -10,12 +10,12 @@ see, and no test data; `moe-hf evaluate` tells the perplexity on other text.
 import argparse
 
 from ..errors import InputError, run_command
+from ..evaluation.language_model import measure_lm
 from ..evaluation.metrics import load_metric
+from ..evaluation.translation_model import measure_translation
 from ..hub import require_new_folder, save_tokenizer
 from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
-from ..training.evaluate import measure_lm
-from ..training.evaluate_translation import measure_translation
 from ..training.runs import load_model_and_tokenizer
 
 

@@ -11,14 +11,14 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 from ..data.pair_sources import PairSource
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.translation_tokenizers import encode_sources, load_translation_tokenizer
-from ..evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
-from ..evaluation.metrics import load_metric
 from ..routing.observe import RoutingTotals, routing_totals
+from ..training.arguments import TranslationTrainingArguments
+from ..training.runs import CONFIG_FILE, load_pretrained
+from ..training.translation import evaluation_pairs
+from ..training.translation_trainer import TranslationTrainer
 from ..translation import Translator
-from .arguments import TranslationTrainingArguments
-from .runs import CONFIG_FILE, load_pretrained
-from .translation import evaluation_pairs
-from .translation_trainer import TranslationTrainer
+from .bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
+from .metrics import load_metric
 
 
 def evaluate_translation(

@@ -7,12 +7,12 @@ from transformers import AutoModelForCausalLM
 from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_tokenizer
 from ..data.windows import StreamWindows, collate_windows
-from ..evaluation.metrics import load_metric
 from ..models.balancing import cv_squared
 from ..routing.observe import RoutingTotals, load_statistics, routing_totals
-from .arguments import MoeTrainingArguments
-from .runs import load_pretrained
-from .trainer import LmTrainer
+from ..training.arguments import MoeTrainingArguments
+from ..training.runs import load_pretrained
+from ..training.trainer import LmTrainer
+from .metrics import load_metric
 
 
 def evaluate_lm(
