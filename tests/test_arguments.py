@@ -11,6 +11,7 @@ import yaml
 from moe_hf import GnmtMoeConfig, LstmMoeConfig
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.errors import InputError
+from moe_hf.experiments.sweep import SweepArguments, translation_reference_runs
 from moe_hf.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -22,7 +23,6 @@ from moe_hf.training.arguments import (
 )
 from moe_hf.training.demo_corpus import generate_lines
 from moe_hf.training.runs import new_config
-from moe_hf.training.sweep import SweepArguments, translation_reference_runs
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
 FOLDER = Path(__file__).parents[1] / "configs"

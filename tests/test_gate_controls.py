@@ -11,7 +11,8 @@ from tiny_reports import save_gnmt, save_lm
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.errors import InputError
-from moe_hf.evaluation.report_numbers import rounded
+from moe_hf.experiments.numbers import rounded
+from moe_hf.experiments.random_gates import draw_gates, specialisation_table
 from moe_hf.routing.inputs import load_for_routing, open_text
 from moe_hf.routing.observe import moe_layers, observe_gates
 from moe_hf.routing.specialisation import (
@@ -21,7 +22,6 @@ from moe_hf.routing.specialisation import (
     specialisation,
 )
 from moe_hf.routing.statistics import collect_routing
-from moe_hf.training.gate_controls import draw_gates, specialisation_table
 
 
 def test_the_experts_bits_are_the_parts_of_the_mutual_information():

@@ -10,7 +10,7 @@ from tiny_runs import write_config
 
 from moe_hf.data.tokenizers import load_tokenizer
 from moe_hf.errors import InputError
-from moe_hf.training import sweep
+from moe_hf.experiments import sweep
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.lm import load_text
 

@@ -12,13 +12,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..evaluation.report_numbers import mean_and_range
 from ..models.balanced_gating import StrictlyBalancedGate
 from ..models.gating import SoftmaxTopKGate
 from ..routing.inputs import batches_with_progress, load_for_routing, num_positions, open_text
 from ..routing.observe import moe_layers
 from ..routing.specialisation import bits_of_experts, specialisation
 from ..routing.statistics import LayerRouting, collect_routing, side_of
+from .numbers import mean_and_range
 
 TRAINED, DRAWN, UNTRAINED = "trained", "trained model, gates drawn", "untrained model, gates drawn"
 # See `bits_of_experts`. One that gets half of all words, each as often as another, and no other word, tells 1 bit.

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ..model_size import size_of_any
-from .report_numbers import mean_and_range
+from .numbers import mean_and_range
 from .run_curves import Curves, read_curves
 
 MEASURES = {

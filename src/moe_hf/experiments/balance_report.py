@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..routing.history_plot import read_expert_history
-from .report_numbers import mean_and_range
+from .numbers import mean_and_range
 from .run_curves import Curves
 
 # (w_importance, w_load) of each row, and the paper's test perplexity, CV(Importance), CV(Load) and max/mean load.

@@ -13,12 +13,12 @@ from transformers import (
 )
 
 from ..errors import InputError
-from .arguments import DataArguments, MoeTrainingArguments, TranslationTrainingArguments
-from .lm import train_lm
-from .trainer import LmTrainer
-from .translation import train_translation
-from .translation_arguments import TranslationDataArguments
-from .translation_trainer import TranslationTrainer
+from ..training.arguments import DataArguments, MoeTrainingArguments, TranslationTrainingArguments
+from ..training.lm import train_lm
+from ..training.trainer import LmTrainer
+from ..training.translation import train_translation
+from ..training.translation_arguments import TranslationDataArguments
+from ..training.translation_trainer import TranslationTrainer
 
 # What a configuration keeps without knowing it.
 NOTES = ("label_smoothing", "attn_implementation")

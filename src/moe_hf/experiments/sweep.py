@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ..data.tokenizers import load_or_train_tokenizer
 from ..errors import InputError
-from .arguments import DataArguments, MoeTrainingArguments
-from .checkpoints import check_same_run
-from .lm import load_text, train_lm
-from .reference import ReferenceArguments, train_reference, train_translation_reference
-from .runs import course_of_run
+from ..training.arguments import DataArguments, MoeTrainingArguments
+from ..training.checkpoints import check_same_run
+from ..training.lm import load_text, train_lm
+from ..training.runs import course_of_run
+from .baselines import ReferenceArguments, train_reference, train_translation_reference
 
 # What decides the tokenizer, with the arguments of its training in tokenizers.py.
 TOKENIZER_ARGUMENTS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ..model_size import size_of_any
-from .report_numbers import mean_and_range
+from .numbers import mean_and_range
 from .run_curves import Curves, read_curves
 
 MEASURES = {"perplexity_per_word": "eval_perplexity_per_word", "perplexity_per_token": "eval_perplexity_per_token"}
