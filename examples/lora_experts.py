@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.demo.text_corpus import dialect_of, generate_lines
 from moe_hf.training.callbacks import AuxLossCallback
-from moe_hf.training.demo_corpus import dialect_of, generate_lines
 
 NEW_DIALECT = "clock"
 

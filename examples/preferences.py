@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 import moe_hf  # noqa: F401, registers the models
-from moe_hf.training.demo_corpus import generate_lines, is_correct, prompt_of
+from moe_hf.demo.text_corpus import generate_lines, is_correct, prompt_of
 
 COMMON = {"report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": "no", "disable_tqdm": True}
 

@@ -187,7 +187,7 @@ def test_a_card_without_a_training_says_so(tmp_path):
 
 def write_model_and_tokenizer(folder):
     from moe_hf.data.tokenizers import train_tokenizer
-    from moe_hf.training.demo_corpus import generate_lines
+    from moe_hf.demo.text_corpus import generate_lines
 
     tiny_lm(torch.float32).save_pretrained(folder)
     train_tokenizer(generate_lines(20, seed=0), kind="word", vocab_size=20).save_pretrained(folder)

@@ -22,8 +22,8 @@ from trl import (
 )
 
 from moe_hf import LstmMoeForCausalLM, LstmMoeForSequenceClassification
+from moe_hf.demo.text_corpus import generate_lines, prompt_of
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
-from moe_hf.training.demo_corpus import generate_lines, prompt_of
 
 # TRL 1.16 sets by default, and PEFT 0.21 asks for, what Transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`(is_)?gradient_checkpointing\w*` is deprecated:FutureWarning")

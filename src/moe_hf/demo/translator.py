@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from ..training.translation import train_translation
+from ..training.translation_arguments import TranslationDataArguments
 from ..translation import Translator
-from .arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from .translation import train_translation
-from .translation_arguments import TranslationDataArguments
-from .translation_demo_corpus import SHOWN_LINES, write_translation_corpus
+from .pair_corpus import SHOWN_LINES, write_translation_corpus
 
 DIRECTIONS = (("en", "de"), ("de", "fr"), ("fr", "en"))
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..routing.observe import expert_load, load_statistics
-from .arguments import parse_arguments
-from .demo_corpus import DIALECTS, PROMPTS, dialect_of, is_correct, prompt_of, write_demo_corpus
-from .lm import train_lm
+from ..training.arguments import parse_arguments
+from ..training.lm import train_lm
+from .text_corpus import DIALECTS, PROMPTS, dialect_of, is_correct, prompt_of, write_demo_corpus
 
 
 def run_demo(config_file: str, output_dir: str) -> dict[str, float]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 
 from ..errors import InputError
-from . import translation_demo_phrases as phrases
-from .translation_demo_phrases import Phrase
+from . import phrases
+from .phrases import Phrase
 
 LANGUAGES = Phrase._fields
 MAX_TRAIN_LINES = 20_000
