@@ -19,7 +19,7 @@ from moe_hf.data.windows import StreamWindows, collate_windows
 from moe_hf.distributed.sharding import distributed_config, shard_new_model
 from moe_hf.models.moe import MoeBlock
 from moe_hf.training.arguments import TranslationTrainingArguments
-from moe_hf.training.trainer import LmTrainer
+from moe_hf.training.lm_trainer import LmTrainer
 from moe_hf.training.translation_trainer import TranslationTrainer
 
 ROWS, STEPS = 8, 5  # sequences of a step's batch on all processes; steps

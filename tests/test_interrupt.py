@@ -16,7 +16,7 @@ from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.checkpoints import list_checkpoints
 from moe_hf.training.interrupt import InterruptCallback
 from moe_hf.training.lm import train_lm
-from moe_hf.training.trainer import LmTrainer
+from moe_hf.training.lm_trainer import LmTrainer
 
 
 class Signals(TrainerCallback):

@@ -9,7 +9,7 @@ from tiny_gnmt import tiny_model
 from moe_hf.data.translation_tokenizers import encode_sources, train_translation_tokenizer
 from moe_hf.errors import InputError
 from moe_hf.evaluation.attention_plot import plot_attention
-from moe_hf.translation import Translator
+from moe_hf.translator import Translator
 
 LINES = ["a dog", "the black cat sees two dogs and a bird", "", "two birds", "   ", "a cat sees the dog", "a dog"]
 

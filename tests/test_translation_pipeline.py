@@ -6,7 +6,7 @@ from tiny_gnmt import tiny_model
 
 import moe_hf
 from moe_hf.data.translation_tokenizers import train_translation_tokenizer
-from moe_hf.translation import Translator
+from moe_hf.translator import Translator
 
 LINES = ["a dog", "the black cat sees two dogs and a bird", "", "two birds", "   ", "a cat sees the dog", "a dog"]
 

@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .averaging import AVERAGED_FILE
 from .data.translation_tokenizers import known_languages
 from .evaluation.records import command_line, read_evaluations
 from .model_card_run import directions, evaluation_files, for_others, languages, read_run, search, without_folders
@@ -15,7 +16,6 @@ from .model_card_sample import write_sample
 from .model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 from .models.versions import TESTED_WITH, TRANSFORMERS
 from .routing.history_plot import HISTORY_FILE, plot_expert_history
-from .training.averaging import AVERAGED_FILE
 from .training.runs import CONFIG_FILE
 from .version import __version__
 

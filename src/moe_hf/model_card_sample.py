@@ -9,7 +9,7 @@ from .data.text import read_lines
 from .data.translation_tokenizers import known_languages
 from .errors import InputError
 from .model_card_run import pair_sources
-from .translation import Translator, on_one_line
+from .translator import Translator, on_one_line
 
 PROMPT, SENTENCE = "The", "A sentence to translate."
 PROMPT_WORDS, NEW_TOKENS, BEAMS = 3, 20, 4

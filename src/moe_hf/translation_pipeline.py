@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from .data.translation_tokenizers import load_translation_tokenizer
-from .translation import Translator, move_to_device
+from .translator import Translator, move_to_device
 
 
 class TranslationPipeline:

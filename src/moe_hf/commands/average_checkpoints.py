@@ -10,11 +10,11 @@ checkpoint, `moe-hf evaluate` tells on validation data.
 
 import argparse
 
+from ..averaging import average_checkpoints, keep_training, last_checkpoints
 from ..data.tokenizers import load_tokenizer
 from ..errors import run_command
 from ..hub import require_new_folder, save_tokenizer
 from ..model_code import add_code
-from ..training.averaging import average_checkpoints, keep_training, last_checkpoints
 
 
 def main() -> int:

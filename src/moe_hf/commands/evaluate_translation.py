@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import InputError, run_command
 from ..evaluation.records import check_recordable, record_evaluation
 from ..evaluation.translation_model import evaluate_translation
-from ..translation import on_one_line
+from ..translator import on_one_line
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from ..data.translation_tokenizers import load_translation_tokenizer
 from ..errors import run_command
 from ..evaluation.attention_plot import check_plot_file, plot_attention
 from ..training.runs import load_pretrained
-from ..translation import Translator, move_to_device, on_one_line
+from ..translator import Translator, move_to_device, on_one_line
 
 
 def parse() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from ..training.translation import train_translation
 from ..training.translation_arguments import TranslationDataArguments
-from ..translation import Translator
+from ..translator import Translator
 from .pair_corpus import SHOWN_LINES, write_translation_corpus
 
 DIRECTIONS = (("en", "de"), ("de", "fr"), ("fr", "en"))

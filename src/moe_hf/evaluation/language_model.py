@@ -10,8 +10,8 @@ from ..data.windows import StreamWindows, collate_windows
 from ..models.balancing import cv_squared
 from ..routing.observe import RoutingTotals, load_statistics, routing_totals
 from ..training.arguments import MoeTrainingArguments
+from ..training.lm_trainer import LmTrainer
 from ..training.runs import load_pretrained
-from ..training.trainer import LmTrainer
 from .metrics import load_metric
 
 

@@ -16,7 +16,7 @@ from ..training.arguments import TranslationTrainingArguments
 from ..training.runs import CONFIG_FILE, load_pretrained
 from ..training.translation import evaluation_pairs
 from ..training.translation_trainer import TranslationTrainer
-from ..translation import Translator
+from ..translator import Translator
 from .bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
 from .metrics import load_metric
 

@@ -15,7 +15,7 @@ from transformers import (
 from ..errors import InputError
 from ..training.arguments import DataArguments, MoeTrainingArguments, TranslationTrainingArguments
 from ..training.lm import train_lm
-from ..training.trainer import LmTrainer
+from ..training.lm_trainer import LmTrainer
 from ..training.translation import train_translation
 from ..training.translation_arguments import TranslationDataArguments
 from ..training.translation_trainer import TranslationTrainer

@@ -14,8 +14,8 @@ from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
+from .lm_trainer import LmTrainer
 from .runs import build_model, course_of_run, quiet_logs, run_training
-from .trainer import LmTrainer
 
 
 def train_lm(

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, merge_signatures
 from ..evaluation.metrics import load_metric
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
-from ..translation import Translator
+from ..translator import Translator
 from .arguments import TranslationTrainingArguments
 from .moe_trainer import MoeTrainerMixin
 from .schedule import warmup_constant_inverse_sqrt

@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
-from ..errors import InputError
-from ..routing.history_plot import HISTORY_FILE
-from .checkpoints import check_checkpoint, list_checkpoints
-from .runs import CONFIG_FILE, load_pretrained
+from .errors import InputError
+from .routing.history_plot import HISTORY_FILE
+from .training.checkpoints import check_checkpoint, list_checkpoints
+from .training.runs import CONFIG_FILE, load_pretrained
 
 AVERAGED_FILE = "averaged_checkpoints.json"
 

@@ -18,7 +18,7 @@ from transformers import (
 from .data.translation_tokenizers import encode_sources
 from .errors import InputError
 from .generation import gnmt_beam_search
-from .translation_hooks import ChosenLogProbs, LengthLimits
+from .translator_hooks import ChosenLogProbs, LengthLimits
 
 
 @dataclass(frozen=True)
