@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_hf.commands import evaluate_lm, evaluate_translation, prune, push_to_hub, routing_report, translate
+from moe_hf.commands import evaluate_lm, evaluate_translation, prune, translate
+from moe_hf.commands import push as push_to_hub
+from moe_hf.commands import report as routing_report
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = {

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 import moe_hf
 from moe_hf import GnmtMoeForConditionalGeneration, LstmMoeForCausalLM
-from moe_hf.commands.average_checkpoints import average
+from moe_hf.commands.average import average
 from moe_hf.commands.prune import prune_folder
 from moe_hf.commands.upcycle import upcycle_folder
 from moe_hf.hub import export

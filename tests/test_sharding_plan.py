@@ -8,7 +8,7 @@ import tiny_models
 import torch
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
-from moe_hf.commands import sharding_plan as script
+from moe_hf.commands import plan as script
 from moe_hf.distributed.plan import (
     Cluster,
     activation_values,

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..distributed.plan import OPTIMIZERS, Cluster, plan_sharding
 from ..distributed.plan_report import describe, paper_memory_table, read_config
 from ..errors import run_command
-from .paper_table import find_configs
+from .table import find_configs
 
 MODEL_ARGUMENTS = (
     "vocab_size",
