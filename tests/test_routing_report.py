@@ -319,7 +319,7 @@ def test_an_installed_wheel_has_the_page(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", *options, "./tree"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
-    pages = {path.name for path in (ROOT / "src/moe_hf/evaluation/routing_page").iterdir() if path.is_file()}
-    prefix = "moe_hf/evaluation/routing_page/"
+    pages = {path.name for path in (ROOT / "src/moe_hf/routing/page").iterdir() if path.is_file()}
+    prefix = "moe_hf/routing/page/"
     found = {name.removeprefix(prefix) for name in zipfile.ZipFile(wheel).namelist() if name.startswith(prefix)}
     assert found == pages and "page.html" in found

@@ -9,7 +9,7 @@ from .history_plot import plot_curves
 from .plot import plot_routing
 from .statistics import LayerRouting
 
-PAGE = Path(__file__).parent / "routing_page"
+PAGE = Path(__file__).parent / "page"
 
 
 def write_report(output: Path, data: dict, routing: dict[str, LayerRouting], history: dict) -> dict[str, str]:
