@@ -150,7 +150,7 @@ def test_the_largest_corpus_can_be_drawn(tmp_path):
 def test_the_seed_alone_decides_the_bytes(tmp_path, hash_seed):
     here = write_demo_corpus(tmp_path / "here", 500, 100, seed=7)
     # Imported as training.demo_corpus: the package itself would import transformers, which takes seconds.
-    code = "import sys; from training.demo_corpus import write_demo_corpus as write; write(sys.argv[1], 500, 100, 7)"
+    code = "import sys; from demo.text_corpus import write_demo_corpus as write; write(sys.argv[1], 500, 100, 7)"
     package = str(Path(demo_corpus.__file__).parents[1])
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": package}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], env=environment, check=True)
