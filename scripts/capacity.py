@@ -14,12 +14,13 @@ models that are finished with the seeds given.
 import sys
 from pathlib import Path
 
+from moe_hf.data.arguments import DataArguments
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.extra_packages import require_packages
 from moe_hf.experiments.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, reference_runs, train_runs, variant_runs, with_shared_tokenizer
-from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
+from moe_hf.training.arguments import ModelArguments, MoeTrainingArguments, parse_arguments
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ with eval_num_beams (1: greedily), and what they went through while training.
 import sys
 from pathlib import Path
 
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.extra_packages import require_packages
 from moe_hf.experiments.run_curves import write_curves
@@ -22,7 +23,6 @@ from moe_hf.experiments.translation_plot import plot_translation
 from moe_hf.experiments.translation_report import TranslationRow, add_translation_run, translation_table
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import train_translation
-from moe_hf.training.translation_arguments import TranslationDataArguments
 
 
 def main() -> int:

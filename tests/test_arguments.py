@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from moe_hf import GnmtMoeConfig, LstmMoeConfig
+from moe_hf.data.arguments import DataArguments, TranslationDataArguments
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.demo.text_corpus import generate_lines
 from moe_hf.errors import InputError
 from moe_hf.experiments.sweep import SweepArguments, translation_reference_runs
 from moe_hf.training.arguments import (
-    DataArguments,
     ModelArguments,
     MoeTrainingArguments,
     TranslationModelArguments,
@@ -23,7 +23,6 @@ from moe_hf.training.arguments import (
     parse_arguments,
 )
 from moe_hf.training.runs import new_config
-from moe_hf.training.translation_arguments import TranslationDataArguments
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.glob("accelerate/*")))  # those are for `accelerate launch`

@@ -22,12 +22,12 @@ from transformers import (
 from moe_hf.averaging import average_checkpoints, last_checkpoints
 from moe_hf.commands import train_translation as train_translation_command
 from moe_hf.commands import translate
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
 from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.hub import export
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import load_pairs, train_translation
-from moe_hf.training.translation_arguments import TranslationDataArguments
 from moe_hf.training.translation_trainer import TranslationTrainer
 
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)

@@ -8,11 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from .errors import InputError
-from .routing.history_plot import HISTORY_FILE
-from .training.checkpoints import check_checkpoint, list_checkpoints
-from .training.runs import CONFIG_FILE, load_pretrained
-
-AVERAGED_FILE = "averaged_checkpoints.json"
+from .loading import load_pretrained
+from .run_folder import AVERAGED_FILE, CONFIG_FILE, HISTORY_FILE, check_checkpoint, list_checkpoints
 
 
 def last_checkpoints(run: str, number: int) -> list[Path]:

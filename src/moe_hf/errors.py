@@ -7,6 +7,15 @@ import sys
 from collections.abc import Callable
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message.
+
+    Of a configuration's check that is the check's own message, which the library wraps in an error of its own.
+    """
+    cause = error.__cause__ if type(error).__name__.startswith("StrictDataclass") else None
+    return str(cause or error).strip().partition("\n")[0]
+
+
 class InputError(ValueError):
     """The user's input is at fault; the message is one line: the argument or file, the value seen, what is allowed."""
 

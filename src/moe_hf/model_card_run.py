@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .data.pair_sources import PairSource, read_pair_sources
 from .data.translation_tokenizers import known_languages
-from .training.arguments import TranslationTrainingArguments
-from .training.runs import CONFIG_FILE
+from .evaluation.held_out_pairs import EVAL_NUM_BEAMS
+from .run_folder import CONFIG_FILE
 
 
 def read_run(folder: Path) -> dict:
@@ -61,7 +61,7 @@ def directions(run: dict, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def search(run: dict) -> str:
     """How a training's translations were found that its scores are of."""
-    beams = run.get("eval_num_beams", TranslationTrainingArguments.eval_num_beams)
+    beams = run.get("eval_num_beams", EVAL_NUM_BEAMS)
     return "greedy search" if beams == 1 else f"{beams} beams"
 
 

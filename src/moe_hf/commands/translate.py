@@ -18,7 +18,7 @@ from ..data.text import read_lines
 from ..data.translation_tokenizers import load_translation_tokenizer
 from ..errors import run_command
 from ..evaluation.attention_plot import check_plot_file, plot_attention
-from ..training.runs import load_pretrained
+from ..loading import load_pretrained
 from ..translator import Translator, move_to_device, on_one_line
 
 

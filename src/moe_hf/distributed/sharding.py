@@ -7,15 +7,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.distributed import DistributedConfig
 
 from ..errors import InputError
 from ..models.sharding_checks import check_same_everywhere
-from ..training.arguments import MoeTrainingArguments
 
 
-def check_same_run_everywhere(arguments: dict, training_args: MoeTrainingArguments) -> None:
+def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments) -> None:
     """Raise an InputError, on every process, when the processes of a run were not started alike."""
     if training_args.world_size > 1:
         try:
@@ -24,7 +23,7 @@ def check_same_run_everywhere(arguments: dict, training_args: MoeTrainingArgumen
             raise InputError(str(error)) from error
 
 
-def made_by_first_process(make: Callable, training_args: MoeTrainingArguments):
+def made_by_first_process(make: Callable, training_args: TrainingArguments):
     """What `make` returns on the first process, or the InputError that it raises there, on every process."""
     if training_args.world_size == 1:
         return make()
@@ -40,7 +39,7 @@ def made_by_first_process(make: Callable, training_args: MoeTrainingArguments):
     return made
 
 
-def distributed_config(training_args: MoeTrainingArguments) -> DistributedConfig | None:
+def distributed_config(training_args: TrainingArguments) -> DistributedConfig | None:
     """What `expert_parallel_size` says for this number of processes; None: no model is sharded by it.
 
     Raises:
@@ -55,7 +54,7 @@ def distributed_config(training_args: MoeTrainingArguments) -> DistributedConfig
 
 
 def shard_new_model(
-    build: Callable[[], PreTrainedModel], config: DistributedConfig, training_args: MoeTrainingArguments
+    build: Callable[[], PreTrainedModel], config: DistributedConfig, training_args: TrainingArguments
 ) -> PreTrainedModel:
     """The model that `build` makes, sharded: the first process alone holds the whole of it, and for a short time.
 

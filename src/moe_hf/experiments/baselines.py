@@ -12,12 +12,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..data.arguments import DataArguments, TranslationDataArguments
 from ..errors import InputError
-from ..training.arguments import DataArguments, MoeTrainingArguments, TranslationTrainingArguments
+from ..training.arguments import MoeTrainingArguments, TranslationTrainingArguments
 from ..training.lm import train_lm
 from ..training.lm_trainer import LmTrainer
 from ..training.translation import train_translation
-from ..training.translation_arguments import TranslationDataArguments
 from ..training.translation_trainer import TranslationTrainer
 
 # What a configuration keeps without knowing it.

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..data.arguments import DataArguments
 from ..data.tokenizers import load_or_train_tokenizer
 from ..errors import InputError
-from ..training.arguments import DataArguments, MoeTrainingArguments
+from ..training.arguments import MoeTrainingArguments
 from ..training.checkpoints import check_same_run
 from ..training.lm import load_text, train_lm
 from ..training.runs import course_of_run

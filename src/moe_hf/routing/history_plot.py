@@ -6,7 +6,6 @@ from pathlib import Path
 from ..errors import InputError
 
 # What a training keeps in its folder.
-HISTORY_FILE = "expert_history.csv"
 CURVES = {
     "cv_importance": "CV(Importance)",
     "cv_load": "CV(Load)",

@@ -12,7 +12,7 @@ from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenized_pairs import tokenize_pairs
 from ..data.translation_tokenizers import language_tag_id
 from ..errors import InputError
-from ..training.runs import load_model_and_tokenizer
+from ..loading import load_model_and_tokenizer
 from .texts import PairText, StreamText
 
 
@@ -26,7 +26,7 @@ def load_for_routing(
     """
     loaded, tokenizer = load_model_and_tokenizer(model)
     if target_language is not None:
-        if loaded.config.model_type == "lstm_moe":
+        if not loaded.config.is_encoder_decoder:
             raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
         language_tag_id(tokenizer, target_language)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
@@ -44,7 +44,7 @@ def open_text(
     max_tokens: int = 200_000,
 ) -> StreamText | PairText:
     """What `collect_routing` reads. Arguments as for `routing_report`; InputError: the files cannot be read."""
-    if model.config.model_type == "lstm_moe":
+    if not model.config.is_encoder_decoder:
         stream = tokenize_to_stream(load_text_dataset(files, max_lines=max_tokens), tokenizer)
         return StreamText(stream, window_length, batch_size, max_tokens, carry_state)
     if len(files) != 2:

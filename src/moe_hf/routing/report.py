@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.extra_packages import require_packages
-from .history_plot import HISTORY_FILE, read_expert_history
+from ..run_folder import HISTORY_FILE
+from .history_plot import read_expert_history
 from .inputs import batches_with_progress, load_for_routing, num_positions, open_text
 from .page_data import report_data
 from .statistics import choose_layers, collect_routing

@@ -11,8 +11,10 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import OptimizerNames
 
+from ..data.arguments import DataArguments
 from ..data.paths import expand_path
 from ..errors import InputError
+from ..evaluation.held_out_pairs import EVAL_NUM_BEAMS, TOKENS_PER_BATCH
 from .optimizer import FACTORED_ADAM
 
 # Where `~` and `${VARIABLE}` mean something, besides the files of data.
@@ -87,36 +89,6 @@ class TranslationModelArguments(MoeModelArguments):
 
 
 @dataclass
-class DataArguments:
-    """The text: files or a `datasets` hub name, the tokenizer, and how the stream of tokens is cut."""
-
-    train_files: list[str] | None = field(
-        default=None,
-        metadata={"help": "text files, one sentence or paragraph a line: plain, .gz, .xz, globs, ${VARS}"},
-    )
-    validation_files: list[str] | None = field(default=None, metadata={"help": "text files to evaluate on"})
-    dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
-    train_split: str = field(default="train", metadata={"help": "split of that dataset to train on"})
-    validation_split: str = field(default="validation", metadata={"help": "split of that dataset to evaluate on"})
-    text_column: str = field(default="text", metadata={"help": "column of that dataset which holds the text"})
-    keep_empty_lines: bool = field(default=True, metadata={"help": "an empty line is an end-of-sentence symbol"})
-    max_train_lines: int | None = field(default=None, metadata={"help": "use only that many lines"})
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "tokenizer to take; else one is trained"}
-    )
-    tokenizer_kind: str = field(default="bpe", metadata={"help": "tokenizer to train: bpe or word"})
-    vocab_size: int = field(default=16000, metadata={"help": "vocabulary of the tokenizer to train"})
-    window_length: int = field(default=35, metadata={"help": "tokens that gradients go back through"})
-    carry_state: bool = field(
-        default=False,
-        metadata={"help": "hand the LSTM state from each window to the next (truncated back-propagation)"},
-    )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
-
-
-@dataclass
 class MoeTrainingArguments(TrainingArguments):
     """Transformers' training arguments with the paper's schedule as default, and those of the balancing losses."""
 
@@ -179,9 +151,11 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
     constant_steps: int = field(
         default=0, metadata={"help": "steps at the peak learning rate between warm-up and 1/sqrt(step) (paper: 8000)"}
     )
-    eval_words_per_batch: int = field(default=8000, metadata={"help": "tokens of a batch that perplexity is taken of"})
+    eval_words_per_batch: int = field(
+        default=TOKENS_PER_BATCH, metadata={"help": "tokens of a batch that perplexity is taken of"}
+    )
     eval_num_beams: int = field(
-        default=1,
+        default=EVAL_NUM_BEAMS,
         metadata={"help": "beams of the translations that are judged; 1: greedy (moe-hf evaluate-translation has 4)"},
     )
     tokenize: str | None = field(

@@ -9,29 +9,19 @@ from pathlib import Path
 import yaml
 from datasets import disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-)
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging as transformers_logging
 
-from ..data.tokenizers import load_tokenizer
 from ..distributed.sharding import distributed_config, shard_new_model
-from ..errors import InputError
-from ..routing.history_plot import HISTORY_FILE
+from ..errors import InputError, first_line
+from ..loading import load_pretrained
+from ..run_folder import CONFIG_FILE, HISTORY_FILE
 from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
 
-# The arguments of a run, in its folder: a configuration file that repeats it.
-CONFIG_FILE = "run.yaml"
-TASK_MODELS = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 # What a run may change when it is resumed.
 FREE_ARGUMENTS = (
     "recompute_experts",
@@ -156,41 +146,6 @@ def build_model(
     return model
 
 
-def load_pretrained(auto_class, path: str, config_arguments: dict | None = None, **arguments) -> PreTrainedModel:
-    """`auto_class.from_pretrained`, with arguments of the configuration replaced.
-
-    Raises:
-        InputError: there is no such model, it is damaged, or its configuration does not allow the arguments.
-    """
-    try:
-        config = AutoConfig.from_pretrained(path, **(config_arguments or {}))
-        config.validate()
-        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-            raise ValueError(f"a classifier without a softmax over the vocabulary, {config.architectures[0]}")
-        return auto_class.from_pretrained(path, config=config, **arguments)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
-
-
-def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of either family, with its softmax, and its tokenizer.
-
-    Args:
-        source: folder or Hub name of both.
-
-    Raises:
-        InputError: one of them cannot be loaded, or the model is of no family of this package.
-    """
-    try:
-        model_type = AutoConfig.from_pretrained(source).model_type
-    except (OSError, ValueError) as error:
-        raise InputError(f"model={source}: cannot be loaded ({reason(error)})") from error
-    if model_type not in TASK_MODELS:
-        raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
-    tokenizer = load_tokenizer(source)
-    return load_pretrained(TASK_MODELS[model_type], source), tokenizer
-
-
 def new_model(model_class, model_args: MoeModelArguments, tokenizer, **config) -> PreTrainedModel:
     """A model with the configuration of `new_config`."""
     config = new_config(model_class.config_class, model_args, tokenizer, **config)
@@ -198,7 +153,7 @@ def new_model(model_class, model_args: MoeModelArguments, tokenizer, **config) -
     try:
         return model_class(config)
     except ValueError as error:
-        raise InputError(reason(error)) from error
+        raise InputError(first_line(error)) from error
 
 
 def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config):
@@ -213,10 +168,4 @@ def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config)
             **model_args.config_arguments(),
         )
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise InputError(reason(error)) from error
-
-
-def reason(error: Exception) -> str:
-    """The first line of the message; a configuration's own is the cause of the library's."""
-    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
-    return str(cause or error).strip().partition("\n")[0]
+        raise InputError(first_line(error)) from error

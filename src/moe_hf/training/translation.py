@@ -11,20 +11,21 @@ from transformers import (
     set_seed,
 )
 
+from ..data.arguments import TranslationDataArguments
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
 from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
 from ..errors import InputError
-from ..evaluation.bleu_tokenizers import check_tokenizer, language_of_file, tokenizer_for
+from ..evaluation.bleu_tokenizers import check_tokenizer
+from ..evaluation.held_out_pairs import evaluation_batches, evaluation_pairs
 from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, course_of_run, quiet_logs, run_training
-from .translation_arguments import TranslationDataArguments
-from .translation_trainer import EvaluationPairs, TranslationTrainer, evaluation_batches
+from .translation_trainer import TranslationTrainer
 
 
 def train_translation(
@@ -149,7 +150,8 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
                 target_files=validation_sources[0].target_files,
             )
     if validation is not None:
-        evaluation_batches(validation, training_args)  # which refuses pairs that the processes cannot share
+        # It refuses pairs that the processes cannot share.
+        evaluation_batches(validation, training_args.eval_words_per_batch, training_args.world_size)
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
     print(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
     return tokenizer, tokens, validation
@@ -165,32 +167,6 @@ def load_pairs_of(part: str, sources, data_args):
     )
     print(f"{part}: {pairs}")
     return pairs
-
-
-def evaluation_pairs(
-    pairs,
-    tokenizer,
-    num_proc: int | None = None,
-    *,
-    tokenize: str | None = None,
-    target_files: list[str] | str | None = None,
-) -> EvaluationPairs:
-    """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long.
-
-    Args:
-        tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
-        target_files: whose names tell the language (text.zh) where the pairs do not.
-    """
-    first = target_files if isinstance(target_files, str) else next(iter(target_files or []), "")
-    languages = [target or language_of_file(first) for _, target in pairs.directions]
-    tokenizers = {language: tokenize or tokenizer_for(language) for language in dict.fromkeys(languages)}
-    directions = [f"{source or '?'}-{target or '?'}" for source, target in pairs.directions]
-    return EvaluationPairs(
-        tokenize_pairs(pairs, tokenizer, num_proc=num_proc),
-        pairs.dataset["target"][:],
-        directions,
-        {name: tokenizers[language] for name, language in zip(directions, languages)},
-    )
 
 
 def report(model) -> None:
