@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from test_hub import run_process, runs  # noqa: F401, a fixture
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -24,6 +23,7 @@ from moe_hf.model_code import add_code
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
 from moe_hf.training.translation import train_translation
+from tests.test_hub import run_process, runs  # noqa: F401, a fixture
 
 MODELS = {"lstm_moe": LstmMoeForCausalLM, "gnmt_moe": GnmtMoeForConditionalGeneration}
 AUTO_CLASSES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}

@@ -16,7 +16,7 @@ from moe_hf.families import FAMILIES
 from moe_hf.model_code import add_code
 from moe_hf.models.versions import TESTED_WITH, TRANSFORMERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODELS = {"lstm_moe": tiny_models.tiny_model, "gnmt_moe": tiny_gnmt.tiny_model}
 
 
