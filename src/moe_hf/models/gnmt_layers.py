@@ -14,6 +14,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .configuration_gnmt_moe import GnmtMoeConfig
 from .lstm import Lstm, LstmLayer, lstm_cell, run_lstm
 
 
@@ -30,7 +31,7 @@ class BidirectionalLstmLayer(GradientCheckpointingLayer):
     Parameters: those of an LSTM layer under forward_lstm and backward_lstm.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: GnmtMoeConfig):
         super().__init__()
         self.forward_lstm = Lstm(config)
         self.backward_lstm = Lstm(config)
@@ -66,7 +67,7 @@ class GnmtAttention(nn.Module):
     Parameters: source_weight (A, D), U; query_weight (A, D), W; score_weight (A,), V.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: GnmtMoeConfig):
         super().__init__()
         width = config.hidden_size
         self.is_product = config.attention_type == "product"
@@ -150,7 +151,7 @@ class AttentionLstmLayer(LstmLayer):
     Parameters: those of an LSTM layer, with weight_ih (4U, 2D) unless feeding is parallel, and attention.*.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: GnmtMoeConfig):
         self_feeding = config.attention_feeding != "parallel"
         super().__init__(config, 2 * config.hidden_size if self_feeding else None)
         self.self_feeding = self_feeding
@@ -172,8 +173,10 @@ class AttentionLstmLayer(LstmLayer):
             hidden_states: (B, T, D).
             source: (B, S, D), the encoder's output.
             keys: (B, S, D), what an earlier call returned for this source; None: computed here.
-            source_mask, mask: (B, S) and (B, T) bool, False for padding; None when there is none.
-            h, c: (B, D) and (B, U), the state before the first position; None for zeros.
+            source_mask: (B, S) bool, False for padding of the source; None when there is none.
+            mask: (B, T) bool, False for padding of the target; None when there is none.
+            h: (B, D), the output before the first position; None for zeros.
+            c: (B, U), the cell before the first position; None for zeros.
 
         Returns:
             hidden_states (B, T, D), context (B, T, D), attention weights (B, 1, T, S), h, c and keys.

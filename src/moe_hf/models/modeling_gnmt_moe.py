@@ -4,6 +4,7 @@ Shape suffixes: B batch, S source length, T target length, D width, V vocabulary
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -130,14 +131,15 @@ class GnmtMoeEncoder(GnmtMoeStack):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         output_aux_loss: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> GnmtMoeEncoderOutput:
         """
         Args:
-            input_ids: (B, S), or `inputs_embeds`: (B, S, D).
+            input_ids: (B, S) int64, the source.
             attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
             output_aux_loss: whether to compute the balancing losses.
-            output_hidden_states, output_router_logits (by name): whether to return them.
+            **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
             last_hidden_state (B, S, D); at padding it means nothing.
@@ -196,7 +198,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         use_cache: bool = False,
         output_aux_loss: bool = False,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> GnmtMoeDecoderOutput:
         """
         Args:
@@ -204,10 +206,11 @@ class GnmtMoeDecoder(GnmtMoeStack):
             encoder_hidden_states: (B, S, D), the encoder's output.
             attention_mask: (B, T) or (B, past + T), 0 for target padding, anywhere; it changes nothing for the rest.
             encoder_attention_mask: (B, S), 0 for source padding, which gets no attention.
-            past_key_values, or cache: the state after earlier target tokens; it is updated in place.
+            past_key_values: the state after earlier target tokens; it is updated in place.
             use_cache: whether to return the state.
             output_aux_loss: whether to compute the balancing losses.
-            output_attentions, output_hidden_states, output_router_logits (by name): whether to return them.
+            cache: another name of `past_key_values`.
+            **kwargs: `output_attentions`, `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Raises:
             ValueError: a mask of another shape, or a cache of another kind or batch size.
@@ -308,18 +311,22 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         use_cache: bool | None = None,
         output_aux_loss: bool | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> GnmtMoeModelOutput:
         """
         Args:
-            input_ids: (B, S), the source, or `inputs_embeds`: (B, S, D), or `encoder_outputs`: what the encoder gave.
+            input_ids: (B, S) int64, the source.
             attention_mask: (B, S), 0 for source padding on either side; it changes nothing for the rest.
-            decoder_input_ids: (B, T), the target, or `decoder_inputs_embeds`: (B, T, D).
+            decoder_input_ids: (B, T) int64, the target.
             decoder_attention_mask: (B, T) or (B, past + T), 0 for target padding, likewise.
-            past_key_values, or cache: the decoder's state after earlier tokens; it is updated in place.
+            encoder_outputs: what the encoder gave, instead of `input_ids`.
+            past_key_values: the decoder's state after earlier tokens; it is updated in place.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
+            decoder_inputs_embeds: (B, T, D), instead of `decoder_input_ids`.
             use_cache: whether to return the state; by default `config.use_cache`, but not while training.
             output_aux_loss: whether to compute the balancing losses; by default only while training.
-            output_attentions, output_hidden_states, output_router_logits (by name): whether to return them.
+            cache: another name of `past_key_values`.
+            **kwargs: `output_attentions`, `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Raises:
             ValueError: not exactly one of `decoder_input_ids` and `decoder_inputs_embeds`, and what encoder and
@@ -420,20 +427,29 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> GnmtMoeSeq2SeqLMOutput:
         """
         Args:
-            input_ids, attention_mask, encoder_outputs, past_key_values, use_cache, cache and the rest: see
-                `GnmtMoeModel`.
-            labels: (B, T), the token that follows each position of the decoder; -100 is not scored.
-            decoder_input_ids: made from `labels` by `prepare_decoder_input_ids_from_labels` when left out.
-            decoder_attention_mask: when left out, target padding is found by `labels`, see `_target_mask`. Padding is
-                neither routed to experts nor counted, and not scored either. A label of -100 alone masks no input.
+            input_ids: (B, S) int64, the source.
+            attention_mask: (B, S), 0 for source padding on either side; it changes nothing for the rest.
+            decoder_input_ids: (B, T) int64, the target; None: made from `labels` by
+                `prepare_decoder_input_ids_from_labels`.
+            decoder_attention_mask: (B, T) or (B, past + T), 0 for target padding; None: found by `labels`, see
+                `_target_mask`. Padding is neither routed to experts nor counted, and not scored either. A label of
+                -100 alone masks no input.
+            encoder_outputs: what the encoder gave, instead of `input_ids`.
+            past_key_values: the decoder's state after earlier tokens; it is updated in place.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
+            decoder_inputs_embeds: (B, T, D), instead of `decoder_input_ids`.
+            labels: (B, T) int64, the token that follows each position of the decoder; -100 is not scored.
+            use_cache: whether to return the state; by default `config.use_cache`, but not while training.
             logits_to_keep: compute the logits of this many last positions only (0: all), or of these positions.
             num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches
                 and processes. The task loss is divided by it, and the balancing losses are weighed by this
                 micro-batch's share of it: their gradient is the mean over the micro-batches.
+            cache: another name of `past_key_values`.
+            **kwargs: `output_attentions`, `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
             loss: while training the task loss (with `config.label_smoothing`) plus the balancing losses, in evaluation

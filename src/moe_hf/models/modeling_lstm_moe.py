@@ -4,6 +4,7 @@ Shape suffixes: B batch, S sequence, D width, V vocabulary, E experts.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,13 +84,14 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LstmMoeModelOutput:
         """
         Args:
-            input_ids: (B, S), or `inputs_embeds`: (B, S, D).
+            input_ids: (B, S) int64.
             attention_mask: (B, S) or (B, past + S), 0 for padding on either side; it changes nothing for the rest.
-            past_key_values, or cache: the state after earlier tokens; it is updated in place.
+            past_key_values: the state after earlier tokens; it is updated in place.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
             use_cache: whether to return the state; by default `config.use_cache`, but neither while training nor of
                 packed rows.
             output_aux_loss: whether to compute the balancing losses; by default only while training.
@@ -97,8 +99,11 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 LSTM has no other use for them.
             seq_idx: (B, S), the number of each position's document, to the same effect.
             cu_seq_lens_q: (documents + 1,), where each document of one row begins, to the same effect.
-            cu_seq_lens_k, max_length_q, max_length_k: not used, `cu_seq_lens_q` says it all.
-            output_hidden_states, output_router_logits (by name): whether to return them.
+            cu_seq_lens_k: not used, `cu_seq_lens_q` says it all.
+            max_length_q: not used.
+            max_length_k: not used.
+            cache: another name of `past_key_values`.
+            **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, an id outside of the vocabulary, a mask of
@@ -191,21 +196,30 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         cu_seq_lens_q: torch.Tensor | None = None,
         skip_logits: bool | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """
         Args:
-            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, position_ids, seq_idx, cu_seq_lens_q,
-                cache and the rest: see `LstmMoeModel`.
-            labels: (B, S), the tokens themselves (shifted here); -100, padding and the first token of a document are
-                not scored.
-            shift_labels (by name): (B, S), instead of `labels`: the token that follows each position.
+            input_ids: (B, S) int64.
+            attention_mask: (B, S) or (B, past + S), 0 for padding on either side; it changes nothing for the rest.
+            past_key_values: the state after earlier tokens; it is updated in place.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
+            labels: (B, S) int64, the tokens themselves (shifted here); -100, padding and the first token of a document
+                are not scored.
+            use_cache: whether to return the state; by default `config.use_cache`, but neither while training nor of
+                packed rows.
             logits_to_keep: compute the logits of this many last positions only (0: all), or of these positions.
-            skip_logits: whether to leave out the logits where the loss needs none, see below; by default while
-                training only.
             num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches
                 and processes. The task loss is divided by it, and the balancing losses are weighed by this
                 micro-batch's share of it: their gradient is the mean over the micro-batches.
+            position_ids: (B, S); where they do not rise, another document begins, see `LstmMoeModel`.
+            seq_idx: (B, S), the number of each position's document.
+            cu_seq_lens_q: (documents + 1,), where each document of one row begins.
+            skip_logits: whether to leave out the logits where the loss needs none, see below; by default while
+                training only.
+            cache: another name of `past_key_values`.
+            **kwargs: `shift_labels`, (B, S) int64, instead of `labels`: the token that follows each position; and what
+                else `LstmMoeModel` takes.
 
         Returns:
             loss: while training the task loss plus the balancing losses, in evaluation the task loss alone (so that
@@ -309,6 +323,7 @@ def last_token(
     Args:
         input_ids: (B, S), or None; the last that is not `pad_token_id` counts if there is no mask.
         attention_mask: (B, S), 0 for padding, or None.
+        pad_token_id: the id of padding, or None.
 
     Raises:
         ValueError: several rows, and nothing tells which of their tokens are padding.
@@ -347,18 +362,20 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LstmMoeSequenceClassifierOutput:
         """
         Args:
-            input_ids, attention_mask, inputs_embeds: see `LstmMoeModel`. Without a mask the last token that is not
-                `pad_token_id` speaks for a text.
+            input_ids: (B, S) int64.
+            attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest. None: the last token
+                that is not `pad_token_id` speaks for a text.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
             labels: (B,) classes, -100 where nothing is scored; (B, num_labels) for several labels at once or several
                 numbers; (B,) numbers with `num_labels=1`. `config.problem_type` says which, or else their type.
             num_items_in_batch: number of labels in the whole batch of an optimizer step, over all micro-batches and
                 processes: the task loss is divided by it, and the balancing losses are weighed by this micro-batch's
                 share of it.
-            output_hidden_states, output_router_logits (by name): whether to return them.
+            **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
             loss: the mean cross-entropy, binary cross-entropy or squared error; while training with
