@@ -56,7 +56,8 @@ def batchwise_loss(
     Args:
         gates: (T, E), G_sigma(x).
         threshold: (E,), T.
-        by_threshold, by_batch: (T, E) bool, the two masks, both False for padding.
+        by_threshold: (T, E) bool, M_threshold, False for padding.
+        by_batch: (T, E) bool, M_batchwise, False for padding.
 
     Returns:
         a scalar, the sum over tokens and experts.
@@ -143,7 +144,9 @@ class StrictlyBalancedGate(nn.Module):
         """M_batchwise, (T, E) bool, where the batch is this call's; who knows of more tokens may put theirs in place.
 
         Args:
-            gates_TE, is_token_T1: as for `batchwise_mask`. num_tokens: of these, the real ones.
+            gates_TE: (T, E), G_sigma(x).
+            is_token_T1: (T, 1) bool, False for padding.
+            num_tokens: how many of the T are no padding.
         """
         m = tokens_for_each_expert(num_tokens, self.num_experts, self.num_experts_per_tok)
         return batchwise_mask(gates_TE, m, is_token_T1)
