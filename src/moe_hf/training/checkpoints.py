@@ -11,6 +11,7 @@ from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from ..distributed.sharded_checkpoints import check_sharded_optimizer
 from ..errors import InputError
+from ..old_names import with_new_names
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "run_arguments.json"
@@ -121,7 +122,7 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     file = Path(checkpoint).parent / RUN_FILE
     if not file.is_file():
         return
-    earlier = json.loads(file.read_text(encoding="utf-8"))
+    earlier = with_new_names(json.loads(file.read_text(encoding="utf-8")))
     for name, value in arguments.items():
         if name in earlier and earlier[name] != value:
             raise InputError(

@@ -72,7 +72,7 @@ def train_translation(
     longest = max(int(side.max()) for side in lengths)
     batches = TokenBatchSampler(
         *lengths,
-        data_args.words_per_batch,
+        data_args.tokens_per_batch,
         seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
         directions=column_to_numpy(train_tokens, "direction"),
         temperature=data_args.sampling_temperature,
@@ -80,7 +80,7 @@ def train_translation(
         # The batches of an optimizer step stand together: how many of them a process has may change in a resumed run.
         num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
-    limit = max(data_args.words_per_batch, longest)  # a longer pair is a batch of its own
+    limit = max(data_args.tokens_per_batch, longest)  # a longer pair is a batch of its own
     print(f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}")
     trainer = TranslationTrainer(
         model=model,
