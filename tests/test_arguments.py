@@ -15,7 +15,7 @@ from moe_hf.errors import InputError
 from moe_hf.experiments.sweep import SweepArguments, translation_reference_runs
 from moe_hf.training.arguments import (
     DataArguments,
-    ModelArguments,
+    LmModelArguments,
     MoeTrainingArguments,
     TranslationModelArguments,
     TranslationTrainingArguments,
@@ -34,7 +34,7 @@ OWN_TRANSLATION_CONFIGS = [  # a configuration of references need not have a mod
     path for path in TRANSLATION_CONFIGS if "encoder_layer_pattern" in TEXTS[path] or path not in REFERENCE_CONFIGS
 ]
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
-LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)
+LM_CLASSES = (LmModelArguments, DataArguments, MoeTrainingArguments)
 TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 
 
@@ -163,7 +163,7 @@ def test_variables_are_expanded_in_every_path(yaml_file, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "config"), [(ModelArguments, LstmMoeConfig), (TranslationModelArguments, GnmtMoeConfig)]
+    ("arguments", "config"), [(LmModelArguments, LstmMoeConfig), (TranslationModelArguments, GnmtMoeConfig)]
 )
 def test_model_arguments_are_those_of_the_configuration(arguments, config):
     names = {field.name for field in dataclasses.fields(arguments)}

@@ -21,7 +21,7 @@ PATH_ARGUMENTS = ("output_dir", "cache_dir", "tokenizer_name_or_path", "model_na
 
 
 @dataclass
-class MoeModelArguments:
+class ModelArguments:
     """The model: a checkpoint to go on from, or a new one. What is not given has the default of its configuration."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "checkpoint or Hub name to fine-tune"})
@@ -61,7 +61,7 @@ class MoeModelArguments:
 
 
 @dataclass
-class ModelArguments(MoeModelArguments):
+class LmModelArguments(ModelArguments):
     """A language model: the arguments of `LstmMoeConfig`."""
 
     layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
@@ -74,7 +74,7 @@ class ModelArguments(MoeModelArguments):
 
 
 @dataclass
-class TranslationModelArguments(MoeModelArguments):
+class TranslationModelArguments(ModelArguments):
     """A translation model: the arguments of `GnmtMoeConfig`."""
 
     encoder_layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
@@ -205,7 +205,7 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
 
 
 def parse_arguments(
-    argv: list[str] | None = None, dataclasses_: tuple = (ModelArguments, DataArguments, MoeTrainingArguments)
+    argv: list[str] | None = None, dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments)
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
 

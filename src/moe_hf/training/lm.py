@@ -12,14 +12,14 @@ from ..distributed.sharding import check_same_run_everywhere, made_by_first_proc
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
-from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
+from .arguments import DataArguments, LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
 from .runs import build_model, course_of_run, quiet_logs, run_training
 
 
 def train_lm(
-    model_args: ModelArguments,
+    model_args: LmModelArguments,
     data_args: DataArguments,
     training_args: MoeTrainingArguments,
     new_model: Callable[[PreTrainedTokenizerBase], PreTrainedModel] | None = None,

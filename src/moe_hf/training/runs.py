@@ -23,7 +23,7 @@ from ..data.tokenizers import load_tokenizer
 from ..distributed.sharding import distributed_config, shard_new_model
 from ..errors import InputError
 from ..routing.history_plot import HISTORY_FILE
-from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
+from .arguments import ModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
@@ -117,7 +117,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
 def build_model(
     model_class: type[PreTrainedModel],
     auto_class,
-    model_args: MoeModelArguments,
+    model_args: ModelArguments,
     training_args: MoeTrainingArguments,
     tokenizer,
     checkpoint: str | None = None,
@@ -191,7 +191,7 @@ def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTo
     return load_pretrained(TASK_MODELS[model_type], source), tokenizer
 
 
-def new_model(model_class, model_args: MoeModelArguments, tokenizer, **config) -> PreTrainedModel:
+def new_model(model_class, model_args: ModelArguments, tokenizer, **config) -> PreTrainedModel:
     """A model with the configuration of `new_config`."""
     config = new_config(model_class.config_class, model_args, tokenizer, **config)
     config._experts_implementation = model_args.experts_implementation
@@ -201,7 +201,7 @@ def new_model(model_class, model_args: MoeModelArguments, tokenizer, **config) -
         raise InputError(reason(error)) from error
 
 
-def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config):
+def new_config(config_class, model_args: ModelArguments, tokenizer, **config):
     """The configuration of a new model, with the tokenizer's vocabulary and special tokens."""
     try:
         return config_class(
