@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
-from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
+from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
@@ -78,7 +78,7 @@ def load_streams(model_args, data_args, training_args, checkpoint):
         texts = {part: load_text(data_args, part) for part in parts}
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
-    tokenizer = made_by_first_process(
+    tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_tokenizer(
             source, texts["train"], kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size
         ),

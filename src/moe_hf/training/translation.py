@@ -15,7 +15,7 @@ from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
-from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
+from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
 from ..evaluation.bleu_tokenizers import check_tokenizer, language_of_file, tokenizer_for
 from ..evaluation.metrics import load_metric
@@ -132,7 +132,7 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
         validation = load_pairs_of("validation", validation_sources, data_args) if validation_sources else None
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
-    tokenizer = made_by_first_process(
+    tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_translation_tokenizer(
             source, train.texts(), vocab_size=data_args.vocab_size, languages=train.tagged_languages
         ),
