@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..training.arguments import DataArguments, MoeTrainingArguments
 from ..training.checkpoints import check_same_run
 from ..training.lm import load_text, train_lm
-from ..training.runs import course_of_run
+from ..training.runs import run_identity
 from .baselines import ReferenceArguments, train_reference, train_translation_reference
 
 # What decides the tokenizer, with the arguments of its training in tokenizers.py.
@@ -122,8 +122,8 @@ class Run:
         folder = self.folder
         if not all((folder / file).is_file() for file in ("eval_results.json", "trainer_state.json")):
             return False
-        course = course_of_run(self.model_args, self.data_args, self.training_args)
-        check_same_run(str(folder), str(folder / "finished"), course)
+        identity = run_identity(self.model_args, self.data_args, self.training_args)
+        check_same_run(str(folder), str(folder / "finished"), identity)
         steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
         asked = self.training_args.max_steps
         if asked > 0 and asked != steps:

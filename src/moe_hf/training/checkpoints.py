@@ -109,7 +109,7 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     Args:
         output_dir: folder of the run.
         checkpoint: what is resumed from, None for a new run.
-        arguments: what decides the course of the run, as plain values.
+        arguments: the `run_identity`, as plain values.
 
     Raises:
         InputError: an argument differs from the run that the checkpoint belongs to; names it and both values.

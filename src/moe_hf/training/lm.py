@@ -15,7 +15,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import DataArguments, LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
-from .runs import build_model, course_of_run, quiet_logs, run_training
+from .runs import build_model, quiet_logs, run_identity, run_training
 
 
 def train_lm(
@@ -37,7 +37,7 @@ def train_lm(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
-    check_same_run_everywhere(course_of_run(model_args, data_args, training_args), training_args)
+    check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)

@@ -33,7 +33,7 @@ from .optimizer import OptimizerSizeCallback
 CONFIG_FILE = "run.yaml"
 TASK_MODELS = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 # What a run may change when it is resumed.
-FREE_ARGUMENTS = (
+MAY_CHANGE_ON_RESUME = (
     "recompute_experts",
     "validation_files",
     "validation_source_files",
@@ -43,21 +43,21 @@ FREE_ARGUMENTS = (
     "preprocessing_num_workers",
     "cache_dir",
 )
-COURSE_ARGUMENTS = (
+MUST_MATCH_ON_RESUME = (
     "seed data_seed optim learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
     "lr_scheduler_type warmup_steps constant_steps importance_loss_coef_schedule load_loss_coef_schedule bf16 fp16 "
     "balance_across_processes"
 ).split()
 
 
-def course_of_run(model_args, data_args, training_args) -> dict:
+def run_identity(model_args, data_args, training_args) -> dict:
     """The arguments that decide which weights a run ends with, but for when it ends."""
     given = {**vars(model_args), **vars(data_args)}
-    course = {name: value for name, value in given.items() if name not in FREE_ARGUMENTS}
-    course |= {name: getattr(training_args, name) for name in COURSE_ARGUMENTS if hasattr(training_args, name)}
+    identity = {name: value for name, value in given.items() if name not in MAY_CHANGE_ON_RESUME}
+    identity |= {name: getattr(training_args, name) for name in MUST_MATCH_ON_RESUME if hasattr(training_args, name)}
     # A run may go on with more processes, if its steps stay the same.
     steps = training_args.gradient_accumulation_steps * training_args.world_size
-    return course | {"rows_per_step (of all processes)": training_args.per_device_train_batch_size * steps}
+    return identity | {"rows_per_step (of all processes)": training_args.per_device_train_batch_size * steps}
 
 
 def quiet_logs(training_args: MoeTrainingArguments) -> None:
@@ -94,7 +94,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     ).attach_to(trainer)
     trainer.add_callback(OptimizerSizeCallback())
     if checkpoint or args.should_save:  # every process checks, so that none waits for one that stopped
-        check_same_run(args.output_dir, checkpoint, course_of_run(model_args, data_args, args))
+        check_same_run(args.output_dir, checkpoint, run_identity(model_args, data_args, args))
     if args.should_save:
         config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
         (Path(args.output_dir) / CONFIG_FILE).write_text(config, encoding="utf-8")

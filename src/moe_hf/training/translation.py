@@ -22,7 +22,7 @@ from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
-from .runs import build_model, course_of_run, quiet_logs, run_training
+from .runs import build_model, quiet_logs, run_identity, run_training
 from .translation_arguments import TranslationDataArguments
 from .translation_trainer import EvaluationPairs, TranslationTrainer, evaluation_batches
 
@@ -46,7 +46,7 @@ def train_translation(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
-    check_same_run_everywhere(course_of_run(model_args, data_args, training_args), training_args)
+    check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
