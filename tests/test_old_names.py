@@ -9,6 +9,7 @@ import yaml
 
 from moe_hf.commands.train_translation import CLASSES
 from moe_hf.errors import InputError
+from moe_hf.experiments.sweep import SweepArguments
 from moe_hf.model_card_run import read_run
 from moe_hf.old_names import with_new_options
 from moe_hf.training.arguments import parse_arguments
@@ -98,3 +99,18 @@ def test_old_options_of_other_parsers(caplog):
     parser.add_argument("--tokens_per_batch", type=int)
     assert with_new_options(["FILE", "--batch_tokens", "5"], parser) == ["FILE", "--tokens_per_batch", "5"]
     assert "--batch_tokens is now called --tokens_per_batch" in caplog.text
+
+
+def test_baselines_may_be_called_references(tmp_path, config, caplog):
+    baselines = {"GPT-2": {"model_type": "gpt2"}}
+    parsed = parse_arguments([config(references=baselines)], (*CLASSES, SweepArguments))
+    assert parsed[-1].baselines == baselines
+    assert "config.yaml: references is now called baselines" in caplog.text
+    parsed = parse_arguments([config(), "--references", json.dumps(baselines)], (*CLASSES, SweepArguments))
+    assert parsed[-1].baselines == baselines
+    with pytest.raises(InputError, match="references and baselines are two names of one argument, give base"):
+        parse_arguments([config(references=baselines, baselines={})], (*CLASSES, SweepArguments))
+    (tmp_path / "run_arguments.json").write_text(json.dumps({"reference": baselines["GPT-2"]}))
+    check_same_run(str(tmp_path), str(tmp_path / "finished"), {"baseline": baselines["GPT-2"]})
+    with pytest.raises(InputError, match="baseline={} differs from baseline={'model_type': 'gpt2'}"):
+        check_same_run(str(tmp_path), str(tmp_path / "finished"), {"baseline": {}})

@@ -13,6 +13,8 @@ ARGUMENTS = {
     "words_per_batch": "tokens_per_batch",
     "eval_words_per_batch": "eval_tokens_per_batch",
     "batch_tokens": "tokens_per_batch",
+    "references": "baselines",
+    "reference": "baseline",  # of the files that a run leaves
 }
 
 

@@ -28,7 +28,7 @@ def train_lm(
 
     Args:
         model_args, data_args, training_args: what to train, on what, and how.
-        new_model: makes a model for the tokenizer, if it is not to be ours (`reference.py`).
+        new_model: makes a model for the tokenizer, if it is not to be ours (`experiments/baselines.py`).
 
     Returns:
         the trainer, and the last evaluation's metrics (empty without validation text).
