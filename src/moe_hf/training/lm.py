@@ -49,7 +49,7 @@ def train_lm(
     else:
         model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
-    report(model, streams, windows)
+    print_model_size(model, streams, windows)
 
     if data_args.carry_state:
         training_args.train_sampling_strategy = "sequential"
@@ -135,7 +135,7 @@ def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArg
     return windows
 
 
-def report(model, streams, windows) -> None:
+def print_model_size(model, streams, windows) -> None:
     """Print what is trained on what."""
     for name, stream in streams.items():
         print(

@@ -169,7 +169,7 @@ def load_pretrained(auto_class, path: str, config_arguments: dict | None = None,
             raise ValueError(f"a classifier without a softmax over the vocabulary, {config.architectures[0]}")
         return auto_class.from_pretrained(path, config=config, **arguments)
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
+        raise InputError(f"model_name_or_path={path}: cannot be loaded ({first_line(error)})") from error
 
 
 def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -184,7 +184,7 @@ def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTo
     try:
         model_type = AutoConfig.from_pretrained(source).model_type
     except (OSError, ValueError) as error:
-        raise InputError(f"model={source}: cannot be loaded ({reason(error)})") from error
+        raise InputError(f"model={source}: cannot be loaded ({first_line(error)})") from error
     if model_type not in TASK_MODELS:
         raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
     tokenizer = load_tokenizer(source)
@@ -198,7 +198,7 @@ def new_model(model_class, model_args: ModelArguments, tokenizer, **config) -> P
     try:
         return model_class(config)
     except ValueError as error:
-        raise InputError(reason(error)) from error
+        raise InputError(first_line(error)) from error
 
 
 def new_config(config_class, model_args: ModelArguments, tokenizer, **config):
@@ -213,10 +213,10 @@ def new_config(config_class, model_args: ModelArguments, tokenizer, **config):
             **model_args.config_arguments(),
         )
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise InputError(reason(error)) from error
+        raise InputError(first_line(error)) from error
 
 
-def reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of the message; a configuration's own is the cause of the library's."""
     cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
     return str(cause or error).strip().partition("\n")[0]

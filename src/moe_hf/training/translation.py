@@ -64,7 +64,7 @@ def train_translation(
     else:
         model = new_model(tokenizer)
         check_positions(model, train_tokens, None if validation is None else validation.tokens)
-    report(model)
+    print_model_size(model)
 
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
@@ -193,7 +193,7 @@ def evaluation_pairs(
     )
 
 
-def report(model) -> None:
+def print_model_size(model) -> None:
     """Print the size of what is trained."""
     total, embedded = model.num_parameters(), sum(p.numel() for n, p in model.named_parameters() if "embed" in n)
     print(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")
