@@ -1,8 +1,11 @@
 """Names of the release before: they still work, a warning tells the new one, and both at once are refused."""
 
 import argparse
+import importlib
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -11,7 +14,7 @@ from moe_hf.commands.train_translation import CLASSES
 from moe_hf.errors import InputError
 from moe_hf.experiments.sweep import SweepArguments
 from moe_hf.model_card_run import read_run
-from moe_hf.old_names import with_new_options
+from moe_hf.old_names import MEMBERS, MODULES, with_new_options
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.checkpoints import check_same_run
 
@@ -114,3 +117,62 @@ def test_baselines_may_be_called_references(tmp_path, config, caplog):
     check_same_run(str(tmp_path), str(tmp_path / "finished"), {"baseline": baselines["GPT-2"]})
     with pytest.raises(InputError, match="baseline={} differs from baseline={'model_type': 'gpt2'}"):
         check_same_run(str(tmp_path), str(tmp_path / "finished"), {"baseline": {}})
+
+
+# What README, docs/, examples/ and benchmarks/ of the release before imported from modules that have moved.
+IMPORTED = {
+    "moe_hf.evaluation.communication": ["CollectiveCounter"],
+    "moe_hf.evaluation.routing_statistics": ["LayerRouting", "collect_routing"],
+    "moe_hf.evaluation.sharding_plan": ["Cluster", "plan_sharding"],
+    "moe_hf.training.combined_batch": ["combine_batches"],
+    "moe_hf.training.demo_corpus": ["dialect_of", "generate_lines", "prompt_of", "write_demo_corpus"],
+    "moe_hf.training.evaluate": ["evaluate_lm"],
+    "moe_hf.training.evaluate_translation": ["evaluate_translation"],
+    "moe_hf.training.number_words_en": ["MONTHS"],
+    "moe_hf.training.reference": ["ReferenceArguments", "train_reference", "train_translation_reference"],
+    "moe_hf.training.tokenizers": ["train_tokenizer"],
+    "moe_hf.training.translation_demo_corpus": ["write_translation_corpus"],
+    "moe_hf.training.windows": ["StreamWindows", "collate_windows"],
+    "moe_hf.translation": ["Translation", "Translator"],
+}
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_an_old_module_has_the_members_of_the_new_one_and_warns(old, monkeypatch):
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(DeprecationWarning, match=f"^{old} is now {MODULES[old]}; ") as caught:
+        module = importlib.import_module(old)
+    assert len(caught) == 1
+    new = importlib.import_module(MODULES[old])
+    assert new.__name__ == new.__spec__.name == MODULES[old] and module is not new
+    for name in IMPORTED[old]:
+        assert getattr(module, name) is getattr(new, MEMBERS.get(old, {}).get(name, name))
+
+
+def test_paths_that_did_not_move_do_not_warn():
+    code = """
+from moe_hf.evaluation import ops_per_timestep
+from moe_hf.evaluation.metrics import load_metric
+from moe_hf.generation import gnmt_beam_search
+from moe_hf.hub import with_code
+from moe_hf.models.balancing import balancing_loss
+from moe_hf.offload import experts_device_map
+from moe_hf.training.arguments import parse_arguments
+from moe_hf.training.callbacks import AuxLossCallback
+from moe_hf.training.lm import train_lm
+from moe_hf.training.optimizer import FactoredAdam, expert_parameters, state_bytes
+from moe_hf.training.translation import train_translation
+from moe_hf.upcycling import exactness
+"""
+    subprocess.run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code], check=True)
+
+
+def test_the_warning_points_at_the_line_that_imports():
+    code = "from moe_hf.training.windows import StreamWindows"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "<string>:1: DeprecationWarning: moe_hf.training.windows is now moe_hf.data.windows;" in done.stderr
+
+
+def test_a_module_that_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError, match="moe_hf.training.wimdows"):
+        importlib.import_module("moe_hf.training.wimdows")

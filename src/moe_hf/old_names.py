@@ -1,8 +1,13 @@
 """Names of the release before, which work for one more, each with a warning that tells the new one."""
 
 import argparse
+import importlib
 import logging
+import sys
+import warnings
 from collections.abc import Collection
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 
 from .errors import InputError
 
@@ -16,6 +21,53 @@ ARGUMENTS = {
     "references": "baselines",
     "reference": "baseline",  # of the files that a run leaves
 }
+
+# Old module -> new module, of those that the documentation and the examples named.
+MODULES = {
+    "moe_hf.evaluation.communication": "moe_hf.distributed.communication",
+    "moe_hf.evaluation.routing_statistics": "moe_hf.routing.statistics",
+    "moe_hf.evaluation.sharding_plan": "moe_hf.distributed.plan",
+    "moe_hf.training.combined_batch": "moe_hf.distributed.global_batch",
+    "moe_hf.training.demo_corpus": "moe_hf.demo.text_corpus",
+    "moe_hf.training.evaluate": "moe_hf.evaluation.language_model",
+    "moe_hf.training.evaluate_translation": "moe_hf.evaluation.translation_model",
+    "moe_hf.training.number_words_en": "moe_hf.demo.number_words_en",
+    "moe_hf.training.reference": "moe_hf.experiments.baselines",
+    "moe_hf.training.tokenizers": "moe_hf.data.tokenizers",
+    "moe_hf.training.translation_demo_corpus": "moe_hf.demo.pair_corpus",
+    "moe_hf.training.windows": "moe_hf.data.windows",
+    "moe_hf.translation": "moe_hf.translator",
+}
+# What such a module has under another name today: old -> new.
+MEMBERS = {
+    "moe_hf.training.combined_batch": {"combine_batches": "balance_over_global_batch"},
+    "moe_hf.training.reference": {
+        "ReferenceArguments": "BaselineArguments",
+        "train_reference": "train_baseline",
+        "train_translation_reference": "train_translation_baseline",
+    },
+}
+
+
+class OldModules(MetaPathFinder, Loader):
+    """Finds the modules of `MODULES`: each has the members of the new one, and a DeprecationWarning names that."""
+
+    def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MODULES else None
+
+    def exec_module(self, module) -> None:
+        old, new = module.__name__, MODULES[module.__name__]
+        warnings.warn(f"{old} is now {new}; the old path goes with the next release", DeprecationWarning, stacklevel=2)
+        members = vars(importlib.import_module(new))
+        vars(module).update({name: value for name, value in members.items() if not name.startswith("__")})
+        for name, new_name in MEMBERS.get(old, {}).items():
+            setattr(module, name, members[new_name])
+
+
+def find_old_modules() -> None:
+    """Let Python find the modules of `MODULES`, after all others."""
+    if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(OldModules())
 
 
 def with_new_names(values: dict, known: Collection[str] | None = None, where: str = "") -> dict:
