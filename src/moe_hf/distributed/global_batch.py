@@ -101,7 +101,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.apply(grad.contiguous(), ctx.group), None
 
 
-def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing=True) -> torch.Tensor:
+def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics=True) -> torch.Tensor:
     """The arguments of a gate -> its real tokens, (1,)."""
     if mask is None:
         return torch.tensor([len(hidden_states)], device=hidden_states.device)

@@ -129,14 +129,14 @@ class GnmtMoeEncoder(GnmtMoeStack):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        output_aux_loss: bool = False,
+        output_statistics: bool = False,
         **kwargs,
     ) -> GnmtMoeEncoderOutput:
         """
         Args:
             input_ids: (B, S), or `inputs_embeds`: (B, S, D).
             attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest.
-            output_aux_loss: whether to compute the balancing losses.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them.
             output_hidden_states, output_router_logits (by name): whether to return them.
 
         Returns:
@@ -151,7 +151,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
         inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
         mask = padding_mask("attention_mask", attention_mask, inputs_embeds, has_past=False)
         hidden_states = self.dropout(inputs_embeds)
-        aux_loss = self._zero_aux_loss(hidden_states, output_aux_loss)
+        aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         both_directions = None  # what the bidirectional layer gives besides their mean, for an LSTM right after it
         for index, (name, layer) in enumerate(zip(self.config.encoder_layer_pattern, self.layers)):
             if index == 0 and self.config.encoder_bidirectional_first:
@@ -194,7 +194,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
-        output_aux_loss: bool = False,
+        output_statistics: bool = False,
         cache: Cache | None = None,
         **kwargs,
     ) -> GnmtMoeDecoderOutput:
@@ -206,7 +206,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
             encoder_attention_mask: (B, S), 0 for source padding, which gets no attention.
             past_key_values, or cache: the state after earlier target tokens; it is updated in place.
             use_cache: whether to return the state.
-            output_aux_loss: whether to compute the balancing losses.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them.
             output_attentions, output_hidden_states, output_router_logits (by name): whether to return them.
 
         Raises:
@@ -221,7 +221,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         states = self._states(past_key_values)
 
         hidden_states = self.dropout(inputs_embeds)
-        aux_loss = self._zero_aux_loss(hidden_states, output_aux_loss)
+        aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         h, c = states[0]
         # What is left out here are the attention weights, which the library records (`_can_record_outputs`).
         hidden_states, context, _, h, c, keys = self.layers[0](hidden_states, source, keys, source_mask, mask, h, c)
@@ -306,7 +306,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_aux_loss: bool | None = None,
+        output_statistics: bool | None = None,
         cache: Cache | None = None,
         **kwargs,
     ) -> GnmtMoeModelOutput:
@@ -318,7 +318,8 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             decoder_attention_mask: (B, T) or (B, past + T), 0 for target padding, likewise.
             past_key_values, or cache: the decoder's state after earlier tokens; it is updated in place.
             use_cache: whether to return the state; by default `config.use_cache`, but not while training.
-            output_aux_loss: whether to compute the balancing losses; by default only while training.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them; by default
+                only while training.
             output_attentions, output_hidden_states, output_router_logits (by name): whether to return them.
 
         Raises:
@@ -329,13 +330,13 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         decoder_inputs_embeds = self._embed(
             decoder_input_ids, decoder_inputs_embeds, self.embed_target, prefix="decoder_"
         )
-        use_cache, output_aux_loss = self._with_defaults(use_cache, output_aux_loss)
+        use_cache, output_statistics = self._with_defaults(use_cache, output_statistics)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
-                output_aux_loss=output_aux_loss,
+                output_statistics=output_statistics,
                 **kwargs,
             )
         elif not isinstance(encoder_outputs, ModelOutput):
@@ -347,7 +348,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             encoder_attention_mask=attention_mask,
             past_key_values=one_cache(past_key_values, cache),
             use_cache=use_cache,
-            output_aux_loss=output_aux_loss,
+            output_statistics=output_statistics,
             **kwargs,
         )
         aux_loss = outputs.aux_loss
@@ -459,7 +460,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
-            output_aux_loss=labels is not None or self.training,
+            output_statistics=labels is not None or self.training,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
