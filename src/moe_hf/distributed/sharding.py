@@ -23,7 +23,7 @@ def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments)
             raise InputError(str(error)) from error
 
 
-def made_by_first_process(make: Callable, training_args: TrainingArguments):
+def broadcast_from_rank_zero(make: Callable, training_args: TrainingArguments):
     """What `make` returns on the first process, or the InputError that it raises there, on every process."""
     if training_args.world_size == 1:
         return make()

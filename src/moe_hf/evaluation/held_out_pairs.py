@@ -71,7 +71,7 @@ def evaluation_batches(
             pairs.tokens["target_length"],
             tokens_per_batch,
             num_processes=num_processes,
-            limit_name="eval_words_per_batch",
+            limit_name="eval_tokens_per_batch",
         )
     except InputError as error:
         raise InputError(f"validation pairs: {error}") from error

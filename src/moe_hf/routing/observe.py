@@ -88,7 +88,7 @@ def expert_load(model, tokenizer, lines: Iterable[str], batch_size: int = 64) ->
         with routing_totals(model) as totals:
             for start in range(0, len(lines), batch_size):
                 batch = tokenizer(lines[start : start + batch_size], return_tensors="pt", padding=True)
-                model.base_model(**batch.to(model.device), output_aux_loss=True, use_cache=False)
+                model.base_model(**batch.to(model.device), output_statistics=True, use_cache=False)
     finally:
         model.train(was_training)
     return {layer: total.tokens for layer, total in totals.items()}
