@@ -19,7 +19,9 @@ class PairSource:
     `dataset_name` (with `dataset_config_name`, `split`): whatever `datasets.load_dataset` takes.
 
     `source_language` and `target_language` name the direction; data that are keyed by language need them.
-    Raises InputError: not exactly one origin, or a language that is no text.
+
+    Raises:
+        InputError: not exactly one origin, or a language that is no text.
     """
 
     source_files: list[str] | str | None = None
@@ -59,7 +61,8 @@ def read_pair_sources(value: list | str, name: str) -> list[PairSource]:
     The keys of a mapping are the fields of `PairSource`. A mapping with the single key `parallel_files`,
     {language: files}, means aligned files in several languages and stands for all their ordered pairs.
 
-    Raises InputError: not a list of mappings, an unknown key, and the errors of `PairSource`.
+    Raises:
+        InputError: not a list of mappings, an unknown key, and the errors of `PairSource`.
     """
     if isinstance(value, str):
         try:

@@ -21,7 +21,8 @@ def expand_path(path: str, argument: str) -> str:
 def expand_file_patterns(patterns: list[str] | str) -> list[str]:
     """Expand `~`, `${VARIABLE}` and globs to absolute file paths, a file as often as it is named.
 
-    Raises InputError: a variable is not set, or no file matches.
+    Raises:
+        InputError: a variable is not set, or no file matches.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     paths = []

@@ -61,8 +61,9 @@ def load_sentence_pairs(
     JSONL and of the Hub keep their line breaks: what learns from them may write some. `max_pairs` reads the first
     pairs of each source only. Pairs of which a side is empty are left out and counted.
 
-    Raises InputError: no source, languages missing where there are several directions or the data are keyed by
-    language, files that cannot be read, are not UTF-8 or have unequal numbers of lines, malformed lines, no pair left.
+    Raises:
+        InputError: no source, languages missing where there are several directions or the data are keyed by language,
+            files that cannot be read, are not UTF-8 or have unequal numbers of lines, malformed lines, no pair left.
     """
     if max_pairs is not None and max_pairs < 1:
         raise InputError(f"max_pairs={max_pairs} must be at least 1 (or None for all pairs)")

@@ -43,7 +43,8 @@ def load_text_dataset(
     `hub_config`, `split` and `text_column` belong to it. Lines end at "\\n" or "\\r\\n" and nowhere else.
     `max_lines` keeps the first lines (empty ones count if they are kept). Files are cached by path, size and time.
 
-    Raises InputError: not exactly one source; no, unreadable, empty or not UTF-8 files; no such data set or column.
+    Raises:
+        InputError: not exactly one source; no, unreadable, empty or not UTF-8 files; no such data set or column.
     """
     if (files is None) == (hub_name is None):
         raise InputError(f"exactly one of files and hub_name is needed, got files={files} and hub_name={hub_name}")
@@ -138,7 +139,8 @@ def _generate_rows(paths, keep_empty_lines: bool, max_lines: int | None) -> Iter
 def read_lines(path: str, allow_no_text: bool = False) -> Iterator[str]:
     """Yield the lines of a plain, .gz or .xz text file; "-" is standard input.
 
-    Raises InputError: the file cannot be read, is not UTF-8 or has no text, unless that is allowed.
+    Raises:
+        InputError: the file cannot be read, is not UTF-8 or has no text, unless that is allowed.
     """
     number, has_text = 0, allow_no_text
     try:
@@ -240,7 +242,10 @@ def tokenize_to_stream(
     """Tokenise the lines of `dataset` ("text"), each followed by the end-of-sentence token, to one stream of ids.
 
     No other special tokens are added. The result is cached beside the dataset: a second run, also in another
-    process, does no work. Raises InputError: `tokenizer` without eos_token_id; fewer than 2 tokens.
+    process, does no work.
+
+    Raises:
+        InputError: `tokenizer` without eos_token_id; fewer than 2 tokens.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(

@@ -34,7 +34,8 @@ class TokenBatchSampler(Sampler[list[int]]):
             long. Process r of R takes the batches r, r + R, ... (accelerate does so).
         limit_name: what `words_per_batch` is called in errors.
 
-    Raises InputError: a bad value of an argument, or fewer pairs than processes.
+    Raises:
+        InputError: a bad value of an argument, or fewer pairs than processes.
     """
 
     def __init__(

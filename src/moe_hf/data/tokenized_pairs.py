@@ -32,7 +32,8 @@ def tokenize_pairs(
     source_length, target_length: their numbers of tokens. target_words: whitespace-separated words of the target and
     one for its end, the unit of per-word perplexity. direction: index into `pairs.directions`.
 
-    Raises InputError: several directions without tags; a target language without a tag.
+    Raises:
+        InputError: several directions without tags; a target language without a tag.
     """
     tags = _tags(pairs.directions, tokenizer)
     return pairs.dataset.map(
@@ -54,7 +55,10 @@ def leave_out_long_pairs(
     """The pairs of a training set that have at most so many tokens on either side, and how many others there were.
 
     The limits count the tag and "</s>"; None is no limit. Nothing is cut, as a cut pair is no translation; evaluation
-    sets are used whole. Raises InputError: no pair is left.
+    sets are used whole.
+
+    Raises:
+        InputError: no pair is left.
     """
     keep = np.ones(len(dataset), dtype=bool)
     for column, limit in (("source_length", max_source_length), ("target_length", max_target_length)):

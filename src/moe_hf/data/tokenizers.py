@@ -31,7 +31,8 @@ def train_tokenizer(
     byte pair encoding; every text round-trips (but for case, with `lowercase`). Special tokens come first: "<eos>" (0,
     which also pads), "<unk>" ("word" only), then `extra_special_tokens`.
 
-    Raises InputError: unknown `kind`, `vocab_size` too small, a special token given twice, no text in `lines`.
+    Raises:
+        InputError: unknown `kind`, `vocab_size` too small, a special token given twice, no text in `lines`.
     """
     if kind not in SPECIAL_TOKENS:
         raise InputError(f"kind={kind!r} is unknown, allowed are {', '.join(map(repr, SPECIAL_TOKENS))}")
@@ -75,7 +76,9 @@ def load_or_train_tokenizer(
     """Load the tokenizer `name_or_path`, or if it is None train one on the column "text" of `dataset`, in batches.
 
     The keyword arguments are those of `train_tokenizer` and unused for a loaded tokenizer.
-    Raises InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
     """
     if name_or_path is None:
         return train_tokenizer(

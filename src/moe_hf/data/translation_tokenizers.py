@@ -23,7 +23,8 @@ def train_translation_tokenizer(
     decoder starts), "</s>" (2, appended to every text), then a tag such as "<2de>" for each of `languages` (Johnson et
     al., 2016), which `encode_sources` puts in front of a source. None of them arises from text that spells it.
 
-    Raises InputError: a language that is no plain name or given twice, `vocab_size` too small, no text in `lines`.
+    Raises:
+        InputError: a language that is no plain name or given twice, `vocab_size` too small, no text in `lines`.
     """
     for language in languages:
         if not re.fullmatch(r"\w+([-_.@]\w+)*", language):
@@ -77,7 +78,8 @@ def load_or_train_translation_tokenizer(
 def load_translation_tokenizer(name_or_path: str, languages: Sequence[str] = ()) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
 
-    Raises InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
+    Raises:
+        InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
     """
     tokenizer = load_tokenizer(name_or_path)
     missing = [name for name in ("pad_token", "bos_token") if getattr(tokenizer, name) is None]
@@ -109,7 +111,8 @@ def encode_sources(
 ) -> list[list[int]]:
     """Token ids of sentences to translate: the tag of the target language if there are tags, the text, "</s>".
 
-    Raises InputError: an empty sentence; a language that `tokenizer` has no tag for, or none where it has tags.
+    Raises:
+        InputError: an empty sentence; a language that `tokenizer` has no tag for, or none where it has tags.
     """
     for number, sentence in enumerate(sentences, start=1):
         if not sentence.strip():
@@ -124,7 +127,8 @@ def encode_sources(
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text and "</s>", whatever special tokens `tokenizer` adds by itself.
 
-    Raises InputError: a text that UTF-8 cannot write, with half of a surrogate pair.
+    Raises:
+        InputError: a text that UTF-8 cannot write, with half of a surrogate pair.
     """
     if not texts:  # which the library refuses
         return []

@@ -23,7 +23,8 @@ class StreamWindows(Dataset):
     In both cases every token of the stream but the first is predicted exactly once, and the last window (of every row)
     may be shorter than S = `window_length`.
 
-    Raises InputError: window_length < 1, num_rows < 1, or a stream or row shorter than one window.
+    Raises:
+        InputError: window_length < 1, num_rows < 1, or a stream or row shorter than one window.
     """
 
     def __init__(self, stream: Sequence, window_length: int, num_rows: int | None = None):

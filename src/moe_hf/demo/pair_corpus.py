@@ -149,7 +149,8 @@ def write_translation_corpus(
     Returns:
         the paths, as result["train"]["de"].
 
-    Raises InputError when a number of lines is below 1 or above `MAX_TRAIN_LINES` or `MAX_VALID_LINES`.
+    Raises:
+        InputError: a number of lines is below 1 or above `MAX_TRAIN_LINES` or `MAX_VALID_LINES`.
     """
     for name, value, largest in (
         ("num_train_lines", num_train_lines, MAX_TRAIN_LINES),
