@@ -22,7 +22,8 @@ class TokenBatchSampler(Sampler[list[int]]):
     own. Batches come in random order; all follows from `seed` and the epoch (`set_epoch`), in every process alike.
 
     Args:
-        source_lengths, target_lengths: tokens of each pair, (N,).
+        source_lengths: tokens of each pair's source, (N,).
+        target_lengths: tokens of each pair's target, (N,).
         words_per_batch: the paper's, per process: tokens, padding included.
         seed: of the random order.
         directions: the direction of each pair, (N,) integers; None is one direction.
