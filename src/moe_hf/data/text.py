@@ -7,9 +7,10 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -97,14 +98,14 @@ def _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc) -> Data
 
 
 def dataset_of_rows(
-    generate,
+    generate: Callable[..., Iterator[dict]],
     paths: list,
     *,
     features: Features,
     fingerprint: str,
     cache_dir: str | None,
     num_proc: int | None,
-    **options,
+    **options: Any,
 ) -> Dataset:
     """The rows of `generate(paths, **options)` as a memory-mapped dataset.
 

@@ -56,7 +56,7 @@ class Cluster:
 
 
 class Bytes(NamedTuple):
-    """Of one device, for one kind of weights."""
+    """Bytes of one device, for one kind of weights."""
 
     parameters: float
     gradients: float
@@ -117,10 +117,11 @@ def plan_sharding(
     optimizer: str = "factored_adam",
     value_bytes: int = FLOAT32,
 ) -> ShardingPlan:
-    """The plan of a training step.
+    """Plan a training step whose experts are spread over devices.
 
     Args:
         config: of either family; a token of a translation model is one of the source and one of the target.
+        cluster: the devices.
         tokens: T, of each device.
         optimizer: "adam", or "factored_adam", which is factored for the experts and Adam for the rest.
         value_bytes: of a parameter, gradient, activation or moment; factored moments have 4 always.

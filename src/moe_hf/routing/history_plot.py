@@ -44,7 +44,12 @@ def plot_expert_history(history: str | Path, file: str | Path) -> None:
 
 
 def plot_curves(layers: dict[str, dict[str, list[float]]], file: str | Path) -> None:
-    """`plot_expert_history` for what `read_expert_history` returns."""
+    """Plot what `read_expert_history` returns, see `plot_expert_history`.
+
+    Args:
+        layers: the curves.
+        file: PNG to write.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 3.2), layout="constrained")
