@@ -79,10 +79,15 @@ def gnmt_beam_search(
     ends as soon as `num_beams` are finished. An output that reaches `max_length` counts as finished there.
 
     Args:
+        model (PreTrainedModel): an encoder-decoder model, from generate().
+        input_ids: the outputs' start, from generate().
+        logits_processor: from generate().
+        stopping_criteria: from generate().
+        generation_config: from generate(). `num_beams`, `num_return_sequences`, `early_stopping`, `max_length`,
+            `return_dict_in_generate` and the `output_...` switches are used.
         length_alpha: alpha of the length normalisation; 0 for none.
         coverage_beta: beta of the coverage penalty; 0 for none.
-        and what generate() hands to a decoding method: `num_beams`, `num_return_sequences`, `early_stopping`,
-        `max_length`, `return_dict_in_generate` and the `output_...` switches of `generation_config` are used.
+        **model_kwargs (Any): from generate(), likewise.
 
     Returns:
         sequences (B * num_return_sequences, length), best first. With `return_dict_in_generate` what the library's

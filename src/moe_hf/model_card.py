@@ -82,7 +82,8 @@ def write_model_card(
     """Write README.md, and a plot of the experts' balance if there is a history, into `folder`.
 
     Args:
-        model: its configuration and size go on the card, and with its tokenizer a sample of what it writes.
+        model: its configuration and size go on the card, and a sample of what it writes.
+        tokenizer: its tokenizer.
         source: the `output_dir` of a training, whose files have the numbers, and those of `evaluate-lm --record` and
             `evaluate-translation --record`; from another source there are none.
         folder: of the repository.

@@ -25,7 +25,8 @@ def experts_device_map(config: MoeConfig, experts: Device = "disk", rest: Device
 
     Args:
         config: of either family.
-        experts, rest: "cpu", "disk", or a device of torch; experts on "cpu" or "disk" are computed on `rest`.
+        experts: "cpu", "disk", or a device of torch; on "cpu" or "disk" they are computed on `rest`.
+        rest: "cpu" or a device of torch, for all other weights.
     """
     model_class = GnmtMoeForConditionalGeneration if isinstance(config, GnmtMoeConfig) else LstmMoeForCausalLM
     with torch.device("meta"):

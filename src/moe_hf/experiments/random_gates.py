@@ -40,7 +40,10 @@ def specialisation_table(
     model, the same with gates drawn at random, and an untrained model with gates drawn; means and ranges over `seeds`.
 
     Args:
-        model, files, target_language, max_tokens: as for `routing_report`.
+        model: as for `routing_report`.
+        files: as for `routing_report`.
+        target_language: as for `routing_report`.
+        max_tokens: as for `routing_report`.
         seeds: of the drawn gates and the untrained models, at least one.
 
     Raises:
@@ -85,6 +88,14 @@ def draw_gates(model: PreTrainedModel, trained: PreTrainedModel, seed: int) -> P
     """Let the gates of `model` choose at random: normal weights of the standard deviation of `trained`'s own.
 
     Strictly balanced gates become top-k gates with the same k, as their thresholds fit trained weights only.
+
+    Args:
+        model: gets the gates.
+        trained: a model of the same layers.
+        seed: of the weights.
+
+    Returns:
+        `model`.
     """
     generator = torch.Generator().manual_seed(seed)
     for block, of_trained in zip(moe_layers(model).values(), moe_layers(trained).values(), strict=True):

@@ -40,10 +40,12 @@ class FactoredAdam(torch.optim.Optimizer):
     would have to set decay_rate = log((1 - beta2) / (1 - beta2^t)) / log t anew at each step, and its eps is another).
 
     Args:
-        params: parameters or groups of them; `factored=True` in a group is for stacked matrices (..., H, D). Sharding
-            of the leading dimensions is fine.
-        lr, eps, weight_decay: as in AdamW.
+        params (Iterable): parameters or groups of them. Sharding of the leading dimensions is fine.
+        lr: as in AdamW.
         betas: as in AdamW; a factored group uses the second alone.
+        eps: as in AdamW.
+        weight_decay: as in AdamW.
+        factored: the default of groups that do not say it themselves; for stacked matrices (..., H, D).
 
     Raises:
         ValueError: a value out of range; a factored parameter with fewer than two dimensions.
@@ -200,7 +202,8 @@ def create_factored_adam(model: nn.Module, args, decay_parameters: list[str]) ->
     """A `FactoredAdam` that is factored for the model's experts.
 
     Args:
-        args: `TrainingArguments` with learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay.
+        model: has `MoeExperts`.
+        args (TrainingArguments): with learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay.
         decay_parameters: names of the parameters that weight decay is for.
     """
     experts, decayed = set(expert_parameters(model)), set(decay_parameters)

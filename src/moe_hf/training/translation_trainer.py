@@ -28,8 +28,11 @@ from .token_batch_trainer import TokenBatchTrainerMixin
 class EvaluationPairs:
     """Held-out pairs.
 
-    tokens: of `tokenize_pairs`. references: the targets as text. directions: a name of each.
-    bleu_tokenizers: sacrebleu's name of the tokenizer of each direction; one that is not there has "13a".
+    Attributes:
+        tokens: what `tokenize_pairs` returns.
+        references: the targets as text.
+        directions: the name of each direction.
+        bleu_tokenizers: sacrebleu's name of the tokenizer of each direction; one that is not there has "13a".
     """
 
     tokens: Dataset
@@ -42,7 +45,15 @@ class EvaluationPairs:
 
 
 def evaluation_batches(pairs: EvaluationPairs, args: TranslationTrainingArguments) -> TokenBatchSampler:
-    """The batches that perplexity is taken of; InputError: the processes cannot share them evenly."""
+    """The batches that perplexity is taken of.
+
+    Args:
+        pairs: the held-out pairs.
+        args: those of the training.
+
+    Raises:
+        InputError: the processes cannot share the pairs evenly.
+    """
     try:
         return TokenBatchSampler(
             pairs.tokens["source_length"],
