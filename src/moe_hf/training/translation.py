@@ -102,7 +102,7 @@ def check_positions(model: PreTrainedModel, *tokens) -> None:
 
     Args:
         model: what is to be trained.
-        *tokens (Dataset): what `tokenize_pairs` returns.
+        *tokens (Dataset | None): what `tokenize_pairs` returns; None is skipped.
 
     Raises:
         InputError: a sentence has more tokens than the model has positions.
