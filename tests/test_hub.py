@@ -79,7 +79,9 @@ def test_a_repository_is_complete_and_works_without_the_package(family, runs, tm
         inputs["decoder_input_ids"] = torch.tensor([[1, 5, 6]])
     torch.save((inputs, model(**inputs).logits.detach()), tmp_path / "expected.pt")
     arguments = (FAMILIES[family].__name__, tmp_path / "repository", tmp_path)
-    output = run_process(ROOT / "tests" / "use_without_package.py", *arguments, HF_MODULES_CACHE=f"{tmp_path}/modules")
+    output = run_process(
+        ROOT / "tests" / "helpers" / "use_without_package.py", *arguments, HF_MODULES_CACHE=f"{tmp_path}/modules"
+    )
     assert "works without the package" in output
 
 

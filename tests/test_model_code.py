@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from test_hub import run_process, runs  # noqa: F401, a fixture
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -23,6 +22,7 @@ from moe_hf.training.arguments import TranslationModelArguments, TranslationTrai
 from moe_hf.training.lm import train_lm
 from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
+from tests.test_hub import run_process, runs  # noqa: F401, a fixture
 
 MODELS = {"lstm_moe": LstmMoeForCausalLM, "gnmt_moe": GnmtMoeForConditionalGeneration}
 AUTO_CLASSES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}

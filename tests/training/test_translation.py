@@ -6,7 +6,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_resume import assert_same_run
 from tiny_models import aligned
 from tiny_runs import TRANSLATION_CONFIG
 from transformers import (
@@ -29,6 +28,7 @@ from moe_hf.training.arguments import TranslationModelArguments, TranslationTrai
 from moe_hf.training.translation import load_pairs, train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 from moe_hf.training.translation_trainer import TranslationTrainer
+from tests.training.test_resume import assert_same_run
 
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 WORDS = {"a": "ein", "dog": "Hund", "cat": "Kater", "sees": "sieht", "big": "großer", "old": "alter"}

@@ -25,7 +25,7 @@ from moe_hf.evaluation.paper_tables import BILLION_WORDS_100
 from moe_hf.training.arguments import MoeTrainingArguments
 from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAPER = {row.config: row for row in BILLION_WORDS_100}
 ONE = Cluster(1, flops=1, bandwidth=1)
 FAMILIES = {"lstm_moe": tiny_models, "gnmt_moe": tiny_gnmt}

@@ -11,7 +11,7 @@ from moe_hf.demo.text_corpus import write_demo_corpus
 from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance, read_history
 from moe_hf.training.callbacks import STATISTICS
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "table6.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "table6.py"
 
 
 @pytest.fixture

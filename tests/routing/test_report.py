@@ -29,7 +29,7 @@ from moe_hf.routing.statistics import collect_routing
 from moe_hf.routing.texts import PairText, StreamText
 from moe_hf.routing.token_texts import token_texts, whole_characters
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HIERARCHY = {"num_experts": 12, "num_experts_per_tok": 4, "num_expert_groups": 4}
 
 

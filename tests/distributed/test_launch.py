@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import write_config
 
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0"]
 TIMEOUT = 180

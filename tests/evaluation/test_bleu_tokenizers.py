@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import sacrebleu
-from test_metrics import REFERENCES_ZH, TRANSLATIONS_ZH
-from test_train_translation import CLASSES
 from tiny_runs import TRANSLATION_CONFIG, write_translation_config
 
 from moe_hf.commands import evaluate_translation as command
@@ -20,6 +18,8 @@ from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.translation import evaluation_pairs, train_translation
 from moe_hf.training.translation_trainer import score_translations
+from tests.evaluation.test_metrics import REFERENCES_ZH, TRANSLATIONS_ZH
+from tests.training.test_translation import CLASSES
 
 SOURCES = ["i like to walk in the park", "he went to beijing", "the weather is good, let us eat"]
 GERMAN = ["ich gehe gern im Park", "er fuhr nach Peking", "das Wetter ist gut, lass uns essen"]

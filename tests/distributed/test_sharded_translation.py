@@ -7,7 +7,8 @@ import pytest
 import torch
 from processes import on_processes
 from safetensors.torch import load_file
-from test_train_translation import corpus, train
+
+from tests.training.test_translation import corpus, train
 
 __all__ = ["corpus"]  # a fixture
 

@@ -21,7 +21,7 @@ from moe_hf.training.callbacks import AuxLossCallback
 from moe_hf.training.checkpoints import list_checkpoints, prepare_output_dir
 from moe_hf.training.lm import train_lm
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train_lm.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_lm.py"
 STEPS_PER_EPOCH = 6
 TIMEOUT = 240  # seconds
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.lm import train_lm
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train_lm.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_lm.py"
 spec = importlib.util.spec_from_file_location("train_lm_script", SCRIPT)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)

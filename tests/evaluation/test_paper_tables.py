@@ -16,7 +16,7 @@ from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, T
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = {row.config: row for row in (*BILLION_WORDS_1, *BILLION_WORDS_100)}
 
 

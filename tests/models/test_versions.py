@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from moe_hf.model_code import AUTO_MAPS, add_code
 from moe_hf.models.versions import TESTED_WITH, TRANSFORMERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODELS = {"lstm_moe": tiny_models.tiny_model, "gnmt_moe": tiny_gnmt.tiny_model}
 
 

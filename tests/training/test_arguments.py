@@ -25,7 +25,7 @@ from moe_hf.training.arguments import (
 from moe_hf.training.runs import new_config
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
-FOLDER = Path(__file__).parents[1] / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.glob("accelerate/*")))  # those are for `accelerate launch`
 TEXTS = {path: path.read_text(encoding="utf-8") for path in CONFIGS}
 TRANSLATION_CONFIGS = [path for path in CONFIGS if re.search("encoder_layer_pattern|train_source_files", TEXTS[path])]

@@ -20,7 +20,7 @@ from moe_hf.experiments.sweep import SweepArguments
 from moe_hf.model_size import size_of_reference
 from moe_hf.training.arguments import parse_arguments
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VARIANTS = {"4xLSTM": {"layer_pattern": ["lstm"] * 4}, "MoE-4": {"num_experts": 4}}
 GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 12, "n_positions": 14}
 REFERENCES = {"GPT-2": GPT2 | {"tie_word_embeddings": False, "learning_rate": 1e-3}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = dict(hidden_size=16, moe_intermediate_size=24, num_experts=8, vocab_size=96, tokens=128)
 COLLECTIVES = """
 import json
