@@ -74,9 +74,10 @@ def gnmt_beam_search(
     """Beam search whose finished hypotheses are ranked by GNMT's score; give it to generate() as `custom_generate`.
 
     Unfinished hypotheses, which all have the same length, are ranked by log P. The search of a sentence ends when none
-    of them can beat the `num_return_sequences` best finished ones any more (log P only falls, lp is largest at the
-    maximal length, cp is at most 0), so a beam that is wide enough finds the very best; with `early_stopping=True` it
-    ends as soon as `num_beams` are finished. An output that reaches `max_length` counts as finished there.
+    of them can beat the `num_return_sequences` best finished ones any more: log P only falls, lp is largest at the
+    maximal length, and cp is at most 0. A beam that is wide enough therefore finds the very best. With
+    `early_stopping=True` the search ends as soon as `num_beams` are finished. An output that reaches `max_length`
+    counts as finished there.
 
     Args:
         model (PreTrainedModel): an encoder-decoder model, from generate().

@@ -62,7 +62,7 @@ outputs = model.generate(**inputs, num_beams=4, max_new_tokens=100)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
     },
 }
-# In the place of the example's last lines: the language to translate into is told by a token before the source.
+# In the place of the example's last lines: a token before the source names the language to translate into.
 TAGGED_EXAMPLE = """source = [tokenizer.convert_tokens_to_ids("<2{language}>")]
 source += tokenizer("A sentence to translate.").input_ids
 outputs = model.generate(torch.tensor([source]), num_beams=4, max_new_tokens=100)

@@ -56,8 +56,8 @@ class TranslationPipeline:
             **arguments (Any): in place of those that the pipeline was made with.
 
         Returns:
-            [{"translation_text": ...}, ...] with `num_return_sequences` entries for one text, a list of these entries,
-            or of lists of them when there are several for each text, for a list of texts.
+            For one text [{"translation_text": ...}, ...], with `num_return_sequences` entries. For a list of texts a
+            list of one such entry each, or of lists of entries where there are several for each text.
         """
         arguments = self.arguments | _translator_arguments(target_language, arguments)
         translator = Translator(self.model, self.tokenizer, **arguments)

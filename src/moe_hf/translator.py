@@ -67,8 +67,8 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
 class Translator:
     """Translates lines with `model.generate`.
 
-    A translation has no special tokens inside, such as padding or a language's tag, however probable the model finds
-    them, unless `suppress_tokens`, here or in the model's generation configuration, says otherwise.
+    A translation contains no special tokens, such as padding or a language's tag, however probable the model finds
+    them. `suppress_tokens`, here or in the model's generation configuration, replaces this rule.
 
     Args:
         model: an encoder-decoder model, put into evaluation mode.
@@ -239,7 +239,7 @@ class Translator:
         return [translations[i : i + self.num_results] for i in range(0, len(translations), self.num_results)]
 
     def _logits_processors(self, log_probs: ChosenLogProbs | None) -> LogitsProcessorList:
-        """What keeps the scores, then, which is no part of them, what keeps special tokens out of a translation."""
+        """The processor that keeps the scores, and after it the one that keeps special tokens out of a translation."""
         processors = LogitsProcessorList([] if log_probs is None else [log_probs])
         if self._setting("suppress_tokens") is None:
             names = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id")

@@ -28,17 +28,19 @@ def tokenize_pairs(
 ) -> Dataset:
     """Tokenise every pair, cached beside the text.
 
+    The dataset has one row a pair, and these columns:
+
+    - "input_ids": the target language's tag if `tokenizer` has tags, the source, "</s>".
+    - "labels": the target, "</s>".
+    - "source_length" and "target_length": their numbers of tokens.
+    - "target_words": whitespace-separated words of the target and one for its end, the unit of per-word perplexity.
+    - "direction": index into `pairs.directions`.
+
     Args:
         pairs: the text.
         tokenizer: with a tag for each of `pairs.tagged_languages`.
         num_proc: processes that tokenise.
         batch_size: pairs tokenised at once.
-
-    Returns:
-        One row a pair, with the columns "input_ids" (the target language's tag if `tokenizer` has tags, the source,
-        "</s>"), "labels" (the target, "</s>"), "source_length" and "target_length" (their numbers of tokens),
-        "target_words" (whitespace-separated words of the target and one for its end, the unit of per-word perplexity)
-        and "direction" (index into `pairs.directions`).
 
     Raises:
         InputError: several directions without tags; a target language without a tag.

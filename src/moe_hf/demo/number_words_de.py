@@ -12,7 +12,7 @@ _IRREGULAR_ORDINALS = {1: "erst", 3: "dritt", 7: "siebt", 8: "acht"}
 
 
 def cardinal(n: int) -> str:
-    """Return the cardinal of `n`, 0 to 9,999, one word; 1 and what ends in 01 have the s of counting: "eins".
+    """Return the cardinal of `n`, 0 to 9,999, as one word; 1 and numbers that end in 01 are counted with an s: "eins".
 
     Raises:
         ValueError: `n` is outside that range.
@@ -47,7 +47,13 @@ def year(n: int) -> str:
 
 
 def date(day: int, month: int, ending: str = "e") -> str:
-    """Return a date of a day from 1 and a month from 1: "dritte März"; "dritten März" with the ending "en"."""
+    """Return a date: "dritte März".
+
+    Args:
+        day: from 1.
+        month: from 1.
+        ending: of the ordinal; "en" gives "dritten März".
+    """
     return f"{ordinal(day, ending)} {MONTHS[month - 1]}"
 
 

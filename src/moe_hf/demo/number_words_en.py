@@ -35,7 +35,7 @@ def year(n: int) -> str:
     """Return the year `n`, 1110 to 1999 and at least 10 after its century: "nineteen eighty-four".
 
     Raises:
-        ValueError: `n` is no such year.
+        ValueError: `n` is another number.
     """
     century, rest = divmod(n, 100)
     if not 11 <= century <= 19 or rest < 10:

@@ -236,10 +236,16 @@ def generate_lines(num_lines: int, seed: int) -> Iterator[str]:
 def write_demo_corpus(
     folder: str | Path, num_train_lines: int = 10_000, num_valid_lines: int = 600, seed: int = 0
 ) -> tuple[Path, Path]:
-    """Write train.txt and valid.txt (UTF-8) into `folder`, made if absent, and return their paths.
+    """Write train.txt and valid.txt (UTF-8) and return their paths.
 
     No sentence occurs twice in the two files together, so valid.txt is held out; it does not depend on
     `num_train_lines`.
+
+    Args:
+        folder: made if absent.
+        num_train_lines: at least 1.
+        num_valid_lines: at least 1.
+        seed: of the sentences and their order.
 
     Raises:
         ValueError: a number of lines is below 1 or both exceed `MAX_DISTINCT_LINES`.

@@ -51,7 +51,7 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
     """
     config = AutoConfig.from_pretrained(folder)
     row = rows.setdefault(name, CapacityRow(name, *size_of_any(config)))
-    # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
+    # A resumed run reports only its part after the last checkpoint, which suffices for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     curves = read_curves(folder, MEASURES)
     row.seeds.append(seed)

@@ -35,9 +35,10 @@ def specialisation_table(
 ) -> str:
     """A Markdown table: what the strongest expert tells about the token that is read and the one after it.
 
-    In bits above those of permuted experts (see `specialisation`), and how many experts tell at least 1 bit; compare
-    only rows that count about as many tokens, since both grow with the text. Of each MoE layer three rows: the trained
-    model, the same with gates drawn at random, and an untrained model with gates drawn; means and ranges over `seeds`.
+    The unit is bits above those of permuted experts (see `specialisation`); beside them stands how many experts tell
+    at least 1 bit. Both grow with the text: compare only rows that count about as many tokens. Each MoE layer has
+    three rows: the trained model, the same with gates drawn at random, and an untrained model with gates drawn.
+    Numbers are means and ranges over `seeds`.
 
     Args:
         model: as for `routing_report`.

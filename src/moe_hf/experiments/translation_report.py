@@ -68,7 +68,7 @@ def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, f
     row.seeds.append(seed)
     row.curves.append(read_curves(folder, CURVES))
     row.metrics.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8")))
-    # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
+    # A resumed run reports only its part after the last checkpoint, which suffices for the time of a step.
     speed = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     row.seconds.append(1 / speed if speed else float("nan"))
 

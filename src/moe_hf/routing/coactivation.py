@@ -52,12 +52,14 @@ class PairCounts:
         return self._keys // self.num_experts, self._keys % self.num_experts, self._counts
 
     def expected(self, first_N: np.ndarray, second_N: np.ndarray, load_E: np.ndarray) -> np.ndarray:
-        """The counts (N,) that experts would have which are paired at random, in proportion to their loads.
+        """The counts (N,) of pairs that are chosen at random, in proportion to the experts' loads.
 
-        expected_ij = C load_i load_j, with C such that as many pairs are expected as there were. load_i load_j / T,
-        for a token of k experts, is too much by k / (k - 1), since an expert is not paired with itself. A hierarchical
-        gate takes its experts from few groups, so pairs inside a group and across groups have a C each, and the
-        hierarchy itself does not count as a preference.
+        expected_ij = C load_i load_j, with C such that as many pairs are expected as there were. The plain product
+        load_i load_j / T, for a token of k experts, is too large by k / (k - 1), since an expert is not paired with
+        itself.
+
+        A hierarchical gate takes its experts from few groups. Pairs inside a group and across groups therefore have a
+        C each, and the hierarchy itself does not count as a preference.
 
         Args:
             first_N: (N,), one expert of each pair.

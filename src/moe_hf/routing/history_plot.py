@@ -16,10 +16,13 @@ CURVES = {
 
 
 def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]]:
-    """The curves of each MoE layer from `AuxLossCallback`'s CSV file: {layer: {"step" or name of `CURVES`: values}}.
+    """Read the curves of each MoE layer from `AuxLossCallback`'s CSV file.
+
+    Returns:
+        {layer: {"step" or name of `CURVES`: values}}.
 
     Raises:
-        InputError: the file cannot be read, or is no such file.
+        InputError: the file cannot be read, or is another kind of file.
     """
     layers: dict[str, dict[str, list[float]]] = {}
     try:

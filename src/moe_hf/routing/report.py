@@ -50,7 +50,7 @@ def routing_report(
         what was written: {"page": file, "plot": file}, and "history_plot" if there is a history.
 
     Raises:
-        InputError: an argument is out of range, a file or the model cannot be read, or there is no package for plots.
+        InputError: an argument is out of range, a file or the model cannot be read, or matplotlib is missing.
     """
     require_packages("matplotlib")
     output = _checked_output(output)

@@ -82,10 +82,11 @@ class LayerRouting:
     def summary(self) -> dict[str, float]:
         """Numbers of the whole text.
 
-        Returns:
-            tokens and without_expert (how many), experts_per_token (the mean), cv_importance, cv_load,
-            max_over_mean_load, dead_experts, gate_entropy (mean over the tokens with experts, in bits) and
-            effective_experts (2 to the entropy of the experts' shares of the importance, E in perfect balance).
+        - tokens, without_expert: how many.
+        - experts_per_token: the mean.
+        - cv_importance, cv_load, max_over_mean_load, dead_experts: of all experts.
+        - gate_entropy: mean over the tokens with experts, in bits.
+        - effective_experts: 2 to the entropy of the experts' shares of the importance, E in perfect balance.
         """
         read = self.num_used >= 0
         share = self.importance[self.importance > 0] / max(self.importance.sum(), np.finfo(float).tiny)
