@@ -22,13 +22,14 @@ CHAINS = [
     ("balancing", "gating", "hierarchical_gating", "moe", "modeling"),
     ("balancing", "gating", "balanced_gating", "moe", "modeling"),
     ("experts", "moe", "modeling"),
-    ("segment_experts", "experts_interface", "pretrained_moe", "modeling"),
+    ("segment_experts", "pretrained_moe", "modeling"),
+    ("moe", "pretrained_moe", "modeling"),
+    ("task_loss", "pretrained_moe", "modeling"),
     ("experts", "sharding_checks", "pretrained_moe", "modeling"),
     ("cache", "lstm", "modeling"),
     ("lstm_kernel", "lstm", "modeling"),
-    ("embedding", "modeling"),
-    ("attention", "attention_lstm", "pretrained_gnmt_moe", "gnmt_decoder", "modeling"),
-    ("lstm", "bidirectional_lstm", "gnmt_encoder", "modeling"),
+    ("lstm", "gnmt_layers", "modeling"),
+    ("task_loss", "softmax_loss", "modeling"),
 ]
 FAMILIES = ("lstm_moe", "gnmt")
 

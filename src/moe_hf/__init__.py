@@ -21,8 +21,10 @@ from .models.hierarchical_gating import HierarchicalGate
 from .models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration, GnmtMoeModel
 from .models.modeling_lstm_moe import LstmMoeForCausalLM, LstmMoeForSequenceClassification, LstmMoeModel
 from .models.moe import MoeBlock
+from .old_names import find_old_modules
 from .version import __version__
 
+find_old_modules()
 AutoConfig.register("lstm_moe", LstmMoeConfig, exist_ok=True)
 AutoModel.register(LstmMoeConfig, LstmMoeModel, exist_ok=True)
 AutoModelForCausalLM.register(LstmMoeConfig, LstmMoeForCausalLM, exist_ok=True)

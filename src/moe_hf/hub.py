@@ -20,7 +20,7 @@ from .evaluation.extra_packages import require_packages
 from .model_card import write_model_card
 from .model_code import AUTO_MAPS, add_code
 from .routing.history_plot import HISTORY_FILE
-from .training.runs import load_model_and_tokenizer, reason
+from .training.runs import first_line, load_model_and_tokenizer
 
 
 def with_code(model: PreTrainedModel) -> PreTrainedModel:
@@ -121,7 +121,7 @@ def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(f"repo={repo_id!r}: {reason(error)}") from error
+        raise InputError(f"repo={repo_id!r}: {first_line(error)}") from error
     with TemporaryDirectory() as folder:
         export(source, folder, repo_id=repo_id, **options)
         api = HfApi()

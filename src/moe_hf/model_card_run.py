@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .data.pair_sources import PairSource, read_pair_sources
 from .data.translation_tokenizers import known_languages
+from .old_names import with_new_names
 from .training.arguments import TranslationTrainingArguments
 from .training.runs import CONFIG_FILE
 
@@ -16,7 +17,7 @@ from .training.runs import CONFIG_FILE
 def read_run(folder: Path) -> dict:
     """The arguments that a training left in its folder, {} without any; lists of pairs that are JSON text as lists."""
     path = folder / CONFIG_FILE
-    run = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    run = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     for name in ("train_pairs", "validation_pairs"):
         if isinstance(run.get(name), str):
             run[name] = json.loads(run[name])

@@ -47,10 +47,10 @@ def size_of_any(config: PreTrainedConfig) -> tuple[int, int]:
     """Parameters and operations per token of any model, without embedding and softmax."""
     if isinstance(config, MoeConfig):
         return count_parameters(config), ops_per_timestep(config)
-    return size_of_reference(config)
+    return size_of_baseline(config)
 
 
-def size_of_reference(config: PreTrainedConfig) -> tuple[int, int]:
+def size_of_baseline(config: PreTrainedConfig) -> tuple[int, int]:
     """Parameters and operations per token of a model of Transformers, counted as those of ours.
 
     Embeddings, those of positions too, and softmax are left out. A decoder-only model's attention over a window of all

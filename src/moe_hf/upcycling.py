@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from .errors import InputError
 from .models.hierarchical_gating import HierarchicalGate
 from .models.moe import MoeBlock
-from .training.runs import reason
+from .training.runs import first_line
 
 EXACT, EXACT_IN_EVALUATION, APPROXIMATE = "exact", "exact in evaluation", "approximate"
 
@@ -148,7 +148,7 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
                 config, dtype=model.dtype, experts_implementation=model.config._experts_implementation
             )
     except (ValueError, StrictDataclassError) as error:
-        raise InputError(reason(error)) from error
+        raise InputError(first_line(error)) from error
     result.to_empty(device=model.device)
     result.tie_weights()
     blocks, weights = dict(moe_blocks(model)), dict(model.named_parameters())

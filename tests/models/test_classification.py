@@ -155,7 +155,7 @@ def test_commands_refuse_a_classifier_where_they_want_a_language_model(tmp_path)
 def test_its_code_can_be_saved_with_it(tmp_path):  # tests/test_hub.py loads such a folder without the package
     with_code(tiny_classifier().float()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAPS["lstm_moe"]
-    assert {"modeling_lstm_moe.py", "classification.py"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"modeling_lstm_moe.py", "task_loss.py"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_more_tokens_change_no_class():

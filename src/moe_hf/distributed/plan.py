@@ -90,7 +90,7 @@ class ShardingPlan:
 
     @property
     def tokens_per_expert(self) -> float:
-        """k T P / n, the combined batch."""
+        """k T P / n, the global batch."""
         return self.config.num_experts_per_tok * self.tokens * self.cluster.devices / self.config.num_experts
 
     @property

@@ -32,7 +32,7 @@ def check_same_run_everywhere(arguments: dict, training_args: MoeTrainingArgumen
             raise InputError(str(error)) from error
 
 
-def made_by_first_process(make: Callable, training_args: MoeTrainingArguments):
+def broadcast_from_rank_zero(make: Callable, training_args: MoeTrainingArguments):
     """Call `make` on the first process, and give its result to every process.
 
     Args:

@@ -61,17 +61,17 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
     row.curves.append(curves)
 
 
-def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
+def capacity_table(rows: list[CapacityRow], compared_with: str) -> str:
     """The rows as a Markdown table; means over the seeds and, from two seeds on, the range.
 
     Args:
         rows: the models.
-        baseline: name of the model that the others' perplexity and time are compared with.
+        compared_with: name of the model that the others' perplexity and time are compared with.
     """
-    base = next(row for row in rows if row.name == baseline)
+    base = next(row for row in rows if row.name == compared_with)
     lines = [
-        f"| model | parameters | operations per token | perplexity per word | over {baseline} | per token | "
-        f"over {baseline} | s a step |",
+        f"| model | parameters | operations per token | perplexity per word | over {compared_with} | per token | "
+        f"over {compared_with} | s a step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -86,9 +86,9 @@ def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
     return "\n".join(lines)
 
 
-def _compared(values: list[float], baseline: list[float]) -> tuple[str, str]:
-    """The mean, with the range if there is one, and how far it is from the baseline's."""
-    return mean_and_range(values), f"{100 * (statistics.fmean(values) / statistics.fmean(baseline) - 1):+.1f} %"
+def _compared(values: list[float], base: list[float]) -> tuple[str, str]:
+    """The mean, with the range if there is one, and how far it is from that of `base`."""
+    return mean_and_range(values), f"{100 * (statistics.fmean(values) / statistics.fmean(base) - 1):+.1f} %"
 
 
 def _ratio(sizes: list[int]) -> float:

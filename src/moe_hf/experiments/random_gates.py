@@ -73,7 +73,7 @@ def specialisation_table(
 
 
 def _models(trained: PreTrainedModel, seeds: Sequence[int]) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The trained model and its controls, made one by one."""
+    """The trained model, and those with random gates, made one by one."""
     yield TRAINED, trained
     for seed in seeds:
         yield DRAWN, draw_gates(copy.deepcopy(trained), trained, seed)

@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..training.arguments import DataArguments, MoeTrainingArguments
 from ..training.checkpoints import check_same_run
 from ..training.lm import load_text, train_lm
-from ..training.runs import course_of_run
-from .baselines import ReferenceArguments, train_reference, train_translation_reference
+from ..training.runs import run_identity
+from .baselines import BaselineArguments, train_baseline, train_translation_baseline
 
 # What decides the tokenizer, with the arguments of its training in tokenizers.py.
 TOKENIZER_ARGUMENTS = (
@@ -34,7 +34,7 @@ class SweepArguments:
 
     Attributes:
         variants: {name: {argument: value}}, models of this package.
-        references: {name: {argument: value}}, models of Transformers beside them.
+        baselines: {name: {argument: value}}, models of Transformers beside them.
         only: names of the models to train; None for all.
         seeds: one run of each model for each.
     """
@@ -42,7 +42,7 @@ class SweepArguments:
     variants: dict | str | None = field(
         default_factory=dict, metadata={"help": "{name: {argument: value}}; on the command line as JSON"}
     )
-    references: dict | str | None = field(
+    baselines: dict | str | None = field(
         default_factory=dict,
         metadata={
             "help": "{name: {model_type: of Transformers, argument of its configuration or of the training: value}}: "
@@ -50,13 +50,13 @@ class SweepArguments:
         },
     )
     only: list[str] | None = field(
-        default=None, metadata={"help": "names of the variants and references to train (default: all)"}
+        default=None, metadata={"help": "names of the variants and baselines to train (default: all)"}
     )
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
 
     def __post_init__(self):
         self.variants = _named(self.variants, "variants")
-        self.references = _named(self.references, "references")
+        self.baselines = _named(self.baselines, "baselines")
 
     def check_names(self) -> None:
         """Check the names of the models.
@@ -64,9 +64,9 @@ class SweepArguments:
         Raises:
             InputError: there is no model, two have one name, or `only` names one that is not there.
         """
-        names = [*self.variants, *self.references]
-        if both := self.variants.keys() & self.references.keys():
-            raise InputError(f"references: {min(both)!r} is the name of a variant too")
+        names = [*self.variants, *self.baselines]
+        if both := self.variants.keys() & self.baselines.keys():
+            raise InputError(f"baselines: {min(both)!r} is the name of a variant too")
         for name in self.only or []:
             if name not in names:
                 raise InputError(f"only={name} is none of {', '.join(names)}")
@@ -151,8 +151,8 @@ class Run:
         folder = self.folder
         if not all((folder / file).is_file() for file in ("eval_results.json", "trainer_state.json")):
             return False
-        course = course_of_run(self.model_args, self.data_args, self.training_args)
-        check_same_run(str(folder), str(folder / "finished"), course)
+        identity = run_identity(self.model_args, self.data_args, self.training_args)
+        check_same_run(str(folder), str(folder / "finished"), identity)
         steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
         asked = self.training_args.max_steps
         if asked > 0 and asked != steps:
@@ -222,15 +222,15 @@ def variant_runs(
     return runs
 
 
-def reference_runs(
-    data_args: DataArguments, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+def baseline_runs(
+    data_args: DataArguments, training_args: MoeTrainingArguments, baselines: dict[str, dict], seeds: list[int]
 ) -> list[Run]:
     """`variant_runs` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
 
     Args:
         data_args: what all runs have in common.
         training_args: what all runs have in common; each gets a folder in `output_dir`.
-        references: {name: {argument: value}}, see `ReferenceArguments`.
+        baselines: {name: {argument: value}}, see `BaselineArguments`.
         seeds: as for `variant_runs`.
 
     Raises:
@@ -238,30 +238,30 @@ def reference_runs(
     """
     runs = []
     for seed in seeds:
-        for name, changes in references.items():
-            model_args = _reference(name, changes, data_args, training_args, translates=False)
+        for name, changes in baselines.items():
+            model_args = _baseline(name, changes, data_args, training_args, translates=False)
             run_training_args = _of_one_run(training_args, name, seed, changes)
             window = model_args.config().max_position_embeddings
             tokens = training_args.per_device_train_batch_size * data_args.window_length
             if tokens % window:
                 raise InputError(
-                    f"reference {name!r}: its windows of {window} must divide the {tokens} tokens of a step"
+                    f"baseline {name!r}: its windows of {window} must divide the {tokens} tokens of a step"
                 )
             run_training_args.per_device_train_batch_size = tokens // window
             run_data_args = replace(data_args, window_length=window, carry_state=False)
-            runs.append(Run(name, seed, train_reference, model_args, run_data_args, run_training_args))
+            runs.append(Run(name, seed, train_baseline, model_args, run_data_args, run_training_args))
     return runs
 
 
-def translation_reference_runs(
-    data_args, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+def translation_baseline_runs(
+    data_args, training_args: MoeTrainingArguments, baselines: dict[str, dict], seeds: list[int]
 ) -> list[Run]:
     """`variant_runs` for translation models of Transformers' own, on the same batches.
 
     Args:
         data_args (object): what all runs have in common.
         training_args: what all runs have in common; each gets a folder in `output_dir`.
-        references: {name: {argument: value}}, see `ReferenceArguments`.
+        baselines: {name: {argument: value}}, see `BaselineArguments`.
         seeds: as for `variant_runs`.
 
     Raises:
@@ -269,24 +269,24 @@ def translation_reference_runs(
     """
     runs = []
     for seed in seeds:
-        for name, changes in references.items():
-            model_args = _reference(name, changes, data_args, training_args, translates=True)
+        for name, changes in baselines.items():
+            model_args = _baseline(name, changes, data_args, training_args, translates=True)
             run_training_args = _of_one_run(training_args, name, seed, changes)
-            runs.append(Run(name, seed, train_translation_reference, model_args, data_args, run_training_args))
+            runs.append(Run(name, seed, train_translation_baseline, model_args, data_args, run_training_args))
     return runs
 
 
-def _reference(name: str, changes: dict, data_args, training_args, translates: bool) -> ReferenceArguments:
+def _baseline(name: str, changes: dict, data_args, training_args, translates: bool) -> BaselineArguments:
     """The model's own arguments, looked at now rather than after another model's training."""
     own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
     if wrong := own.keys() & (vars(training_args).keys() | vars(data_args).keys()):
         allowed = ", ".join(TRAINING_ARGUMENTS)
-        raise InputError(f"reference {name!r}: {min(wrong)!r} is no argument of the model, and none of {allowed}")
-    model_args = ReferenceArguments(own)
+        raise InputError(f"baseline {name!r}: {min(wrong)!r} is no argument of the model, and none of {allowed}")
+    model_args = BaselineArguments(own)
     try:
         model_args.check(translates)
     except InputError as error:
-        raise InputError(f"reference {name!r}: {error}") from error
+        raise InputError(f"baseline {name!r}: {error}") from error
     return model_args
 
 

@@ -14,17 +14,19 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache import CACHE_NAME, cache_of, keeps_lstm_state, one_cache
-from .classification import last_token, problem_type_of, summed_classification_loss
 from .configuration_lstm_moe import LstmMoeConfig
-from .embedding import TokenEmbedding
 from .generation_moe import MoeGenerationMixin
-from .inputs import check_ids, check_keywords, padding_mask
 from .lstm import LstmLayer
-from .moe import MoeBlock, layer_balancing_loss
+from .moe import MoeBlock
 from .packing import DocumentLanes, document_starts, lay_out
-from .pretrained_moe import MoePreTrainedModel
+from .pretrained_moe import MoePreTrainedModel, TokenEmbedding, padding_mask
 from .softmax_loss import SoftmaxHead
-from .task_loss import check_loss_is_ours, loss_of_batch, summed_cross_entropy
+from .task_loss import (
+    check_loss_is_ours,
+    problem_type_of,
+    summed_classification_loss,
+    summed_cross_entropy,
+)
 
 
 @dataclass
@@ -104,33 +106,25 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 output_attentions=True.
             TypeError: another keyword.
         """
-        check_keywords(self, kwargs)
+        self._check_keywords(kwargs)
         if kwargs.get("output_attentions"):
             raise ValueError("output_attentions=True: this model has no attention, only False is allowed")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
-        if inputs_embeds is None:
-            check_ids("input_ids", input_ids, self.config.vocab_size)
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
         mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
         documents = self._documents(inputs_embeds, mask, position_ids, seq_idx, cu_seq_lens_q)
         past_key_values = one_cache(past_key_values, cache)
-        if documents is not None and (use_cache or past_key_values is not None):
-            raise ValueError(
-                "position_ids, seq_idx or cu_seq_lens_q pack several documents into a row, which share no state: "
-                "allowed are past_key_values=None and use_cache=False"
-            )
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and documents is None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None:
-            self._check_cache(past_key_values)
-        if output_aux_loss is None:
-            output_aux_loss = self.training
+        if documents is not None:
+            if use_cache or past_key_values is not None:
+                raise ValueError(
+                    "position_ids, seq_idx or cu_seq_lens_q pack several documents into a row, which share no state: "
+                    "allowed are past_key_values=None and use_cache=False"
+                )
+            use_cache = False
+        use_cache, output_aux_loss = self._with_defaults(use_cache, output_aux_loss)
+        past_key_values = self._usable_cache(past_key_values, use_cache)
 
         hidden_states = self.dropout(inputs_embeds)
-        aux_loss = hidden_states.new_zeros((), dtype=torch.float32) if output_aux_loss else None
+        aux_loss = self._zero_aux_loss(hidden_states, output_aux_loss)
         for index, (name, layer) in enumerate(zip(self.config.layer_pattern, self.layers)):
             if name == "lstm":
                 h, c = (None, None) if past_key_values is None else past_key_values.layers[index].state
@@ -138,10 +132,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 if past_key_values is not None:
                     past_key_values.update(h, c, index, num_tokens=hidden_states.shape[1])
             else:
-                hidden_states, importance, load, _, threshold_loss = layer(hidden_states, mask, output_aux_loss)
-                if output_aux_loss:
-                    layer_loss = layer_balancing_loss(self.config, importance, load, threshold_loss)
-                    aux_loss = aux_loss.to(layer_loss.device) + layer_loss
+                hidden_states, aux_loss = self._run_moe(layer, hidden_states, mask, aux_loss)
         return LstmMoeModelOutput(last_hidden_state=hidden_states, aux_loss=aux_loss, **{CACHE_NAME: past_key_values})
 
     def _documents(self, inputs_embeds, mask, *boundaries) -> DocumentLanes | None:
@@ -150,6 +141,9 @@ class LstmMoeModel(LstmMoePreTrainedModel):
             return None
         # Only the kernel for the CPU can start anew within a lane.
         return lay_out(starts.to(inputs_embeds.device), mask, one_a_lane=inputs_embeds.device.type != "cpu")
+
+    def _new_cache(self) -> Cache:
+        return DynamicCache(config=self.config)
 
     def _check_cache(self, past_key_values: Cache) -> None:
         layers = past_key_values.layers
@@ -241,19 +235,18 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
 
         logits = loss = targets = nats = None
-        label_smoothing = self.config.label_smoothing if self.training else 0.0
         if has_labels:
             shape = outputs.last_hidden_state.shape[:2]
             mask = None if attention_mask is None else attention_mask[:, -shape[1] :]
             starts = document_starts(shape, *boundaries.values(), mask_BS=mask)
             targets = _targets(labels, shift_labels, attention_mask, starts)
             if self._computes_loss_without_logits():
-                nats = self._nats_without_logits(hidden_states, targets, label_smoothing)
+                nats = self._nats_without_logits(hidden_states, targets)
         if nats is None or not (self.training if skip_logits is None else skip_logits):
             logits = self.lm_head(hidden_states)
         if has_labels:
-            nats = summed_cross_entropy(logits, targets, label_smoothing) if nats is None else nats
-            loss = loss_of_batch(nats, targets, num_items_in_batch, outputs.aux_loss if self.training else None)
+            nats = summed_cross_entropy(logits, targets, self._label_smoothing) if nats is None else nats
+            loss = self._loss_of_batch(nats, targets, num_items_in_batch, outputs.aux_loss)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=outputs.aux_loss,
@@ -266,16 +259,14 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
     def _computes_loss_without_logits(self) -> bool:
         return self.config.loss_chunk_size is not None or (self.training and self.config.num_sampled is not None)
 
-    def _nats_without_logits(
-        self, hidden_states: torch.Tensor, targets: torch.Tensor, label_smoothing: float
-    ) -> torch.Tensor:
+    def _nats_without_logits(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The task loss summed over the scored tokens; evaluation always takes the full softmax."""
         nats = self.lm_head(
             hidden_states,
             targets=targets,  # by name, as tensor parallelism passes on one positional argument
             num_sampled=self.config.num_sampled if self.training else None,
             chunk_size=self.config.loss_chunk_size,
-            label_smoothing=label_smoothing,
+            label_smoothing=self._label_smoothing,
         )
         if nats.dim():
             raise ValueError(
@@ -308,6 +299,32 @@ def _targets(
         is_last = nn.functional.pad(starts[:, 1:], (0, 1))
         shift_labels = shift_labels.masked_fill(is_last.to(shift_labels.device), -100)
     return shift_labels
+
+
+def last_token(
+    input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, pad_token_id: int | None
+) -> torch.Tensor | int:
+    """Where each row's last real token stands, left or right padded: (B,), or -1 for the last position of all.
+
+    Args:
+        input_ids: (B, S), or None; the last that is not `pad_token_id` counts if there is no mask.
+        attention_mask: (B, S), 0 for padding, or None.
+
+    Raises:
+        ValueError: several rows, and nothing tells which of their tokens are padding.
+    """
+    if attention_mask is not None:
+        is_real_BS = attention_mask.bool()
+    elif input_ids is not None and pad_token_id is not None:
+        is_real_BS = input_ids != pad_token_id
+    elif input_ids is not None and len(input_ids) > 1:
+        raise ValueError(
+            "pad_token_id=None, and no attention_mask: give one of them to find the last tokens of a batch"
+        )
+    else:
+        return -1
+    positions_S = torch.arange(is_real_BS.shape[1], device=is_real_BS.device)
+    return (positions_S * is_real_BS).argmax(dim=-1)
 
 
 class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
@@ -355,7 +372,7 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
         """
         if kwargs.pop("use_cache", None):  # TRL says False
             raise ValueError("use_cache=True: a text is read once and no state returned, only False is allowed")
-        check_keywords(self, kwargs)
+        self._check_keywords(kwargs)
         check_loss_is_ours(num_items_in_batch, labels is not None)
         outputs: LstmMoeModelOutput = self.model(
             input_ids=input_ids,
@@ -375,9 +392,8 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
             labels = labels.to(logits.device)
             # Kept in the configuration, as the library does: pipelines choose between softmax and sigmoid by it.
             self.config.problem_type = problem_type_of(self.config, labels)
-            smoothing = self.config.label_smoothing if self.training else 0.0
-            total = summed_classification_loss(logits, labels, self.config.problem_type, smoothing)
-            loss = loss_of_batch(total, labels, num_items_in_batch, outputs.aux_loss if self.training else None)
+            total = summed_classification_loss(logits, labels, self.config.problem_type, self._label_smoothing)
+            loss = self._loss_of_batch(total, labels, num_items_in_batch, outputs.aux_loss)
         return LstmMoeSequenceClassifierOutput(
             loss=loss,
             logits=logits,

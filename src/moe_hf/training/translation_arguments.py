@@ -49,7 +49,7 @@ class TranslationDataArguments:
     max_target_length: int | None = field(
         default=None, metadata={"help": "training pairs with more target tokens are left out, and counted"}
     )
-    words_per_batch: int = field(
+    tokens_per_batch: int = field(
         default=16000,
         metadata={"help": "tokens of a batch and process, padding included, on the longer side of each pair"},
     )

@@ -58,9 +58,9 @@ def evaluation_batches(pairs: EvaluationPairs, args: TranslationTrainingArgument
         return TokenBatchSampler(
             pairs.tokens["source_length"],
             pairs.tokens["target_length"],
-            args.eval_words_per_batch,
+            args.eval_tokens_per_batch,
             num_processes=args.world_size,
-            limit_name="eval_words_per_batch",
+            limit_name="eval_tokens_per_batch",
         )
     except InputError as error:
         raise InputError(f"validation pairs: {error}") from error
