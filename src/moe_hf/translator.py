@@ -26,9 +26,12 @@ from .translator_hooks import ChosenLogProbs, LengthLimits
 class Translation:
     """One translation of a line.
 
-    text: without special tokens. score: None unless asked for; what a beam search ranks by, for greedy search the log
-    probability, for sampling that under the distribution drawn from, after temperature and top-k; 0 for an empty line.
-    source_ids, target_ids: tokens, the target's without the start and what follows its end.
+    Attributes:
+        text: without special tokens.
+        score: what a beam search ranks by; for greedy search the log probability; for sampling that under the
+            distribution drawn from, after temperature and top-k; 0 for an empty line; None unless asked for.
+        source_ids: tokens of the line.
+        target_ids: tokens of the translation, without the start and what follows its end.
     """
 
     text: str
@@ -65,8 +68,8 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
 class Translator:
     """Translates lines with `model.generate`.
 
-    A translation has no special tokens inside, such as padding or a language's tag, however probable the model finds
-    them, unless `suppress_tokens`, here or in the model's generation configuration, says otherwise.
+    A translation contains no special tokens, such as padding or a language's tag, however probable the model finds
+    them. `suppress_tokens`, here or in the model's generation configuration, replaces this rule.
 
     Args:
         model: an encoder-decoder model, put into evaluation mode.
@@ -77,11 +80,12 @@ class Translator:
         buffer_lines: lines read before the first of them is translated; more of them fit together better.
         max_length_ratio: a translation ends at that many times the source's tokens plus ten, whatever length the
             model's generation configuration has. `max_length` or `max_new_tokens` among the arguments ends it earlier.
-        length_alpha, coverage_beta: search with GNMT's score, see `gnmt_beam_search`; both None for the library's own.
+        length_alpha: search with GNMT's score, see `gnmt_beam_search`; None, and so the other: the library's score.
+        coverage_beta: likewise.
         with_scores: whether translations have a score. With the library's beam search that takes memory for the logits
             of all steps, about 4 * tokens_per_batch * vocabulary bytes; with the others it is free.
-        generate_arguments: for `model.generate`, such as num_beams, num_return_sequences, do_sample; what is not given
-            is as in the model's generation configuration.
+        **generate_arguments (Any): for `model.generate`, such as num_beams, num_return_sequences, do_sample; what is
+            not given is as in the model's generation configuration.
 
     Raises:
         InputError: a number that is not allowed, or GNMT's score without several beams or with what it replaces; when
@@ -170,8 +174,14 @@ class Translator:
                     raise InputError(f"{other}={given} is not for GNMT's score, which {name}={value} asks for")
 
     def translate(self, lines: Iterable[str]) -> Iterator[list[Translation]]:
-        """Yield the translations of each line, as many as `num_return_sequences`, best first. An empty line gives
-        empty ones."""
+        """Translate lines one after the other.
+
+        Args:
+            lines: the texts; an empty line gives empty translations.
+
+        Yields:
+            The translations of each line, as many as `num_return_sequences`, best first.
+        """
         encode_sources(self.tokenizer, [], self.target_language)  # a wrong language is refused for empty lines too
         empty = Translation("", 0.0 if self.with_scores else None, [], [])
         lines = iter(lines)
@@ -242,7 +252,7 @@ class Translator:
         return [translations[i : i + self.num_results] for i in range(0, len(translations), self.num_results)]
 
     def _logits_processors(self, log_probs: ChosenLogProbs | None) -> LogitsProcessorList:
-        """What keeps the scores, then, which is no part of them, what keeps special tokens out of a translation."""
+        """The processor that keeps the scores, and after it the one that keeps special tokens out of a translation."""
         processors = LogitsProcessorList([] if log_probs is None else [log_probs])
         if self._setting("suppress_tokens") is None:
             names = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id")

@@ -93,7 +93,11 @@ class TranslationDataArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "where text and tokens are kept"})
 
     def train_sources(self) -> list[PairSource]:
-        """Where the training pairs are; InputError: nowhere, or in two ways at once."""
+        """Where the training pairs are.
+
+        Raises:
+            InputError: nowhere, or in two ways at once.
+        """
         sources = self._sources("train", self.train_split)
         if not sources:
             raise InputError(

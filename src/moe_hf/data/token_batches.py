@@ -22,7 +22,8 @@ class TokenBatchSampler(Sampler[list[int]]):
     own. Batches come in random order; all follows from `seed` and the epoch (`set_epoch`), in every process alike.
 
     Args:
-        source_lengths, target_lengths: tokens of each pair, (N,).
+        source_lengths: tokens of each pair's source, (N,).
+        target_lengths: tokens of each pair's target, (N,).
         tokens_per_batch: the paper's, per process: tokens, padding included.
         seed: of the random order.
         directions: the direction of each pair, (N,) integers; None is one direction.
@@ -34,7 +35,8 @@ class TokenBatchSampler(Sampler[list[int]]):
             long. Process r of R takes the batches r, r + R, ... (accelerate does so).
         limit_name: what `tokens_per_batch` is called in errors.
 
-    Raises InputError: a bad value of an argument, or fewer pairs than processes.
+    Raises:
+        InputError: a bad value of an argument, or fewer pairs than processes.
     """
 
     def __init__(
@@ -108,8 +110,8 @@ class _Slots:
 def _make_slots(lengths: np.ndarray, directions, temperature: float, seed: int) -> _Slots:
     """As many slots as pairs: each direction gets its share, whole copies of its pairs first.
 
-    What is left of the share, fewer slots than pairs, is spread over the pairs sorted by length: each slot takes turns
-    with neighbours of about equal length, so that no pair is left out for ever.
+    The rest of the share has fewer slots than pairs. Each of these slots takes turns among neighbours in the pairs
+    sorted by length, so that no pair is left out for ever.
     """
     directions = np.zeros(len(lengths), dtype=int) if directions is None else np.asarray(directions)
     random = np.random.default_rng(seed)
@@ -128,9 +130,14 @@ def _make_slots(lengths: np.ndarray, directions, temperature: float, seed: int) 
 
 
 def direction_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
-    """Pairs of an epoch that each direction gives: in proportion to counts^(1 / temperature), at least 1.
+    """How many pairs of an epoch each direction gives, in proportion to counts^(1 / temperature).
 
-    `counts` are at least 1 each, and the shares add up to their sum.
+    Args:
+        counts: pairs of each direction, at least 1.
+        temperature: 1 or more.
+
+    Returns:
+        (directions,), at least 1 each; the sum is that of `counts`.
     """
     counts = np.asarray(counts, dtype=np.float64)
     weights = counts ** (1 / temperature)

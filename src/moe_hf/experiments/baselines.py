@@ -26,13 +26,25 @@ NOTES = ("label_smoothing", "attn_implementation")
 
 @dataclass
 class BaselineArguments:
-    """A model of Transformers: {"model_type": "gpt2", "n_embd": 64, ...}; the vocabulary is the tokenizer's."""
+    """A model of Transformers; its vocabulary is the tokenizer's.
+
+    Attributes:
+        baseline: {"model_type": "gpt2", "n_embd": 64, ...}.
+        model_name_or_path: always None, as the model starts from random weights.
+    """
 
     baseline: dict = field(default_factory=dict)
     model_name_or_path: str | None = None
 
     def config(self, **vocabulary) -> PreTrainedConfig:
-        """Its configuration; InputError: there is no such model, or it has no such arguments."""
+        """The model's configuration.
+
+        Args:
+            **vocabulary (Any): further arguments of the configuration, such as vocab_size.
+
+        Raises:
+            InputError: there is no such model, or it has no such arguments.
+        """
         try:
             return AutoConfig.for_model(**self.baseline, **vocabulary)
         except (TypeError, ValueError) as error:
@@ -78,7 +90,9 @@ def train_baseline(
     It sees each window by itself, since only an LSTM's state can be carried: choose a `window_length` that is fair.
 
     Args:
-        data_args, training_args: as for `train_lm`, with carry_state=False.
+        model_args: the model.
+        data_args: as for `train_lm`, with carry_state=False.
+        training_args: as for `train_lm`.
 
     Raises:
         InputError: something in the arguments or the data is wrong.
@@ -99,6 +113,11 @@ def train_translation_baseline(
     """`train_translation` for another encoder-decoder model that shifts labels, such as Marian's Transformer or BART.
 
     Its loss is ours: `label_smoothing` may stand among the arguments of its configuration, which keeps it.
+
+    Args:
+        model_args: the model.
+        data_args: as for `train_translation`.
+        training_args: as for `train_translation`.
 
     Raises:
         InputError: something in the arguments or the data is wrong.

@@ -31,7 +31,14 @@ TRAINING_ARGUMENTS = {"max_steps": int, "warmup_steps": int, "learning_rate": fl
 
 @dataclass
 class SweepArguments:
-    """What is varied."""
+    """What a sweep varies.
+
+    Attributes:
+        variants: {name: {argument: value}}, models of this package.
+        baselines: {name: {argument: value}}, models of Transformers beside them.
+        only: names of the models to train; None for all.
+        seeds: one run of each model for each.
+    """
 
     variants: dict | str | None = field(
         default_factory=dict, metadata={"help": "{name: {argument: value}}; on the command line as JSON"}
@@ -53,7 +60,11 @@ class SweepArguments:
         self.baselines = _named(self.baselines, "baselines")
 
     def check_names(self) -> None:
-        """InputError: there is no model, two have one name, or `only` names one that is not there."""
+        """Check the names of the models.
+
+        Raises:
+            InputError: there is no model, two have one name, or `only` names one that is not there.
+        """
         names = [*self.variants, *self.baselines]
         if both := self.variants.keys() & self.baselines.keys():
             raise InputError(f"baselines: {min(both)!r} is the name of a variant too")
@@ -81,6 +92,10 @@ def _named(value: dict | str, argument: str) -> dict[str, dict]:
 def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingArguments) -> DataArguments:
     """The same data for all runs, with a tokenizer that is trained once, into the folder `tokenizer` of `output_dir`.
 
+    Args:
+        data_args: of all runs.
+        training_args: of all runs.
+
     Raises:
         InputError: there is one that was trained otherwise, or it cannot be trained.
     """
@@ -105,7 +120,16 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`."""
+    """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`.
+
+    Attributes:
+        name: of the model.
+        seed: of the run.
+        train: `train_lm`, or another function of the same arguments.
+        model_args: of the model.
+        data_args: of the data.
+        training_args: of this run; they name its folder.
+    """
 
     name: str
     seed: int
@@ -116,10 +140,15 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """The run's own folder."""
         return Path(self.training_args.output_dir)
 
     def is_finished(self) -> bool:
-        """Whether the folder has the model and its last results; InputError: those of a run of other arguments."""
+        """Whether the folder has the model and its last results.
+
+        Raises:
+            InputError: the folder has those of a run of other arguments.
+        """
         folder = self.folder
         if not all((folder / file).is_file() for file in ("eval_results.json", "trainer_state.json")):
             return False
@@ -136,10 +165,11 @@ def train_runs(runs: list[Run], only: list[str] | None = None) -> list[Run]:
     """Train what is not finished yet; a run that was killed goes on.
 
     Args:
-        only: names of those to train, all if there are none.
+        runs: the whole sweep.
+        only: names of the models to train; None for all.
 
     Returns:
-        all that are finished then, in their order.
+        All runs that are finished then, in their order.
 
     Raises:
         InputError: a run of other arguments stands in one of the folders; finished ones are looked at first.
@@ -166,7 +196,9 @@ def variant_runs(
     """One run for each variant and seed.
 
     Args:
-        model_args, data_args, training_args: what all runs have in common; each gets a folder in `output_dir`.
+        model_args (object): arguments of the model that all runs have in common.
+        data_args (object): arguments of the data that all runs have in common.
+        training_args: what all runs have in common; each gets a folder in `output_dir`.
         variants: {name: {argument: value}}: model arguments, `DATA_ARGUMENTS` and `TRAINING_ARGUMENTS`; the names
             become folders'.
         seeds: of the initial weights, the order of the data, the gating noise and the dropout.
@@ -196,6 +228,12 @@ def baseline_runs(
 ) -> list[Run]:
     """`variant_runs` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
 
+    Args:
+        data_args: what all runs have in common.
+        training_args: what all runs have in common; each gets a folder in `output_dir`.
+        baselines: {name: {argument: value}}, see `BaselineArguments`.
+        seeds: as for `variant_runs`.
+
     Raises:
         InputError: a model that cannot be made, or whose windows do not divide the tokens of a step.
     """
@@ -220,6 +258,12 @@ def translation_baseline_runs(
     data_args, training_args: MoeTrainingArguments, baselines: dict[str, dict], seeds: list[int]
 ) -> list[Run]:
     """`variant_runs` for translation models of Transformers' own, on the same batches.
+
+    Args:
+        data_args (object): what all runs have in common.
+        training_args: what all runs have in common; each gets a folder in `output_dir`.
+        baselines: {name: {argument: value}}, see `BaselineArguments`.
+        seeds: as for `variant_runs`.
 
     Raises:
         InputError: a model that cannot be made, does not translate, or has an argument that it cannot have.

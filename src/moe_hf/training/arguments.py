@@ -217,7 +217,7 @@ def changed_arguments(*parsed) -> dict:
     """What differs from the defaults, as plain values: as a YAML file, the same arguments again.
 
     Args:
-        parsed: instances of the argument classes.
+        *parsed (object): instances of the argument classes.
     """
     changed = {}
     for arguments in parsed:

@@ -28,7 +28,9 @@ def train_lm(
     """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
 
     Args:
-        model_args, data_args, training_args: what to train, on what, and how.
+        model_args: what to train.
+        data_args: what to train it on.
+        training_args: how.
         new_model: makes a model for the tokenizer, if it is not to be ours (`experiments/baselines.py`).
 
     Returns:

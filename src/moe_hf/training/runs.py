@@ -68,7 +68,8 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     Args:
         trainer: with the datasets to train and evaluate on, the latter may be None.
         checkpoint: what to resume from, or None.
-        model_args, data_args: what the trainer was built from.
+        model_args (object): what the trainer was built from.
+        data_args (object): what the trainer was built from.
 
     Returns:
         the last evaluation's metrics, empty without anything to evaluate on.
@@ -117,9 +118,9 @@ def build_model(
 
     Args:
         model_class: the family's model, made anew.
-        auto_class: what loads a checkpoint of that family.
+        auto_class (type): what loads a checkpoint of that family.
         checkpoint: what the run is resumed from; a sharded model is made from it at once.
-        config: further arguments of a new model's configuration.
+        **config (Any): further arguments of a new model's configuration.
 
     Raises:
         InputError: an argument is not allowed, or the checkpoint cannot be loaded or does not fit.

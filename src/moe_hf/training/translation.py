@@ -37,7 +37,9 @@ def train_translation(
     """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
 
     Args:
-        model_args, data_args, training_args: what to train, on what, and how.
+        model_args: what to train.
+        data_args: what to train it on.
+        training_args: how.
         new_model: makes a model for the tokenizer, if it is not to be ours (`experiments/baselines.py`).
 
     Returns:
@@ -97,7 +99,15 @@ def train_translation(
 
 
 def check_positions(model: PreTrainedModel, *tokens) -> None:
-    """InputError: a sentence has more tokens than a Transformer has positions; ours has no such limit."""
+    """Check that a Transformer has positions for every sentence; the models of this package have no such limit.
+
+    Args:
+        model: what is to be trained.
+        *tokens (Dataset | None): what `tokenize_pairs` returns; None is skipped.
+
+    Raises:
+        InputError: a sentence has more tokens than the model has positions.
+    """
     positions = getattr(model.config, "max_position_embeddings", math.inf)
     for part in tokens:
         for side in ("source", "target") if part is not None else ():
