@@ -8,20 +8,21 @@ import sys
 
 from transformers import AutoConfig
 
-from ..errors import InputError, run_command
+from ..errors import InputError
 from ..training.runs import reason
-from . import evaluate_lm, evaluate_translation
+from . import evaluate_lm, evaluate_translation, run_command
 
 COMMANDS = {"lstm_moe": evaluate_lm, "gnmt_moe": evaluate_translation}
 
 
-def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0
     found = []
-    status = run_command(lambda: found.append(_command(sys.argv[1])))
-    return status or found[0].main()
+    status = run_command(lambda: found.append(_command(argv[0])))
+    return status or found[0].main(argv)
 
 
 def _command(model: str):

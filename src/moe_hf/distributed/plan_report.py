@@ -1,4 +1,4 @@
-"""What scripts/sharding_plan.py prints: a plan in words, and the memory of the paper's largest models."""
+"""What `moe-hf plan` prints: a plan in words, and the memory of the paper's largest models."""
 
 import dataclasses
 from pathlib import Path
@@ -28,7 +28,7 @@ PAPER_BATCH = 2_500_000
 
 
 def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
-    """The model that a file for scripts/train_lm.py or train_translation.py describes, or the defaults, with changes.
+    """The model that a file for `moe-hf train-lm` or `train-translation` describes, or the defaults, with changes.
 
     Raises:
         InputError: the file is missing or no mapping, or the configuration is refused.

@@ -1,5 +1,6 @@
 """Judge a trained translation model on sentence pairs: perplexity, BLEU and chrF."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from ..training.translation_trainer import TranslationTrainer
 from ..translator import Translator
 from .bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
 from .metrics import load_metric
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_translation(
@@ -88,7 +91,7 @@ def _load_pairs(tokenizer, source_file: str, target_file: str, target_language: 
     encode_sources(tokenizer, [], target_language)  # which refuses a wrong language
     source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
     pairs = load_sentence_pairs([source])
-    print(f"evaluated: {pairs}")
+    logger.info(f"evaluated: {pairs}")
     return pairs
 
 

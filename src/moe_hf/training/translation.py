@@ -1,5 +1,7 @@
 """Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 
@@ -25,6 +27,8 @@ from .checkpoints import prepare_output_dir
 from .runs import build_model, course_of_run, quiet_logs, run_training
 from .translation_arguments import TranslationDataArguments
 from .translation_trainer import EvaluationPairs, TranslationTrainer, evaluation_batches
+
+logger = logging.getLogger(__name__)
 
 
 def train_translation(
@@ -66,6 +70,7 @@ def train_translation(
         check_positions(model, train_tokens, None if validation is None else validation.tokens)
     report(model)
 
+    training_args = copy.copy(training_args)  # the caller's stay as they are
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
     set_output_length(model, int(lengths[1].max()))
@@ -81,7 +86,9 @@ def train_translation(
         num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
     limit = max(data_args.words_per_batch, longest)  # a longer pair is a batch of its own
-    print(f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}")
+    logger.info(
+        f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}"
+    )
     trainer = TranslationTrainer(
         model=model,
         args=training_args,
@@ -151,19 +158,19 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
     if validation is not None:
         evaluation_batches(validation, training_args)  # which refuses pairs that the processes cannot share
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
-    print(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
+    logger.info(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
     return tokenizer, tokens, validation
 
 
 def load_pairs_of(part: str, sources, data_args):
-    """The pairs of one part of the data, with a line that says how many."""
+    """The pairs of one part of the data, and a message that says how many."""
     pairs = load_sentence_pairs(
         sources,
         max_pairs=data_args.max_train_pairs if part == "train" else None,
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
     )
-    print(f"{part}: {pairs}")
+    logger.info(f"{part}: {pairs}")
     return pairs
 
 
@@ -194,6 +201,6 @@ def evaluation_pairs(
 
 
 def report(model) -> None:
-    """Print the size of what is trained."""
+    """Log the size of what is trained."""
     total, embedded = model.num_parameters(), sum(p.numel() for n, p in model.named_parameters() if "embed" in n)
-    print(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")
+    logger.info(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")
