@@ -6,12 +6,9 @@ moe-hf evaluate TRANSLATOR SOURCE_FILE TARGET_FILE         see also moe-hf evalu
 
 import sys
 
-from transformers import AutoConfig
-
-from ..errors import InputError, first_line
+from ..families import LANGUAGE_MODELS
+from ..loading import family_of
 from . import evaluate_lm, evaluate_translation, run_command
-
-COMMANDS = {"lstm_moe": evaluate_lm, "gnmt_moe": evaluate_translation}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,10 +23,4 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(model: str):
     """The module for the model's family."""
-    try:
-        model_type = AutoConfig.from_pretrained(model).model_type
-    except (OSError, ValueError) as error:
-        raise InputError(f"model={model}: cannot be loaded ({first_line(error)})") from error
-    if model_type not in COMMANDS:
-        raise InputError(f"model={model} has model_type={model_type!r}, expected one of {sorted(COMMANDS)}")
-    return COMMANDS[model_type]
+    return evaluate_lm if family_of(model) is LANGUAGE_MODELS else evaluate_translation
