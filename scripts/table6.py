@@ -3,15 +3,16 @@
 
     python scripts/table6.py configs/reproduction/table6.yaml [--seeds 1 2] [--name value ...]
 
-Every argument of scripts/train_lm.py can be given. Finished runs in output_dir are kept and a killed one goes on, so
+Every argument of `moe-hf train-lm` can be given. Finished runs in output_dir are kept and a killed one goes on, so
 the same command can be given again. Writes table6.md, table6.csv and table6.png into output_dir.
 """
 
 import sys
 from pathlib import Path
 
+from moe_hf.commands import run_command
 from moe_hf.data.arguments import DataArguments
-from moe_hf.errors import InputError, run_command
+from moe_hf.errors import InputError
 from moe_hf.evaluation.extra_packages import require_packages
 from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
@@ -28,7 +29,7 @@ def main() -> int:
 def run() -> None:
     require_packages("matplotlib")  # better now than after the training
     classes = (LmModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
-    model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+    model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if sweep_args.variants or sweep_args.only:
         raise InputError("variants and only cannot be given: the rows of the table are the variants")
     if not data_args.validation_files:

@@ -33,8 +33,7 @@ def test_a_missing_package_is_the_first_thing_that_is_said(command, tmp_path, mo
     (tmp_path / "run" / "expert_history.csv").touch()  # of which the card has a plot
     places = {"out": tmp_path / "out", "run": tmp_path / "run"}
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("sys.argv", [f"moe-hf {command}", *(text.format(**places) for text in arguments)])
-    assert module.main() == 1
+    assert module.main([text.format(**places) for text in arguments]) == 1
     assert_named(capsys.readouterr().err, package)
     assert not (tmp_path / "out").exists()
 

@@ -8,19 +8,20 @@ import sys
 
 from transformers import AutoConfig
 
-from ..errors import InputError, first_line, run_command
-from . import evaluate_lm, evaluate_translation
+from ..errors import InputError, first_line
+from . import evaluate_lm, evaluate_translation, run_command
 
 COMMANDS = {"lstm_moe": evaluate_lm, "gnmt_moe": evaluate_translation}
 
 
-def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0
     found = []
-    status = run_command(lambda: found.append(_command(sys.argv[1])))
-    return status or found[0].main()
+    status = run_command(lambda: found.append(_command(argv[0])))
+    return status or found[0].main(argv)
 
 
 def _command(model: str):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,17 +176,28 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
 
 
 def parse_arguments(
-    argv: list[str] | None = None, dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments)
+    argv: list[str],
+    dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments),
+    *,
+    prog: str | None = None,
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
 
     `~` and `${VARIABLE}` are expanded in `PATH_ARGUMENTS` here, in files of data when they are read.
 
+    Args:
+        argv: the command line, without the name of the program.
+        dataclasses_: the argument classes.
+        prog: the name of the program in its help.
+
+    Returns:
+        an instance of each class.
+
     Raises:
         InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(dataclasses_, usage="%(prog)s [CONFIG.yaml] [--name value ...]", allow_abbrev=False)
+    usage = "%(prog)s [CONFIG.yaml] [--name value ...]"
+    parser = HfArgumentParser(dataclasses_, prog=prog, usage=usage, allow_abbrev=False)
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
             action.nargs, action.const = "?", "last"

@@ -1,5 +1,7 @@
 """Train an LSTM-MoE language model: text files in, a model folder with tokenizer and history out."""
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 
@@ -18,6 +20,8 @@ from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
 from .runs import build_model, quiet_logs, run_identity, run_training
+
+logger = logging.getLogger(__name__)
 
 
 def train_lm(
@@ -53,10 +57,13 @@ def train_lm(
     else:
         model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
-    print_model_size(model, streams, windows)
+    log_model_size(model, streams, windows)
 
+    training_args = copy.copy(training_args)  # the caller's stay as they are
     if data_args.carry_state:
         training_args.train_sampling_strategy = "sequential"
+    if "validation" in windows:  # with another batch size than rows, batches would mix windows
+        training_args.per_device_eval_batch_size = windows["validation"].num_rows // training_args.world_size
     trainer = LmTrainer(
         model=model,
         args=training_args,
@@ -165,7 +172,6 @@ def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArg
     if "validation" in streams:  # a short text has fewer rows than the batch size
         longest = (len(streams["validation"]) - 1) // data_args.window_length
         rows["validation"] = max(processes, min(rows["validation"], longest // processes * processes))
-        training_args.per_device_eval_batch_size = rows["validation"] // processes  # else batches would mix windows
     windows = {}
     for name, stream in streams.items():
         try:
@@ -175,13 +181,14 @@ def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArg
     return windows
 
 
-def print_model_size(model, streams, windows) -> None:
-    """Print what is trained on what."""
+def log_model_size(model, streams, windows) -> None:
+    """Log what is trained on what."""
     for name, stream in streams.items():
-        print(
+        logger.info(
             f"{name}: {stream.num_lines:,} lines, {stream.num_words:,} words with end-of-sentence, "
             f"{len(stream):,} tokens, {len(windows[name]):,} windows"
         )
     total = model.num_parameters()
     softmax = math.prod(model.lm_head.weight.shape) * (1 if model.config.tie_word_embeddings else 2)
-    print(f"model: {total / 1e6:.2f} M parameters, {(total - softmax) / 1e6:.2f} M without embedding and softmax")
+    rest = total - softmax
+    logger.info(f"model: {total / 1e6:.2f} M parameters, {rest / 1e6:.2f} M without embedding and softmax")

@@ -1,6 +1,6 @@
 """What the training runs of both families have in common: a model for a tokenizer, a trainer to its results."""
 
-import os
+import logging
 import sys
 import warnings
 from functools import partial
@@ -60,9 +60,9 @@ def run_identity(model_args, data_args, training_args) -> dict:
 
 
 def quiet_logs(training_args: MoeTrainingArguments) -> None:
-    """Set the library's log level as told, on one process; in a log file progress bars only hide the messages."""
+    """Set the log levels: the library's as told, ours by rank; in a log file progress bars only hide the messages."""
     if training_args.process_index:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        logging.getLogger("moe_hf").setLevel(logging.WARNING)
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
     if not sys.stderr.isatty():
         disable_progress_bars()

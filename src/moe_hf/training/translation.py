@@ -1,5 +1,7 @@
 """Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 
@@ -27,6 +29,8 @@ from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, quiet_logs, run_identity, run_training
 from .translation_trainer import TranslationTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train_translation(
@@ -68,8 +72,9 @@ def train_translation(
     else:
         model = new_model(tokenizer)
         check_positions(model, train_tokens, None if validation is None else validation.tokens)
-    print_model_size(model)
+    log_model_size(model)
 
+    training_args = copy.copy(training_args)  # the caller's stay as they are
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
     set_output_length(model, int(lengths[1].max()))
@@ -85,7 +90,9 @@ def train_translation(
         num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
     limit = max(data_args.tokens_per_batch, longest)  # a longer pair is a batch of its own
-    print(f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}")
+    logger.info(
+        f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}"
+    )
     trainer = TranslationTrainer(
         model=model,
         args=training_args,
@@ -180,12 +187,12 @@ def load_pairs(
         # It refuses pairs that the processes cannot share.
         evaluation_batches(validation, training_args.eval_tokens_per_batch, training_args.world_size)
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
-    print(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
+    logger.info(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
     return tokenizer, tokens, validation
 
 
 def load_pairs_of(part: str, sources, data_args):
-    """Load the pairs of one part of the data, and say how many they are.
+    """Load the pairs of one part of the data, and log how many they are.
 
     Args:
         part: "train" or "validation".
@@ -198,11 +205,11 @@ def load_pairs_of(part: str, sources, data_args):
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
     )
-    print(f"{part}: {pairs}")
+    logger.info(f"{part}: {pairs}")
     return pairs
 
 
-def print_model_size(model) -> None:
-    """Print the size of what is trained."""
+def log_model_size(model) -> None:
+    """Log the size of what is trained."""
     total, embedded = model.num_parameters(), sum(p.numel() for n, p in model.named_parameters() if "embed" in n)
-    print(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")
+    logger.info(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")
