@@ -46,8 +46,8 @@ def evaluation_pairs(
     """Tokenize held-out pairs; they are used whole, however long.
 
     Args:
-        pairs: what `load_sentence_pairs` returned.
-        tokenizer: of the model.
+        pairs (SentencePairs): what `load_sentence_pairs` returned.
+        tokenizer (PreTrainedTokenizerBase): of the model.
         num_proc: processes that tokenise; None: one.
         tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
         target_files: whose names tell the language (text.zh) where the pairs do not.

@@ -5,10 +5,11 @@ import logging
 import math
 from collections.abc import Callable
 
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data.arguments import DataArguments
-from ..data.text import load_text_dataset, tokenize_to_stream
+from ..data.text import TokenStream, load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
@@ -75,8 +76,24 @@ def train_lm(
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
 
 
-def load_streams(model_args, data_args, training_args, checkpoint):
-    """The tokenizer, and the token streams "train" and (when there is such text) "validation"."""
+def load_streams(
+    model_args, data_args, training_args, checkpoint
+) -> tuple[PreTrainedTokenizerBase, dict[str, TokenStream]]:
+    """Load the text of a run and tokenise it.
+
+    Args:
+        model_args (LmModelArguments): may name a model, whose tokenizer is taken.
+        data_args (DataArguments): the text and the tokenizer.
+        training_args (MoeTrainingArguments): those of the run.
+        checkpoint (str | None): what is resumed from; its tokenizer is taken.
+
+    Returns:
+        The tokenizer, and the token streams "train" and (when there is such text) "validation".
+
+    Raises:
+        InputError: there is no text to train on, or none to evaluate on where `eval_strategy` needs it, or it cannot
+            be read.
+    """
     parts = ["train"]
     if data_args.validation_files or (data_args.dataset_name and data_args.validation_split):
         load_metric("stream_perplexity")  # better now than after hours of training
@@ -102,8 +119,19 @@ def load_streams(model_args, data_args, training_args, checkpoint):
     return tokenizer, streams
 
 
-def load_text(data_args: DataArguments, part: str):
-    """The text of "train" or "validation", a `datasets.Dataset` with a column "text"."""
+def load_text(data_args: DataArguments, part: str) -> Dataset:
+    """Load the text of one part of the data.
+
+    Args:
+        data_args: where the text is.
+        part: "train" or "validation".
+
+    Returns:
+        One row a line, in the column "text".
+
+    Raises:
+        InputError: no file is named, or the text cannot be read.
+    """
     is_train = part == "train"
     if data_args.dataset_name:
         source = {
@@ -126,7 +154,16 @@ def load_text(data_args: DataArguments, part: str):
 
 
 def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArguments) -> dict[str, StreamWindows]:
-    """Windows of each stream. Evaluation goes through rows in parallel, and so does training with carried state."""
+    """Cut windows of each stream. Evaluation goes through rows in parallel, and so does training with carried state.
+
+    Args:
+        streams (dict[str, TokenStream]): by part of the data.
+        data_args: window_length and carry_state.
+        training_args: the batch sizes.
+
+    Raises:
+        InputError: a stream is too short.
+    """
     processes = training_args.world_size
     rows = {"train": None, "validation": training_args.per_device_eval_batch_size * processes}
     if data_args.carry_state:

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 
+from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
@@ -21,7 +22,7 @@ from ..data.translation_tokenizers import load_or_train_translation_tokenizer
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
 from ..evaluation.bleu_tokenizers import check_tokenizer
-from ..evaluation.held_out_pairs import evaluation_batches, evaluation_pairs
+from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
 from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
@@ -136,8 +137,24 @@ def set_output_length(model: PreTrainedModel, longest_target: int) -> None:
     model.generation_config.max_length = min(length, getattr(model.config, "max_position_embeddings", length))
 
 
-def load_pairs(model_args, data_args, training_args, checkpoint):
-    """The tokenizer, the training pairs as tokens, and the validation pairs or None."""
+def load_pairs(
+    model_args, data_args, training_args, checkpoint
+) -> tuple[PreTrainedTokenizerBase, Dataset, EvaluationPairs | None]:
+    """Load the sentence pairs of a run and tokenise them.
+
+    Args:
+        model_args (TranslationModelArguments): may name a model, whose tokenizer is taken.
+        data_args (TranslationDataArguments): the pairs and the tokenizer.
+        training_args (TranslationTrainingArguments): those of the run.
+        checkpoint (str | None): what is resumed from; its tokenizer is taken.
+
+    Returns:
+        The tokenizer, the training pairs as tokens, and the validation pairs or None.
+
+    Raises:
+        InputError: there are no pairs to train on, or none to evaluate on where `eval_strategy` needs them, or they
+            cannot be read.
+    """
     train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
     if validation_sources:
         load_metric("sacrebleu_metrics")  # better now than after hours of training
@@ -175,7 +192,13 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
 
 
 def load_pairs_of(part: str, sources, data_args):
-    """The pairs of one part of the data, and a message that says how many."""
+    """Load the pairs of one part of the data, and log how many they are.
+
+    Args:
+        part: "train" or "validation".
+        sources (Sequence[PairSource]): where the pairs are.
+        data_args (TranslationDataArguments): limits and cache.
+    """
     pairs = load_sentence_pairs(
         sources,
         max_pairs=data_args.max_train_pairs if part == "train" else None,
