@@ -44,7 +44,8 @@ def run() -> None:
     rows = {}
     for trained in train_runs(runs, sweep_args.only):
         add_translation_run(rows, trained.name, trained.seed, trained.folder)
-    write_report(list(rows.values()), Path(training_args.output_dir))
+    if training_args.process_index == 0:
+        write_report(list(rows.values()), Path(training_args.output_dir))
 
 
 def write_report(rows: list[TranslationRow], folder: Path) -> None:

@@ -48,9 +48,13 @@ def run() -> None:
             batch_size=training_args.per_device_eval_batch_size,
         )
         rows[trained.name].add(trained.seed, metrics, trained.folder / HISTORY_FILE)
+    if training_args.process_index == 0:
+        write_report(rows, Path(training_args.output_dir))
+
+
+def write_report(rows: dict[str, BalanceRow], folder: Path) -> None:
     table = balance_table(list(rows.values()))
     print(table)
-    folder = Path(training_args.output_dir)
     (folder / "table6.md").write_text(table + "\n", encoding="utf-8")
     histories = {
         (name, seed): curves for name, row in rows.items() for seed, curves in zip(row.seeds, row.curves, strict=True)
