@@ -17,7 +17,7 @@ from pathlib import Path
 from moe_hf.commands import run_command
 from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
-from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.extra_packages import require_packages
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, train_runs, translation_baseline_runs, variant_runs
 from moe_hf.experiments.translation_plot import plot_translation

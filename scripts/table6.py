@@ -13,7 +13,7 @@ from pathlib import Path
 from moe_hf.commands import run_command
 from moe_hf.data.arguments import DataArguments
 from moe_hf.errors import InputError
-from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.extra_packages import require_packages
 from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.experiments.run_curves import write_curves

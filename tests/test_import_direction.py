@@ -13,7 +13,7 @@ PACKAGE = Path(moe_hf.__file__).parent
 # Rooms and modules, in layers: each imports from its own layer and those above it only.
 LAYERS = [
     ["models"],
-    ["errors", "version"],
+    ["errors", "extra_packages", "version"],
     ["families", "old_names"],
     ["model_size"],
     ["data", "distributed"],
@@ -62,6 +62,24 @@ def test_imports_point_to_earlier_layers(file):
     assert room in LAYER_OF, f"{room} has no layer"
     later = {name for name in imports(file) if LAYER_OF[room_of(name)] > LAYER_OF[room]}
     assert not later, f"{room} imports {sorted(later)}"
+
+
+def test_no_file_needs_itself():
+    needs = {
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): imports(file)
+        for file in FILES
+    }
+    for module, found in needs.items():  # `from . import x` in a room's module names the room
+        needs[module] = found & needs.keys() - {room_of(module)}
+
+    def reached(module: str) -> set[str]:
+        seen, todo = set(), set(needs[module])
+        while todo:
+            seen |= todo
+            todo = set().union(*(needs[name] for name in todo)) - seen
+        return seen
+
+    assert not [module for module in needs if module in reached(module)]
 
 
 def test_every_room_of_the_layers_exists():

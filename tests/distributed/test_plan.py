@@ -21,7 +21,7 @@ from moe_hf.distributed.plan import (
 from moe_hf.distributed.plan_report import describe, paper_memory_table, read_config
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_embedding_parameters, count_parameters
-from moe_hf.evaluation.paper_tables import BILLION_WORDS_100
+from moe_hf.experiments.paper_tables import BILLION_WORDS_100
 from moe_hf.training.arguments import MoeTrainingArguments
 from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
 

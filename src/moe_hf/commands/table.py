@@ -12,14 +12,14 @@ from .. import GnmtMoeConfig, LstmMoeConfig
 from ..data.arguments import TranslationDataArguments
 from ..errors import InputError
 from ..evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
-from ..evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
+from ..experiments.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from . import command_parser, run_command
 
 CONFIGS = Path(__file__).parents[1] / "paper_configs"  # travels with the package; configs/ of a checkout points here
 LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
 ROUNDED_DOWN = (
-    "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/evaluation/paper_tables.py."
+    "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/experiments/paper_tables.py."
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM
 
-from ..data.text import read_lines
+from ..data.lines import read_lines
 from ..data.translation_tokenizers import load_translation_tokenizer
 from ..evaluation.attention_plot import check_plot_file, plot_attention
 from ..loading import load_pretrained

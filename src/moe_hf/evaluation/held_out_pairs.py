@@ -10,9 +10,8 @@ from ..errors import InputError
 from .bleu_tokenizers import DEFAULT_TOKENIZER, language_of_file, merge_signatures, tokenizer_for
 from .metrics import load_metric
 
-# Of a batch that perplexity is taken of, and of the search for translations while a model trains.
+# Of a batch that perplexity is taken of.
 TOKENS_PER_BATCH = 8000
-EVAL_NUM_BEAMS = 1
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from ..errors import InputError
 
 FILE = "evaluations.json"
+# Of the search for translations while a model trains, unless its arguments say otherwise.
+EVAL_NUM_BEAMS = 1
 
 
 def check_recordable(model: str) -> None:

@@ -13,7 +13,8 @@ from transformers.training_args import OptimizerNames
 from ..data.arguments import DataArguments
 from ..data.paths import expand_path
 from ..errors import InputError
-from ..evaluation.held_out_pairs import EVAL_NUM_BEAMS, TOKENS_PER_BATCH
+from ..evaluation.held_out_pairs import TOKENS_PER_BATCH
+from ..evaluation.records import EVAL_NUM_BEAMS
 from ..old_names import with_new_names, with_new_options
 from .optimizer import FACTORED_ADAM
 

@@ -11,7 +11,7 @@ from moe_hf.commands import evaluate_lm, evaluate_translation, prune, translate
 from moe_hf.commands import push as push_to_hub
 from moe_hf.commands import report as routing_report
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = {
     "evaluate-lm": (evaluate_lm, "evaluate", ["nowhere", "text.txt"]),
     "evaluate-translation": (evaluate_translation, "sacrebleu", ["nowhere", "a.txt", "b.txt"]),

@@ -13,7 +13,7 @@ from tiny_models import tiny_config
 from moe_hf.commands import table as script
 from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
-from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
+from moe_hf.experiments.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
