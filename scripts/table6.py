@@ -18,7 +18,7 @@ from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
 from moe_hf.run_folder import HISTORY_FILE
-from moe_hf.training.arguments import ModelArguments, MoeTrainingArguments, parse_arguments
+from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
 
 def run() -> None:
     require_packages("matplotlib")  # better now than after the training
-    classes = (ModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
+    classes = (LmModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
     if sweep_args.variants or sweep_args.only:
         raise InputError("variants and only cannot be given: the rows of the table are the variants")

@@ -18,8 +18,10 @@ from .models.hierarchical_gating import HierarchicalGate
 from .models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration, GnmtMoeModel
 from .models.modeling_lstm_moe import LstmMoeForCausalLM, LstmMoeForSequenceClassification, LstmMoeModel
 from .models.moe import MoeBlock
+from .old_names import find_old_modules
 from .version import __version__
 
+find_old_modules()
 for _model_type, _family in FAMILIES.items():
     AutoConfig.register(_model_type, _family.config_class, exist_ok=True)
     AutoModel.register(_family.config_class, _family.base_class, exist_ok=True)

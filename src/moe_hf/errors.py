@@ -35,9 +35,12 @@ class InterruptedRun(RuntimeError):
 def run_command(command: Callable[[], dict | None]) -> int:
     """Call `command` and print the metrics that it returns, or its error as one line on standard error.
 
+    Args:
+        command: called without arguments.
+
     Returns:
-        the exit status: 1 after an error, and as in a shell 128 and the signal's number after one: 130 for Ctrl-C, 141
-        when whoever read the output, such as `head`, has read enough.
+        The exit status, as in a shell: 0; 1 after an error; 128 and the signal's number after a signal, such as 130
+        for Ctrl-C, or 141 when the reader of the output, such as `head`, has read enough.
     """
     try:
         for name, value in (command() or {}).items():

@@ -82,7 +82,14 @@ def export(
 
 
 def require_new_folder(folder: str | Path) -> Path:
-    """The folder; raises InputError if it has something in it."""
+    """Check that a folder is new or empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: it has something in it.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} must be new or empty")
@@ -97,13 +104,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
-    """`export`, then upload; the repository is made if there is none. `options` are those of `export`.
+    """Export a model and upload it; the repository is made if there is none.
+
+    Args:
+        source: as for `export`.
+        repo_id: name of the repository.
+        private: whether a new repository is private.
+        **options (Any): the other arguments of `export`.
 
     Returns:
-        the address of the commit.
+        The address of the commit.
 
     Raises:
-        InputError: as `export`, or `repo_id` is no name of a repository.
+        InputError: as `export`, or `repo_id` is not the name of a repository.
     """
     try:
         validate_repo_id(repo_id)

@@ -61,7 +61,7 @@ outputs = model.generate(**inputs, num_beams=4, max_new_tokens=100)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
     },
 }
-# In the place of the example's last lines: the language to translate into is told by a token before the source.
+# In the place of the example's last lines: a token before the source names the language to translate into.
 TAGGED_EXAMPLE = """source = [tokenizer.convert_tokens_to_ids("<2{language}>")]
 source += tokenizer("A sentence to translate.").input_ids
 outputs = model.generate(torch.tensor([source]), num_beams=4, max_new_tokens=100)
@@ -81,7 +81,8 @@ def write_model_card(
     """Write README.md, and a plot of the experts' balance if there is a history, into `folder`.
 
     Args:
-        model: its configuration and size go on the card, and with its tokenizer a sample of what it writes.
+        model: its configuration and size go on the card, and a sample of what it writes.
+        tokenizer: its tokenizer.
         source: the `output_dir` of a training, whose files have the numbers, and those of `evaluate-lm --record` and
             `evaluate-translation --record`; from another source there are none.
         folder: of the repository.

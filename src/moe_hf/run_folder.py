@@ -31,9 +31,15 @@ def list_checkpoints(output_dir: str) -> list[Path]:
 
 
 def check_checkpoint(folder: str | Path) -> None:
-    """Raise an InputError, which names the file, unless a training checkpoint is whole.
+    """Check that a training checkpoint is whole.
 
     The Trainer writes trainer_state.json last, so a run that was killed while saving leaves a folder without it.
+
+    Args:
+        folder: the checkpoint.
+
+    Raises:
+        InputError: a file is missing or damaged; the message names it.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -101,8 +101,10 @@ def exactness(old, new, gate_std: float = 1.0, expert_std: float = 0.0) -> str:
     "exact" means up to rounding, while training too (for the same noise and dropout).
 
     Args:
-        old, new: configurations of both.
-        gate_std, expert_std: as `upcycle` got them.
+        old (MoeConfig): configuration of the source.
+        new (MoeConfig): configuration of the result.
+        gate_std: as `upcycle` got it.
+        expert_std: as `upcycle` got it.
     """
     n, slices = old.num_experts, old.moe_intermediate_size // new.moe_intermediate_size
     copies = new.num_experts // (n * slices)
@@ -130,7 +132,10 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
     Needs the memory of both models, and little besides: a gate, or the experts that are merged into one.
 
     Args:
-        write_block: is called with a MoE layer's name, the old block and the new one, whose parameters hold no values.
+        model: the source.
+        changes: {argument of the configuration: value}.
+        write_block (Callable): is called with a MoE layer's name, the old block and the new one, whose parameters hold
+            no values.
 
     Raises:
         InputError: the configuration does not allow the changes.
@@ -159,7 +164,11 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
 
 
 def moe_blocks(model: PreTrainedModel) -> list[tuple[str, MoeBlock]]:
-    """Names and MoE layers; raises InputError if there are none."""
+    """The MoE layers of a model with their names.
+
+    Raises:
+        InputError: there are none.
+    """
     blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, MoeBlock)]
     if not blocks:
         patterns = [f"{name}={value}" for name, value in vars(model.config).items() if name.endswith("layer_pattern")]

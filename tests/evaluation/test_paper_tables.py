@@ -88,7 +88,7 @@ def test_translation_is_trained_as_the_papers(row):
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
     path = CONFIGS / "translation" / row.config
     _, data, training = parse_arguments([str(path), "--use_cpu", "true"], classes)
-    assert (data.vocab_size, data.words_per_batch) == (32000, 16000)
+    assert (data.vocab_size, data.tokens_per_batch) == (32000, 16000)
     schedule = (training.lr_scheduler_type, training.warmup_steps, training.constant_steps)
     assert schedule == ("inverse_sqrt", 2000, 8000)
     assert len(data.train_sources()) == len(data.validation_sources()) == (12 if row.name == "multilingual" else 1)

@@ -79,7 +79,7 @@ class TranslationDataArguments:
     max_target_length: int | None = field(
         default=None, metadata={"help": "training pairs with more target tokens are left out, and counted"}
     )
-    words_per_batch: int = field(
+    tokens_per_batch: int = field(
         default=16000,
         metadata={"help": "tokens of a batch and process, padding included, on the longer side of each pair"},
     )
@@ -93,7 +93,11 @@ class TranslationDataArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "where text and tokens are kept"})
 
     def train_sources(self) -> list[PairSource]:
-        """Where the training pairs are; InputError: nowhere, or in two ways at once."""
+        """Where the training pairs are.
+
+        Raises:
+            InputError: nowhere, or in two ways at once.
+        """
         sources = self._sources("train", self.train_split)
         if not sources:
             raise InputError(

@@ -19,8 +19,11 @@ EVAL_NUM_BEAMS = 1
 class EvaluationPairs:
     """Held-out pairs.
 
-    tokens: of `tokenize_pairs`. references: the targets as text. directions: a name of each.
-    bleu_tokenizers: sacrebleu's name of the tokenizer of each direction; one that is not there has "13a".
+    Attributes:
+        tokens: what `tokenize_pairs` returns.
+        references: the targets as text.
+        directions: the name of each direction.
+        bleu_tokenizers: sacrebleu's name of the tokenizer of each direction; one that is not there has "13a".
     """
 
     tokens: Dataset
@@ -64,14 +67,23 @@ def evaluation_pairs(
 def evaluation_batches(
     pairs: EvaluationPairs, tokens_per_batch: int = TOKENS_PER_BATCH, num_processes: int = 1
 ) -> TokenBatchSampler:
-    """The batches that perplexity is taken of; InputError: the processes cannot share them evenly."""
+    """The batches that perplexity is taken of.
+
+    Args:
+        pairs: the held-out pairs.
+        tokens_per_batch: of the longer side of each pair, padding included.
+        num_processes: that share the batches.
+
+    Raises:
+        InputError: the processes cannot share the pairs evenly.
+    """
     try:
         return TokenBatchSampler(
             pairs.tokens["source_length"],
             pairs.tokens["target_length"],
             tokens_per_batch,
             num_processes=num_processes,
-            limit_name="eval_words_per_batch",
+            limit_name="eval_tokens_per_batch",
         )
     except InputError as error:
         raise InputError(f"validation pairs: {error}") from error

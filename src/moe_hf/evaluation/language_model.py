@@ -23,7 +23,10 @@ def evaluate_lm(
 
     Args:
         model_name_or_path: folder or Hub name of the model and its tokenizer.
-        files, window_length, carry_state, batch_size: as for `measure_lm`.
+        files: as for `measure_lm`.
+        window_length: as for `measure_lm`.
+        carry_state: as for `measure_lm`.
+        batch_size: as for `measure_lm`.
 
     Returns:
         the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_importance, cv_load, max_over_mean_load and
@@ -49,6 +52,8 @@ def measure_lm(
     """One pass of a model over text files, in evaluation mode.
 
     Args:
+        model (PreTrainedModel): a language model with its softmax.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
         files: text files, see `load_text_dataset`.
         window_length: tokens of a window; with `carry_state` it changes speed and memory, not the result.
         carry_state: go on from the state of the window before; otherwise each window starts from zero.

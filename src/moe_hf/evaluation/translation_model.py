@@ -34,11 +34,12 @@ def evaluate_translation(
 
     Args:
         model: folder or Hub name of the model and its tokenizer.
-        source_file, target_file: line n of both corresponds; pairs with an empty side are left out and counted.
+        source_file: the sources, one a line; pairs with an empty side are left out and counted.
+        target_file: the references; line n translates line n of `source_file`.
         target_language: of a multilingual model.
         tokenize: sacrebleu's tokenizer for BLEU, such as "13a" or "zh"; by default that of the target language, which
             is `target_language`, or that of the model's training, or the end of the target file's name (text.zh).
-        translate_arguments: of `Translator`, such as num_beams, 1 unless the model says otherwise.
+        **translate_arguments (Any): of `Translator`, such as num_beams, 1 unless the model says otherwise.
 
     Returns:
         the metrics of `TranslationTrainer.evaluate`, and a translation for each line, "" for a pair left out.
@@ -75,7 +76,11 @@ def measure_translation(
     """One pass of a model over sentence pairs, in evaluation mode, without translating them.
 
     Args:
-        source_file, target_file, target_language: as for `evaluate_translation`.
+        model (PreTrainedModel): a translation model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        source_file: as for `evaluate_translation`.
+        target_file: as for `evaluate_translation`.
+        target_language: as for `evaluate_translation`.
 
     Returns:
         perplexities, and what each expert got from the pairs (`routing_totals`).

@@ -126,7 +126,7 @@ class GnmtAttention(nn.Module):
         return torch.bmm(weights_BTS.to(source.dtype), source), weights_BTS, keys
 
 
-def feedback(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
+def recurrent_projection(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
     """(context, h) -> context_weight context + weight_hh h, to be called `num_steps` times.
 
     It is one product a step, with the weights side by side; for a single step that copy would cost more than a second.
@@ -203,12 +203,12 @@ class AttentionLstmLayer(LstmLayer):
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
         from_x = nn.functional.linear(hidden_states, self.weight_ih[:, :width], self.bias).unbind(1)
-        fed_back = feedback(self.weight_ih[:, width:], self.weight_hh, num_steps=len(from_x))
+        project = recurrent_projection(self.weight_ih[:, width:], self.weight_hh, num_steps=len(from_x))
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
             context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
-            new_h, new_c = lstm_cell(gates_x + fed_back(context[:, 0].to(h.dtype), h), c, self.weight_hr)
+            new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, self.weight_hr)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:

@@ -130,7 +130,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        output_aux_loss: bool = False,
+        output_statistics: bool = False,
         **kwargs: Any,
     ) -> GnmtMoeEncoderOutput:
         """
@@ -138,7 +138,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
             input_ids: (B, S) int64, the source.
             attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest.
             inputs_embeds: (B, S, D), instead of `input_ids`.
-            output_aux_loss: whether to compute the balancing losses.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them.
             **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
@@ -153,7 +153,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
         inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
         mask = padding_mask("attention_mask", attention_mask, inputs_embeds, has_past=False)
         hidden_states = self.dropout(inputs_embeds)
-        aux_loss = self._zero_aux_loss(hidden_states, output_aux_loss)
+        aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         both_directions = None  # what the bidirectional layer gives besides their mean, for an LSTM right after it
         for index, (name, layer) in enumerate(zip(self.config.encoder_layer_pattern, self.layers)):
             if index == 0 and self.config.encoder_bidirectional_first:
@@ -196,7 +196,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
-        output_aux_loss: bool = False,
+        output_statistics: bool = False,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> GnmtMoeDecoderOutput:
@@ -208,7 +208,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
             encoder_attention_mask: (B, S), 0 for source padding, which gets no attention.
             past_key_values: the state after earlier target tokens; it is updated in place.
             use_cache: whether to return the state.
-            output_aux_loss: whether to compute the balancing losses.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them.
             cache: another name of `past_key_values`.
             **kwargs: `output_attentions`, `output_hidden_states` and `output_router_logits`, whether to return them.
 
@@ -224,7 +224,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         states = self._states(past_key_values)
 
         hidden_states = self.dropout(inputs_embeds)
-        aux_loss = self._zero_aux_loss(hidden_states, output_aux_loss)
+        aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         h, c = states[0]
         # What is left out here are the attention weights, which the library records (`_can_record_outputs`).
         hidden_states, context, _, h, c, keys = self.layers[0](hidden_states, source, keys, source_mask, mask, h, c)
@@ -309,7 +309,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_aux_loss: bool | None = None,
+        output_statistics: bool | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> GnmtMoeModelOutput:
@@ -324,7 +324,8 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             inputs_embeds: (B, S, D), instead of `input_ids`.
             decoder_inputs_embeds: (B, T, D), instead of `decoder_input_ids`.
             use_cache: whether to return the state; by default `config.use_cache`, but not while training.
-            output_aux_loss: whether to compute the balancing losses; by default only while training.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them; by
+                default only while training.
             cache: another name of `past_key_values`.
             **kwargs: `output_attentions`, `output_hidden_states` and `output_router_logits`, whether to return them.
 
@@ -336,13 +337,13 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         decoder_inputs_embeds = self._embed(
             decoder_input_ids, decoder_inputs_embeds, self.embed_target, prefix="decoder_"
         )
-        use_cache, output_aux_loss = self._with_defaults(use_cache, output_aux_loss)
+        use_cache, output_statistics = self._with_defaults(use_cache, output_statistics)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
-                output_aux_loss=output_aux_loss,
+                output_statistics=output_statistics,
                 **kwargs,
             )
         elif not isinstance(encoder_outputs, ModelOutput):
@@ -354,7 +355,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             encoder_attention_mask=attention_mask,
             past_key_values=one_cache(past_key_values, cache),
             use_cache=use_cache,
-            output_aux_loss=output_aux_loss,
+            output_statistics=output_statistics,
             **kwargs,
         )
         aux_loss = outputs.aux_loss
@@ -475,7 +476,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
-            output_aux_loss=labels is not None or self.training,
+            output_statistics=labels is not None or self.training,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))

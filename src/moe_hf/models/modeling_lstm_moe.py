@@ -76,7 +76,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_aux_loss: bool | None = None,
+        output_statistics: bool | None = None,
         position_ids: torch.LongTensor | None = None,
         seq_idx: torch.Tensor | None = None,
         cu_seq_lens_q: torch.Tensor | None = None,
@@ -94,7 +94,8 @@ class LstmMoeModel(LstmMoePreTrainedModel):
             inputs_embeds: (B, S, D), instead of `input_ids`.
             use_cache: whether to return the state; by default `config.use_cache`, but neither while training nor of
                 packed rows.
-            output_aux_loss: whether to compute the balancing losses; by default only while training.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them; by default
+                only while training.
             position_ids: (B, S); where they do not rise, another document begins, which starts from a zero state. An
                 LSTM has no other use for them.
             seq_idx: (B, S), the number of each position's document, to the same effect.
@@ -125,11 +126,11 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                     "allowed are past_key_values=None and use_cache=False"
                 )
             use_cache = False
-        use_cache, output_aux_loss = self._with_defaults(use_cache, output_aux_loss)
+        use_cache, output_statistics = self._with_defaults(use_cache, output_statistics)
         past_key_values = self._usable_cache(past_key_values, use_cache)
 
         hidden_states = self.dropout(inputs_embeds)
-        aux_loss = self._zero_aux_loss(hidden_states, output_aux_loss)
+        aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         for index, (name, layer) in enumerate(zip(self.config.layer_pattern, self.layers)):
             if name == "lstm":
                 h, c = (None, None) if past_key_values is None else past_key_values.layers[index].state
@@ -242,7 +243,7 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
             past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_aux_loss=has_labels or self.training,
+            output_statistics=has_labels or self.training,
             **boundaries,
             **kwargs,
         )
@@ -396,7 +397,7 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             use_cache=False,
-            output_aux_loss=labels is not None or self.training,
+            output_statistics=labels is not None or self.training,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

@@ -71,13 +71,13 @@ class MoeBlock(GradientCheckpointingLayer):
         self.recompute_experts = config.recompute_experts
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
             hidden_states: (B, S, D).
             mask: (B, S) bool, False for padding, which is neither routed nor counted.
-            need_balancing: also report the balancing statistics.
+            output_statistics: also report the balancing statistics.
 
         Returns:
             hidden_states (B, S, D); importance, load and token counts, each (E,) or None; and the threshold loss, a
@@ -86,7 +86,7 @@ class MoeBlock(GradientCheckpointingLayer):
         """
         hidden_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         mask_T = None if mask is None else mask.reshape(-1)
-        routed = self.gate(hidden_TD, mask_T, need_balancing)
+        routed = self.gate(hidden_TD, mask_T, output_statistics)
         output_TD = self.mix_experts(hidden_TD, routed)
         output = torch.sigmoid(output_TD).view_as(hidden_states)
         hidden_states = hidden_states + self.dropout(output)

@@ -146,11 +146,11 @@ class MoePreTrainedModel(PreTrainedModel):
         check_ids(f"{prefix}input_ids", ids, self.config.vocab_size)
         return embed_tokens(ids)
 
-    def _with_defaults(self, use_cache: bool | None, output_aux_loss: bool | None) -> tuple[bool, bool]:
+    def _with_defaults(self, use_cache: bool | None, output_statistics: bool | None) -> tuple[bool, bool]:
         """Both arguments; by default a cache is returned outside of training, and balancing losses while training."""
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        return use_cache, self.training if output_aux_loss is None else output_aux_loss
+        return use_cache, self.training if output_statistics is None else output_statistics
 
     def _usable_cache(self, past_key_values: Cache | None, use_cache: bool) -> Cache | None:
         """The given cache, or a new one where one is to be returned; None for no cache.
@@ -163,9 +163,9 @@ class MoePreTrainedModel(PreTrainedModel):
         self._check_cache(past_key_values)
         return past_key_values
 
-    def _zero_aux_loss(self, hidden_states: torch.Tensor, output_aux_loss: bool) -> torch.Tensor | None:
+    def _zero_aux_loss(self, hidden_states: torch.Tensor, output_statistics: bool) -> torch.Tensor | None:
         """What the layers' balancing losses are added to: zero, or None when they are not asked for."""
-        return hidden_states.new_zeros((), dtype=torch.float32) if output_aux_loss else None
+        return hidden_states.new_zeros((), dtype=torch.float32) if output_statistics else None
 
     def _run_moe(
         self, layer: MoeBlock, hidden_states: torch.Tensor, mask: torch.Tensor | None, aux_loss: torch.Tensor | None

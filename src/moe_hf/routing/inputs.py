@@ -19,7 +19,11 @@ from .texts import PairText, StreamText
 def load_for_routing(
     model: str, target_language: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, on a GPU if there is one, and its tokenizer.
+    """Load a model, onto a GPU if there is one, and its tokenizer.
+
+    Args:
+        model: folder or Hub name.
+        target_language: of a multilingual translation model.
 
     Raises:
         InputError: they cannot be loaded, or do not know the language.
@@ -43,7 +47,21 @@ def open_text(
     carry_state: bool = True,
     max_tokens: int = 200_000,
 ) -> StreamText | PairText:
-    """What `collect_routing` reads. Arguments as for `routing_report`; InputError: the files cannot be read."""
+    """Open the files that a model of either family is to read, as what `collect_routing` takes.
+
+    Args:
+        model: of either family.
+        tokenizer: its tokenizer.
+        files: as for `routing_report`.
+        target_language: as for `routing_report`.
+        batch_size: as for `routing_report`.
+        window_length: as for `routing_report`.
+        carry_state: as for `routing_report`.
+        max_tokens: as for `routing_report`.
+
+    Raises:
+        InputError: the files cannot be read, or are not two for a translation model.
+    """
     if not model.config.is_encoder_decoder:
         stream = tokenize_to_stream(load_text_dataset(files, max_lines=max_tokens), tokenizer)
         return StreamText(stream, window_length, batch_size, max_tokens, carry_state)

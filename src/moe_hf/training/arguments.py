@@ -15,6 +15,7 @@ from ..data.arguments import DataArguments
 from ..data.paths import expand_path
 from ..errors import InputError
 from ..evaluation.held_out_pairs import EVAL_NUM_BEAMS, TOKENS_PER_BATCH
+from ..old_names import with_new_names, with_new_options
 from .optimizer import FACTORED_ADAM
 
 # Where `~` and `${VARIABLE}` mean something, besides the files of data.
@@ -22,7 +23,7 @@ PATH_ARGUMENTS = ("output_dir", "cache_dir", "tokenizer_name_or_path", "model_na
 
 
 @dataclass
-class MoeModelArguments:
+class ModelArguments:
     """The model: a checkpoint to go on from, or a new one. What is not given has the default of its configuration."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "checkpoint or Hub name to fine-tune"})
@@ -62,7 +63,7 @@ class MoeModelArguments:
 
 
 @dataclass
-class ModelArguments(MoeModelArguments):
+class LmModelArguments(ModelArguments):
     """A language model: the arguments of `LstmMoeConfig`."""
 
     layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
@@ -75,7 +76,7 @@ class ModelArguments(MoeModelArguments):
 
 
 @dataclass
-class TranslationModelArguments(MoeModelArguments):
+class TranslationModelArguments(ModelArguments):
     """A translation model: the arguments of `GnmtMoeConfig`."""
 
     encoder_layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
@@ -151,7 +152,7 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
     constant_steps: int = field(
         default=0, metadata={"help": "steps at the peak learning rate between warm-up and 1/sqrt(step) (paper: 8000)"}
     )
-    eval_words_per_batch: int = field(
+    eval_tokens_per_batch: int = field(
         default=TOKENS_PER_BATCH, metadata={"help": "tokens of a batch that perplexity is taken of"}
     )
     eval_num_beams: int = field(
@@ -170,13 +171,13 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
                 f"constant_steps={self.constant_steps} must be at least 0, and is for lr_scheduler_type=inverse_sqrt, "
                 f"not {self.lr_scheduler_type}"
             )
-        for name in ("eval_words_per_batch", "eval_num_beams"):
+        for name in ("eval_tokens_per_batch", "eval_num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def parse_arguments(
-    argv: list[str] | None = None, dataclasses_: tuple = (ModelArguments, DataArguments, MoeTrainingArguments)
+    argv: list[str] | None = None, dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments)
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
 
@@ -191,6 +192,7 @@ def parse_arguments(
         if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
             action.nargs, action.const = "?", "last"
     parser.error = _refuse
+    argv = with_new_options(argv, parser)
     if argv and not argv[0].startswith("-"):
         parser.set_defaults(**_read_yaml(argv[0], dataclasses_))
         argv = argv[1:]
@@ -215,7 +217,7 @@ def changed_arguments(*parsed) -> dict:
     """What differs from the defaults, as plain values: as a YAML file, the same arguments again.
 
     Args:
-        parsed: instances of the argument classes.
+        *parsed (object): instances of the argument classes.
     """
     changed = {}
     for arguments in parsed:
@@ -253,6 +255,7 @@ def _read_yaml(path: str, dataclasses_: tuple) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"configuration file {path} holds {type(values).__name__}, expected 'name: value' lines")
     known = {f.name for cls in dataclasses_ for f in dataclasses.fields(cls) if f.init}
+    values = with_new_names(values, known, where=f"{path}: ")
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)

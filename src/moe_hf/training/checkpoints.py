@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from ..errors import InputError
+from ..old_names import with_new_names
 from ..run_folder import RUN_FILE, check_checkpoint, list_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     Args:
         output_dir: folder of the run.
         checkpoint: what is resumed from, None for a new run.
-        arguments: what decides the course of the run, as plain values.
+        arguments: the `run_identity`, as plain values.
 
     Raises:
         InputError: an argument differs from the run that the checkpoint belongs to; names it and both values.
@@ -64,7 +65,7 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     file = Path(checkpoint).parent / RUN_FILE
     if not file.is_file():
         return
-    earlier = json.loads(file.read_text(encoding="utf-8"))
+    earlier = with_new_names(json.loads(file.read_text(encoding="utf-8")))
     for name, value in arguments.items():
         if name in earlier and earlier[name] != value:
             raise InputError(
