@@ -31,8 +31,8 @@ RECORDING_KEYWORDS = ("output_hidden_states", "output_router_logits", "output_at
 class TokenEmbedding(nn.Embedding):
     """ids (...) -> (..., D): rows of `weight` (vocab_size, D), times D ** 0.5 with `config.scale_embedding`.
 
-    A matrix that is the softmax's too has to start small, with a variance of 1 / D; layers that start with gates and
-    attention scores near zero learn slowly from inputs as small as that.
+    An embedding that is tied to the softmax has to start small, with a variance of 1 / D. Gates and attention scores
+    start near zero, and learn slowly from inputs that small.
 
     Args:
         config: vocab_size, hidden_size D, scale_embedding.
@@ -228,9 +228,9 @@ class MoePreTrainedModel(PreTrainedModel):
         if mesh_manager is not None:
             check_sharding(model, distributed_config)
             if model.all_tied_weights_keys and distributed_config.tp_size == 1:
-                # One weight in one group. The library shards embedding and softmax before it ties them, and in two
-                # groups: where the processes do not divide the vocabulary each then has a padded copy, and one of
-                # them is never updated.
+                # One weight in one group. The library shards embedding and softmax in two groups before it ties them.
+                # If the processes do not divide the vocabulary, each group has a padded copy, and one copy is never
+                # updated.
                 model.tie_weights(recompute_mapping=False)
                 model.fsdp_plan = {name: rule for name, rule in model.fsdp_plan.items() if name != "lm_head"}
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
