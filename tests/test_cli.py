@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_gnmt import tiny_model as tiny_gnmt
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import tiny_gnmt, tiny_lm
 
 from moe_hf import __version__, cli, errors
 from moe_hf.commands import evaluate, evaluate_lm, evaluate_translation

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import tiny_config
+from tiny_models import tiny_lm_config
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 
@@ -75,11 +75,11 @@ def test_a_model_of_137_billion_parameters_is_built_without_memory():
 )
 def test_an_impossible_value_is_refused_by_name(changes, message):
     with pytest.raises(Exception, match=message):
-        tiny_config(**changes)
+        tiny_lm_config(**changes)
 
 
 def test_number_of_layers_and_layer_types_follow_from_the_pattern():
-    config = tiny_config(layer_pattern=("lstm", "moe", "moe", "lstm"))
+    config = tiny_lm_config(layer_pattern=("lstm", "moe", "moe", "lstm"))
     assert config.num_hidden_layers == 4
     assert config.layer_types == config.layer_pattern == ["lstm", "moe", "moe", "lstm"]
     assert len(LstmMoeForCausalLM(config).model.layers) == 4
@@ -94,13 +94,13 @@ def test_experts_per_token_that_are_left_out_are_four_or_with_dense_gating_all()
 
 @pytest.mark.parametrize("changes", [HIERARCHY, {"gating": "softmax", "num_experts_per_tok": None}])
 def test_saving_and_loading_keeps_the_gate(changes, tmp_path):
-    config = tiny_config(**changes)
+    config = tiny_lm_config(**changes)
     config.save_pretrained(tmp_path)
     assert LstmMoeConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
 def test_saving_and_loading_keeps_every_value(tmp_path):
-    config = tiny_config(layer_pattern=["moe", "lstm"], lstm_hidden_size=6, gating="softmax_top_k", dropout=0.25)
+    config = tiny_lm_config(layer_pattern=["moe", "lstm"], lstm_hidden_size=6, gating="softmax_top_k", dropout=0.25)
     config.save_pretrained(tmp_path)
     loaded = LstmMoeConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
