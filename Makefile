@@ -81,5 +81,6 @@ hf-suite: $(BIN)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt parameterized
 	$(BIN)/python tests/hf_suite/run.py
 
+# Removes what was installed and built. Models in runs/ stay.
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) runs build dist src/*.egg-info
+	rm -rf $(VENV) $(NEWEST_VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

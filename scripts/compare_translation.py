@@ -3,7 +3,7 @@
 
     python scripts/compare_translation.py configs/reproduction/multilingual.yaml [--seeds 1 2] [--only NAME ...]
 
-The configuration's `variants` are the models, the first one what the others are compared with, its `references`
+The configuration's `variants` are the models, the first one what the others are compared with, its `baselines`
 models of Transformers on the same batches; every argument of scripts/train_translation.py can be given for all of
 them. Finished runs in output_dir are kept and a killed one goes on, so the same command can be given again, also in
 several processes at once with different --only. Writes translation.md, translation.csv and translation.png into
@@ -14,15 +14,15 @@ with eval_num_beams (1: greedily), and what they went through while training.
 import sys
 from pathlib import Path
 
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.extra_packages import require_packages
 from moe_hf.experiments.run_curves import write_curves
-from moe_hf.experiments.sweep import SweepArguments, train_runs, translation_reference_runs, variant_runs
+from moe_hf.experiments.sweep import SweepArguments, train_runs, translation_baseline_runs, variant_runs
 from moe_hf.experiments.translation_plot import plot_translation
 from moe_hf.experiments.translation_report import TranslationRow, add_translation_run, translation_table
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import train_translation
-from moe_hf.training.translation_arguments import TranslationDataArguments
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def run() -> None:
     runs = variant_runs(
         model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds, train=train_translation
     )
-    runs += translation_reference_runs(data_args, training_args, sweep_args.references, sweep_args.seeds)
+    runs += translation_baseline_runs(data_args, training_args, sweep_args.baselines, sweep_args.seeds)
     rows = {}
     for trained in train_runs(runs, sweep_args.only):
         add_translation_run(rows, trained.name, trained.seed, trained.folder)

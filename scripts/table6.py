@@ -10,14 +10,15 @@ the same command can be given again. Writes table6.md, table6.csv and table6.png
 import sys
 from pathlib import Path
 
+from moe_hf.data.arguments import DataArguments
 from moe_hf.errors import InputError, run_command
 from moe_hf.evaluation.extra_packages import require_packages
 from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
-from moe_hf.routing.history_plot import HISTORY_FILE
-from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
+from moe_hf.run_folder import HISTORY_FILE
+from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
 
 def run() -> None:
     require_packages("matplotlib")  # better now than after the training
-    classes = (ModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
+    classes = (LmModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
     if sweep_args.variants or sweep_args.only:
         raise InputError("variants and only cannot be given: the rows of the table are the variants")

@@ -15,19 +15,19 @@ from fake_hub import FakeHub
 from huggingface_hub import ModelCard
 from tiny_models import tiny_lm
 from tiny_runs import TRANSLATION_CONFIG, write_config
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from moe_hf.commands import evaluate_lm, evaluate_translation
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
-from moe_hf.hub import AUTO_MAPS, export, push, with_code
+from moe_hf.families import FAMILIES
+from moe_hf.hub import export, push, with_code
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
 from moe_hf.training.translation import train_translation
-from moe_hf.training.translation_arguments import TranslationDataArguments
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("classes_as_before")
-FAMILIES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +68,17 @@ def run_process(*arguments, **environment):
 def test_a_repository_is_complete_and_works_without_the_package(family, runs, tmp_path):
     export(str(runs[family]), tmp_path / "repository")
     config = json.loads((tmp_path / "repository" / "config.json").read_text())
-    assert config["auto_map"] == AUTO_MAPS[family]
+    assert config["auto_map"] == FAMILIES[family].auto_map
     assert "local" not in (tmp_path / "repository" / "tokenizer_config.json").read_text()
     names = {path.name for path in (tmp_path / "repository").iterdir()}
     assert {"model.safetensors", "generation_config.json", "tokenizer.json", "README.md", "moe.py"} <= names
 
-    model = FAMILIES[family].from_pretrained(runs[family])
+    model = FAMILIES[family].auto_class.from_pretrained(runs[family])
     inputs = {"input_ids": torch.tensor([[5, 7, 9, 4]])}
     if family == "gnmt_moe":
         inputs["decoder_input_ids"] = torch.tensor([[1, 5, 6]])
     torch.save((inputs, model(**inputs).logits.detach()), tmp_path / "expected.pt")
-    arguments = (FAMILIES[family].__name__, tmp_path / "repository", tmp_path)
+    arguments = (FAMILIES[family].auto_class.__name__, tmp_path / "repository", tmp_path)
     output = run_process(
         ROOT / "tests" / "helpers" / "use_without_package.py", *arguments, HF_MODULES_CACHE=f"{tmp_path}/modules"
     )

@@ -38,7 +38,7 @@ def texts(results):
 def test_results_come_in_the_order_of_the_lines_whatever_the_batches(model, tokenizer, arguments):
     arguments = {"with_scores": True} | arguments
     together = list(Translator(model, tokenizer, "de", **arguments).translate(LINES))
-    apart = list(Translator(model, tokenizer, "de", batch_tokens=1, **arguments).translate(LINES))
+    apart = list(Translator(model, tokenizer, "de", tokens_per_batch=1, **arguments).translate(LINES))
     portions = list(Translator(model, tokenizer, "de", buffer_lines=2, **arguments).translate(iter(LINES)))
     assert len(together) == len(LINES) and texts(together) == texts(apart) == texts(portions)
     assert len({found[0].text for found in together}) > 2
@@ -121,7 +121,7 @@ def test_what_the_checkpoint_says_of_the_search_counts(single):
     model = tiny_gnmt(vocab_size=len(single), gating="softmax_top_k", std=0.5)
     expected = list(Translator(model, single, num_beams=3, num_return_sequences=2).translate(LINES))
     model.generation_config.num_beams, model.generation_config.num_return_sequences = 3, 2
-    translator = Translator(model, single, batch_tokens=60)
+    translator = Translator(model, single, tokens_per_batch=60)
     assert list(translator.translate(LINES)) == expected
     assert max(map(len, translator._batches([4] * 20))) == 60 // (4 * 3)
     greedy = Translator(model, single, num_beams=1, num_return_sequences=1)
@@ -177,7 +177,7 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch=0 must be at least 1"),
         ({"buffer_lines": 0}, "buffer_lines=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"max_length": 1}, "max_length=1 must be at least 2"),
@@ -200,3 +200,10 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
 def test_bad_arguments_are_named(model, tokenizer, arguments, named):
     with pytest.raises(InputError, match=named):
         list(Translator(model, tokenizer, **({"target_language": "de"} | arguments)).translate([""]))
+
+
+def test_the_old_name_of_tokens_per_batch_works_and_warns(model, tokenizer):
+    with pytest.warns(DeprecationWarning, match="batch_tokens of Translator is now called tokens_per_batch"):
+        assert Translator(model, tokenizer, "de", batch_tokens=60).tokens_per_batch == 60
+    with pytest.raises(InputError, match="batch_tokens .* is now called tokens_per_batch; give tokens_per_batch=8000"):
+        Translator(model, tokenizer, "de", batch_tokens=60, tokens_per_batch=8000)

@@ -7,6 +7,15 @@ import sys
 from collections.abc import Callable
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message.
+
+    Of a configuration's check that is the check's own message, which the library wraps in an error of its own.
+    """
+    cause = error.__cause__ if type(error).__name__.startswith("StrictDataclass") else None
+    return str(cause or error).strip().partition("\n")[0]
+
+
 class InputError(ValueError):
     """The user's input is at fault; the message is one line: the argument or file, the value seen, what is allowed."""
 
@@ -26,9 +35,12 @@ class InterruptedRun(RuntimeError):
 def run_command(command: Callable[[], dict | None]) -> int:
     """Call `command` and print the metrics that it returns, or its error as one line on standard error.
 
+    Args:
+        command: called without arguments.
+
     Returns:
-        the exit status: 1 after an error, and as in a shell 128 and the signal's number after one: 130 for Ctrl-C, 141
-        when whoever read the output, such as `head`, has read enough.
+        The exit status, as in a shell: 0; 1 after an error; 128 and the signal's number after a signal, such as 130
+        for Ctrl-C, or 141 when the reader of the output, such as `head`, has read enough.
     """
     try:
         for name, value in (command() or {}).items():

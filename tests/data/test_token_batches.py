@@ -130,11 +130,11 @@ def test_temperature_draws_whole_shares_and_every_pair_in_turn(pairs, data, temp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 0}, "words_per_batch=0 must be at least 1"),
+        ({"budget": 0}, "tokens_per_batch=0 must be at least 1"),
         ({"bucket_width": 0}, "bucket_width=0 must be at least 1"),
         ({"temperature": 0.5}, "sampling_temperature=0.5 must be at least 1"),
         ({"num_processes": 4}, "3 sentence pairs cannot be spread over 4 processes"),
-        ({"budget": 1, "num_processes": 2}, "3 batches of one sentence pair .* 2 processes: words_per_batch=1 is too"),
+        ({"budget": 1, "num_processes": 2}, "3 batches of one sentence .* 2 processes: tokens_per_batch=1 is too"),
     ],
 )
 def test_bad_option_is_named(options, message):

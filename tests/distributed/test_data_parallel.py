@@ -1,4 +1,4 @@
-"""DDP and accelerate's FSDP2: training is that of one process with the combined batch, and no idle expert stops it."""
+"""DDP and accelerate's FSDP2: training is that of one process with the global batch, and no idle expert stops it."""
 
 import pytest
 import torch

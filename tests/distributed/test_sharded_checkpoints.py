@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from moe_hf.errors import InputError
 from moe_hf.hub import export
+from moe_hf.run_folder import check_checkpoint
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.callbacks import AuxLossCallback
-from moe_hf.training.checkpoints import check_checkpoint
 from moe_hf.training.lm import train_lm
 
 pytestmark = pytest.mark.distributed

@@ -9,7 +9,7 @@ from tiny_runs import write_config
 from transformers.distributed import DistributedConfig
 
 from moe_hf import LstmMoeForCausalLM
-from moe_hf.distributed.sharding import made_by_first_process
+from moe_hf.distributed.sharding import broadcast_from_rank_zero
 from moe_hf.errors import InputError
 from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
@@ -59,7 +59,7 @@ def make_once(folder, fails):
         return "made"
 
     try:
-        made = made_by_first_process(make, MoeTrainingArguments(output_dir=str(folder), use_cpu=True))
+        made = broadcast_from_rank_zero(make, MoeTrainingArguments(output_dir=str(folder), use_cpu=True))
     except InputError as error:
         made = f"error: {error}"
     return len(calls), made

@@ -14,9 +14,10 @@ from moe_hf.data.sentence_pairs import load_sentence_pairs
 from moe_hf.data.translation_tokenizers import train_translation_tokenizer
 from moe_hf.errors import InputError
 from moe_hf.evaluation.bleu_tokenizers import check_tokenizer, language_of_file, merge_signatures, tokenizer_for
+from moe_hf.evaluation.held_out_pairs import evaluation_pairs
 from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.translation import evaluation_pairs, train_translation
+from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_trainer import score_translations
 from tests.evaluation.test_metrics import REFERENCES_ZH, TRANSLATIONS_ZH
 from tests.training.test_translation import CLASSES

@@ -10,10 +10,10 @@ import pytest
 from tiny_models import tiny_gnmt, tiny_gnmt_config, tiny_lm_config
 
 from moe_hf.commands import table as script
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
 from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from moe_hf.training.translation_arguments import TranslationDataArguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = {row.config: row for row in (*BILLION_WORDS_1, *BILLION_WORDS_100)}
@@ -87,7 +87,7 @@ def test_translation_is_trained_as_the_papers(row):
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
     path = CONFIGS / "translation" / row.config
     _, data, training = parse_arguments([str(path), "--use_cpu", "true"], classes)
-    assert (data.vocab_size, data.words_per_batch) == (32000, 16000)
+    assert (data.vocab_size, data.tokens_per_batch) == (32000, 16000)
     schedule = (training.lr_scheduler_type, training.warmup_steps, training.constant_steps)
     assert schedule == ("inverse_sqrt", 2000, 8000)
     assert len(data.train_sources()) == len(data.validation_sources()) == (12 if row.name == "multilingual" else 1)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianConfig, Marian
 
 from moe_hf.data.translation_tokenizers import encode_texts, load_translation_tokenizer
 from moe_hf.evaluation.translation_model import evaluate_translation
-from moe_hf.model_size import size_of_reference
+from moe_hf.model_size import size_of_baseline
 from moe_hf.training.translation_trainer import token_loss
 from moe_hf.translator import Translator
 
@@ -23,11 +23,11 @@ MARIAN |= {"max_position_embeddings": 128, "label_smoothing": 0.2}
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reference")
+    folder = tmp_path_factory.mktemp("baseline")
     texts = {"en": ["a dog sees a cat", "a cat"], "de": ["ein Hund sieht einen Kater", "ein Kater"]}
     pairs = [{"source_files": [str(folder / "text.en")], "target_files": [str(folder / "text.de")]}]
-    references = {"Transformer": MARIAN | {"max_steps": 6}}
-    return write_translation_config(folder, texts, train_pairs=pairs, validation_pairs=pairs, references=references)
+    baselines = {"Transformer": MARIAN | {"max_steps": 6}}
+    return write_translation_config(folder, texts, train_pairs=pairs, validation_pairs=pairs, baselines=baselines)
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def test_perplexity_is_that_of_every_token(config, call):
 
 def test_a_variant_has_another_name(config, call, tmp_path):
     status, _, error = call(config, "--variants", '{"Transformer": {}}', "--output_dir", tmp_path / "run")
-    assert status == 1 and "references: 'Transformer' is the name of a variant too" in error
+    assert status == 1 and "baselines: 'Transformer' is the name of a variant too" in error
 
 
-def test_gnmts_search_and_the_attention_of_a_reference(config, call):
+def test_gnmts_search_and_the_attention_of_a_baseline(config, call):
     assert call(config)[0] == 0
     folder = str(config.parent / "run" / "Transformer-seed1")
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), load_translation_tokenizer(folder)
@@ -127,8 +127,8 @@ def test_the_loss_is_a_sum_with_label_smoothing_while_training(smoothing):
         assert found.item() == pytest.approx(expected / 7, rel=1e-5)
 
 
-def test_a_reference_is_counted_as_ours_are():
-    parameters, ops = size_of_reference(AutoConfig.for_model(**MARIAN, vocab_size=50, pad_token_id=0))
+def test_a_baseline_is_counted_as_ours_are():
+    parameters, ops = size_of_baseline(AutoConfig.for_model(**MARIAN, vocab_size=50, pad_token_id=0))
     d, attention = 8, 4 * 8 * 8
     matrices = 2 * (attention + 2 * d * 12) + (2 * attention + 2 * d * 20)
     assert ops == matrices
@@ -139,7 +139,7 @@ def test_a_reference_is_counted_as_ours_are():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "marien"}, "reference=.*marien.* is no model"),
+        ({"model_type": "marien"}, "baseline=.*marien.* is no model"),
         ({"model_type": "gpt2"}, "'gpt2'.* is no model: 'd_model' is no argument of gpt2"),
         ({"dropuot": 0.9}, "is no model: 'dropuot' is no argument of marian"),
         ({"encoder_attention_heads": 3}, "cannot be made: embed_dim must be divisible by num_heads"),
@@ -153,7 +153,7 @@ def test_a_reference_is_counted_as_ours_are():
         ({"max_steps": "many"}, "'Transformer': max_steps='many' must be of type int"),
     ],
 )
-def test_a_wrong_reference_is_named(config, call, changes, named, tmp_path):
-    references = json.dumps({"Transformer": MARIAN | changes})
-    status, _, error = call(config, "--references", references, "--output_dir", tmp_path / "run")
+def test_a_wrong_baseline_is_named(config, call, changes, named, tmp_path):
+    baselines = json.dumps({"Transformer": MARIAN | changes})
+    status, _, error = call(config, "--baselines", baselines, "--output_dir", tmp_path / "run")
     assert status == 1 and re.search(named, error), error

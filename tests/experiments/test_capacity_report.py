@@ -17,13 +17,13 @@ from moe_hf.errors import InputError
 from moe_hf.evaluation import count_parameters, ops_per_timestep
 from moe_hf.experiments.capacity_report import CapacityRow, capacity_table, plot_capacity
 from moe_hf.experiments.sweep import SweepArguments
-from moe_hf.model_size import size_of_reference
+from moe_hf.model_size import size_of_baseline
 from moe_hf.training.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {"4xLSTM": {"layer_pattern": ["lstm"] * 4}, "MoE-4": {"num_experts": 4}}
 GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 12, "n_positions": 14}
-REFERENCES = {"GPT-2": GPT2 | {"tie_word_embeddings": False, "learning_rate": 1e-3}}
+BASELINES = {"GPT-2": GPT2 | {"tie_word_embeddings": False, "learning_rate": 1e-3}}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("capacity")
     write_config(folder)
     text = (folder / "config.yaml").read_text(encoding="utf-8")
-    models = {"variants": VARIANTS, "references": REFERENCES}
+    models = {"variants": VARIANTS, "baselines": BASELINES}
     (folder / "config.yaml").write_text(text + "\n" + yaml.safe_dump(models), encoding="utf-8")
     return folder / "config.yaml"
 
@@ -60,23 +60,23 @@ def test_from_configuration_to_table(config, call):
     assert (folder / "capacity.png").stat().st_size > 10_000
 
 
-def test_a_reference_reads_as_many_tokens_a_step(config, call):
+def test_a_baseline_reads_as_many_tokens_a_step(config, call):
     assert call(config, "--only", "GPT-2", "--eval_strategy", "steps", "--eval_steps", "2")[0] == 0
     folder = config.parent / "run" / "GPT-2-seed1"
     run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     ours = yaml.safe_load(CONFIG)
     tokens = ours["per_device_train_batch_size"] * ours["window_length"]
     assert run["window_length"] == 14 and run["per_device_train_batch_size"] * 14 == tokens
-    assert run["learning_rate"] == 1e-3 and "learning_rate" not in run["reference"]
+    assert run["learning_rate"] == 1e-3 and "learning_rate" not in run["baseline"]
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model).__name__ == "GPT2LMHeadModel"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer) and model.config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_a_reference_is_counted_as_ours_are():
+def test_a_baseline_is_counted_as_ours_are():
     config = AutoConfig.for_model(**GPT2, tie_word_embeddings=False, vocab_size=50)
-    parameters, ops = size_of_reference(config)
+    parameters, ops = size_of_baseline(config)
     d, inner, window = 8, 12, 14
     matrices = 4 * d * d + 2 * d * inner
     biases_and_norms = (3 * d + d) + (inner + d) + 2 * 2 * d + 2 * d
@@ -85,21 +85,21 @@ def test_a_reference_is_counted_as_ours_are():
     attention = sum(2 * t * d for t in range(1, window + 1)) / window
     assert ops == matrices + attention
     tied = AutoConfig.for_model(**GPT2, vocab_size=50)
-    assert size_of_reference(tied) == (parameters, ops)
+    assert size_of_baseline(tied) == (parameters, ops)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "gpt3"}, "reference=.*gpt3.* is no model"),
+        ({"model_type": "gpt3"}, "baseline=.*gpt3.* is no model"),
         ({"weight_decay": 0.1}, "'GPT-2': 'weight_decay' is no argument of the model"),
         ({"learning_rate": "fast"}, "'GPT-2': learning_rate='fast' must be of type float"),
         ({"n_positions": 9}, "'GPT-2': its windows of 9 must divide the 28 tokens of a step"),
     ],
 )
-def test_a_wrong_reference_is_named(config, call, changes, named):
-    references = json.dumps({"GPT-2": GPT2 | changes})
-    status, _, error = call(config, "--references", references, "--only", "GPT-2", "--output_dir", config.parent / "x")
+def test_a_wrong_baseline_is_named(config, call, changes, named):
+    baselines = json.dumps({"GPT-2": GPT2 | changes})
+    status, _, error = call(config, "--baselines", baselines, "--only", "GPT-2", "--output_dir", config.parent / "x")
     assert status == 1 and re.search(named, error), error
 
 
@@ -118,7 +118,7 @@ def test_the_table_compares_means_with_the_baselines():
 def test_the_shipped_models_cost_the_same_for_a_token():
     given = yaml.safe_load((ROOT / "configs" / "reproduction" / "capacity.yaml").read_text(encoding="utf-8"))
     names = ("hidden_size", "layer_pattern", "num_experts_per_tok", "moe_intermediate_size", "vocab_size")
-    gpt2 = given["references"]["GPT-2"]
+    gpt2 = given["baselines"]["GPT-2"]
     common = {name: given[name] for name in names}
     configs = {name: LstmMoeConfig(**(common | changes)) for name, changes in given["variants"].items()}
     sizes = {name: count_parameters(config) for name, config in configs.items()}
@@ -129,15 +129,15 @@ def test_the_shipped_models_cost_the_same_for_a_token():
     assert gates["MoE-256"] == 2 * 256 * 64
     rising = [sizes[name] for name in ("MoE-4", "MoE-32", "MoE-256", "MoE-1024-h", "MoE-4096-h")]
     assert rising == sorted(rising) and rising[-1] > 60_000_000
-    reference = size_of_reference(AutoConfig.for_model(**gpt2, vocab_size=given["vocab_size"]))
-    assert reference[1] == pytest.approx(ops["4xLSTM"], rel=0.01) and gpt2["n_positions"] == 256
+    baseline = size_of_baseline(AutoConfig.for_model(**gpt2, vocab_size=given["vocab_size"]))
+    assert baseline[1] == pytest.approx(ops["4xLSTM"], rel=0.01) and gpt2["n_positions"] == 256
     assert sizes["MoE-4"] == pytest.approx(sizes["4xLSTM"], rel=0.01)
 
 
 def test_the_shipped_models_of_one_capacity_differ_in_computation_only():
     given = yaml.safe_load((ROOT / "configs" / "reproduction" / "computation.yaml").read_text(encoding="utf-8"))
     beside = yaml.safe_load((ROOT / "configs" / "reproduction" / "capacity.yaml").read_text(encoding="utf-8"))
-    own = {"output_dir", "variants", "references", "hidden_size", "moe_intermediate_size"}
+    own = {"output_dir", "variants", "baselines", "hidden_size", "moe_intermediate_size"}
     assert {name: value for name, value in given.items() if name not in own} == {
         name: value for name, value in beside.items() if name not in own
     }
@@ -168,7 +168,7 @@ def test_the_plot_is_against_what_differs(tmp_path, monkeypatch):
     [
         (["--variants", "{"], "variants is not valid JSON"),
         (["--variants", '["a"]'], "variants=.* must be {name: {argument: value}}"),
-        (["--references", '["a"]'], "references=.* must be {name: {argument: value}}"),
+        (["--baselines", '["a"]'], "baselines=.* must be {name: {argument: value}}"),
         (["--variants", '{"a/b": {}}'], "variants: name 'a/b' must consist of letters"),
         (["--variants", '{"a": {}}', "--only", "b"], "only=b is none of a"),
         ([], "variants is empty"),

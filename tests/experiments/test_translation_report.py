@@ -18,7 +18,7 @@ from moe_hf.experiments.numbers import mean_and_range, rounded
 from moe_hf.experiments.sweep import TRAINING_ARGUMENTS
 from moe_hf.experiments.translation_plot import plot_translation
 from moe_hf.experiments.translation_report import TranslationRow, translation_table
-from moe_hf.model_size import size_of_reference
+from moe_hf.model_size import size_of_baseline
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {"dense": {"num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "MoE-4": {}}
@@ -83,8 +83,8 @@ def test_models_of_other_arguments_are_not_put_into_one_table(config, call):
     [
         (["--only", "MoE-8"], "only=MoE-8 is none of dense, MoE-4"),
         (
-            ["--references", '{"GPT-2": {"model_type": "gpt2"}}'],
-            "reference 'GPT-2': reference={'model_type': 'gpt2'} is no encoder-decoder model",
+            ["--baselines", '{"GPT-2": {"model_type": "gpt2"}}'],
+            "baseline 'GPT-2': baseline={'model_type': 'gpt2'} is no encoder-decoder model",
         ),
         (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': 'num_expert' is no argument of the model"),
     ],
@@ -198,8 +198,8 @@ def test_the_transformer_beside_the_best_costs_the_same_for_a_token():
     given = yaml.safe_load((ROOT / "configs/reproduction/multi30k-en-de-best.yaml").read_text(encoding="utf-8"))
     own = vars(GnmtMoeConfig()).keys()
     dense = {key: value for key, value in (given | given["variants"]["dense"]).items() if key in own}
-    reference = {k: v for k, v in given["references"]["Transformer"].items() if k not in TRAINING_ARGUMENTS}
-    ops = size_of_reference(AutoConfig.for_model(**reference, vocab_size=given["vocab_size"], pad_token_id=0))[1]
+    baseline = {k: v for k, v in given["baselines"]["Transformer"].items() if k not in TRAINING_ARGUMENTS}
+    ops = size_of_baseline(AutoConfig.for_model(**baseline, vocab_size=given["vocab_size"], pad_token_id=0))[1]
     assert ops == pytest.approx(ops_per_timestep(GnmtMoeConfig(**dense)), rel=0.05)
 
 

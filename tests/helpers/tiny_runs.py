@@ -27,7 +27,7 @@ disable_tqdm: true
 # Without any data.
 TRANSLATION_CONFIG = """
 vocab_size: 290
-words_per_batch: 40
+tokens_per_batch: 40
 hidden_size: 8
 encoder_layer_pattern: [lstm, moe]
 decoder_layer_pattern: [lstm, moe]

@@ -10,8 +10,9 @@ from transformers import pipeline as library_pipeline
 
 from moe_hf import LstmMoeForSequenceClassification
 from moe_hf.errors import InputError
-from moe_hf.hub import AUTO_MAPS, with_code
-from moe_hf.training.runs import load_pretrained
+from moe_hf.families import FAMILIES
+from moe_hf.hub import with_code
+from moe_hf.loading import load_pretrained
 
 TEXTS = [[3, 9, 4, 11, 5], [7, 2], [8, 6, 10]]
 
@@ -154,8 +155,8 @@ def test_commands_refuse_a_classifier_where_they_want_a_language_model(tmp_path)
 @pytest.mark.usefixtures("classes_as_before")
 def test_its_code_can_be_saved_with_it(tmp_path):  # tests/test_hub.py loads such a folder without the package
     with_code(tiny_classifier().float()).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAPS["lstm_moe"]
-    assert {"modeling_lstm_moe.py", "classification.py"} <= {path.name for path in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == FAMILIES["lstm_moe"].auto_map
+    assert {"modeling_lstm_moe.py", "task_loss.py"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_more_tokens_change_no_class():

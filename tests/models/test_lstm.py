@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import assert_same, gradients, randomize, tiny_lm_config
 
-from moe_hf.models.bidirectional_lstm import BidirectionalLstmLayer
+from moe_hf.models.gnmt_layers import BidirectionalLstmLayer
 from moe_hf.models.lstm import Lstm, LstmLayer, is_fused, run_fused, run_lstm
 from moe_hf.models.lstm_kernel import _lstm, lstm_sequence
 

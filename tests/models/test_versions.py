@@ -11,7 +11,8 @@ import torch
 from tiny_models import tiny_gnmt, tiny_lm
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from moe_hf.model_code import AUTO_MAPS, add_code
+from moe_hf.families import FAMILIES
+from moe_hf.model_code import add_code
 from moe_hf.models.versions import TESTED_WITH, TRANSFORMERS
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,6 @@ def test_exported_code_refuses_another_transformers(family, version, tmp_path, m
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)  # which is another test's folder
     with pytest.raises(ImportError, match=rf"^transformers>=5.23,<6 is required .*found transformers=={version}\.$"):
-        get_class_from_dynamic_module(AUTO_MAPS[family]["AutoConfig"], tmp_path)
+        get_class_from_dynamic_module(FAMILIES[family].auto_map["AutoConfig"], tmp_path)
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    assert get_class_from_dynamic_module(AUTO_MAPS[family]["AutoConfig"], tmp_path).model_type == family
+    assert get_class_from_dynamic_module(FAMILIES[family].auto_map["AutoConfig"], tmp_path).model_type == family

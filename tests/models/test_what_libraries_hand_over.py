@@ -205,7 +205,7 @@ def test_unscored_labels_are_read_and_routed_as_without_labels(scored, start):
     inputs = SHIFTED.masked_fill(SHIFTED == 1, start)
     labels = TARGET.masked_fill(torch.tensor([scored]) == 0, -100)
     output = model(TEXT, labels=labels, decoder_input_ids=inputs)
-    free = model.model(TEXT, decoder_input_ids=inputs, output_aux_loss=True)
+    free = model.model(TEXT, decoder_input_ids=inputs, output_statistics=True)
     log_probs = model.lm_head(free.last_hidden_state).log_softmax(-1)
     nats = [-log_probs[row, t, TARGET[row, t]] for row in range(2) for t in range(4) if scored[t]]
     assert_same(output.loss.double(), torch.stack(nats).mean(), rtol=1e-6)

@@ -157,7 +157,7 @@ def test_totals_are_those_of_the_balancing_statistics():
     model, (batches, lengths) = tiny_lm(**HIERARCHY), lm_batches()
     with torch.no_grad(), routing_totals(model) as totals:
         for inputs, _ in batches:
-            model.base_model(**inputs, output_aux_loss=True)
+            model.base_model(**inputs, output_statistics=True)
     (layer,) = collect_routing(model, batches, lengths).values()
     np.testing.assert_allclose(layer.importance, totals["layers.1"].importance.numpy(), rtol=1e-12)
     np.testing.assert_array_equal(layer.load, totals["layers.1"].tokens.numpy())

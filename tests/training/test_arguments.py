@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from moe_hf import GnmtMoeConfig, LstmMoeConfig
+from moe_hf.data.arguments import DataArguments, TranslationDataArguments
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.demo.text_corpus import generate_lines
 from moe_hf.errors import InputError
-from moe_hf.experiments.sweep import SweepArguments, translation_reference_runs
+from moe_hf.experiments.sweep import SweepArguments, translation_baseline_runs
 from moe_hf.training.arguments import (
-    DataArguments,
-    ModelArguments,
+    LmModelArguments,
     MoeTrainingArguments,
     TranslationModelArguments,
     TranslationTrainingArguments,
@@ -23,24 +23,23 @@ from moe_hf.training.arguments import (
     parse_arguments,
 )
 from moe_hf.training.runs import new_config
-from moe_hf.training.translation_arguments import TranslationDataArguments
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.glob("accelerate/*")))  # those are for `accelerate launch`
 TEXTS = {path: path.read_text(encoding="utf-8") for path in CONFIGS}
 TRANSLATION_CONFIGS = [path for path in CONFIGS if re.search("encoder_layer_pattern|train_source_files", TEXTS[path])]
-REFERENCE_CONFIGS = [path for path in TRANSLATION_CONFIGS if "\nreferences:" in TEXTS[path]]
-OWN_TRANSLATION_CONFIGS = [  # a configuration of references need not have a model of ours
-    path for path in TRANSLATION_CONFIGS if "encoder_layer_pattern" in TEXTS[path] or path not in REFERENCE_CONFIGS
+BASELINE_CONFIGS = [path for path in TRANSLATION_CONFIGS if "\nbaselines:" in TEXTS[path]]
+OWN_TRANSLATION_CONFIGS = [  # a configuration of baselines need not have a model of ours
+    path for path in TRANSLATION_CONFIGS if "encoder_layer_pattern" in TEXTS[path] or path not in BASELINE_CONFIGS
 ]
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
-LM_CLASSES = (ModelArguments, DataArguments, MoeTrainingArguments)
+LM_CLASSES = (LmModelArguments, DataArguments, MoeTrainingArguments)
 TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 
 
 def classes_of(path) -> tuple[type, ...]:
     classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
-    return classes + (SweepArguments,) * bool(re.search("^(variants|references):", TEXTS[path], flags=re.M))
+    return classes + (SweepArguments,) * bool(re.search("^(variants|baselines):", TEXTS[path], flags=re.M))
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def test_variables_are_expanded_in_every_path(yaml_file, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "config"), [(ModelArguments, LstmMoeConfig), (TranslationModelArguments, GnmtMoeConfig)]
+    ("arguments", "config"), [(LmModelArguments, LstmMoeConfig), (TranslationModelArguments, GnmtMoeConfig)]
 )
 def test_model_arguments_are_those_of_the_configuration(arguments, config):
     names = {field.name for field in dataclasses.fields(arguments)}
@@ -190,16 +189,16 @@ def test_shipped_configuration_describes_a_translation_model(path):
     assert config.encoder_layer_pattern == model.encoder_layer_pattern and config.num_experts == model.num_experts
 
 
-@pytest.mark.parametrize("path", REFERENCE_CONFIGS, ids=[path.name for path in REFERENCE_CONFIGS])
-def test_shipped_references_are_translation_models_of_transformers(path):
+@pytest.mark.parametrize("path", BASELINE_CONFIGS, ids=[path.name for path in BASELINE_CONFIGS])
+def test_shipped_baselines_are_translation_models_of_transformers(path):
     parsed = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
     _, data, training, sweep = parsed
-    runs = translation_reference_runs(data, training, sweep.references, seeds=[1])  # raises for one that is none
-    assert [run.name for run in runs] == list(sweep.references) and runs
+    runs = translation_baseline_runs(data, training, sweep.baselines, seeds=[1])  # raises for one that is none
+    assert [run.name for run in runs] == list(sweep.baselines) and runs
 
 
 def test_configurations_are_found():
-    assert len(TRANSLATION_CONFIGS) >= 6 and set(TRANSLATION_CONFIGS) == {*OWN_TRANSLATION_CONFIGS, *REFERENCE_CONFIGS}
+    assert len(TRANSLATION_CONFIGS) >= 6 and set(TRANSLATION_CONFIGS) == {*OWN_TRANSLATION_CONFIGS, *BASELINE_CONFIGS}
     assert len(LM_CONFIGS) >= 2
 
 

@@ -9,7 +9,8 @@ from tiny_training import ArrayStream, noiseless_lm, tiny_trainer
 
 from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import InputError
-from moe_hf.training.checkpoints import check_checkpoint, list_checkpoints, prepare_output_dir
+from moe_hf.run_folder import check_checkpoint, list_checkpoints
+from moe_hf.training.checkpoints import prepare_output_dir
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import NonFiniteLossError
-from moe_hf.training.checkpoints import check_checkpoint
+from moe_hf.run_folder import check_checkpoint
 
 WINDOW = 5
 LEARNING_RATE = 0.5

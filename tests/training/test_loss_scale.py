@@ -1,6 +1,6 @@
 """The gradient does not depend on how a batch is cut into accumulation steps and processes.
 
-Here each process balances its own batch; test_data_parallel.py has the combined one.
+Here each process balances its own batch; test_data_parallel.py has the global one.
 
 Shape suffixes: T tokens, E experts.
 """

@@ -16,9 +16,10 @@ from transformers import TrainerCallback, set_seed
 import moe_hf
 from moe_hf.data.windows import StreamWindows
 from moe_hf.demo.text_corpus import write_demo_corpus
+from moe_hf.run_folder import list_checkpoints
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.callbacks import AuxLossCallback
-from moe_hf.training.checkpoints import list_checkpoints, prepare_output_dir
+from moe_hf.training.checkpoints import prepare_output_dir
 from moe_hf.training.lm import train_lm
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_lm.py"

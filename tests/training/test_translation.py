@@ -21,12 +21,12 @@ from transformers import (
 from moe_hf.averaging import average_checkpoints, last_checkpoints
 from moe_hf.commands import train_translation as train_translation_command
 from moe_hf.commands import translate
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
 from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.hub import export
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import load_pairs, train_translation
-from moe_hf.training.translation_arguments import TranslationDataArguments
 from moe_hf.training.translation_trainer import TranslationTrainer
 from tests.training.test_resume import assert_same_run
 
@@ -93,7 +93,7 @@ def test_evaluation_of_the_saved_model_gives_the_same_numbers(corpus, trained):
 
 
 def test_the_longest_pair_is_told(corpus, capsys):
-    train(corpus, "--output_dir", corpus / "longest", "--max_steps", "1", "--words_per_batch", "10")
+    train(corpus, "--output_dir", corpus / "longest", "--max_steps", "1", "--tokens_per_batch", "10")
     printed = capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(corpus / "longest")
     sides = [PAIRS, (corpus / "train.de").read_text(encoding="utf-8").splitlines()[:-1]]
@@ -146,13 +146,13 @@ def test_evaluations_leave_nothing_behind(trained):
     ("words", "processes", "named"),
     [
         (8000, 6, "validation pairs: 5 sentence pairs cannot be spread over 6 processes"),
-        (1, 3, "validation pairs: 5 batches of one .* over 3 processes: eval_words_per_batch=1 is too small"),
+        (1, 3, "validation pairs: 5 batches of one .* over 3 processes: eval_tokens_per_batch=1 is too small"),
     ],
 )
 def test_validation_pairs_that_the_processes_cannot_share_are_refused_before_the_training(
     corpus, monkeypatch, words, processes, named
 ):
-    arguments = parse_arguments([str(corpus / "config.yaml"), "--eval_words_per_batch", str(words)], CLASSES)
+    arguments = parse_arguments([str(corpus / "config.yaml"), "--eval_tokens_per_batch", str(words)], CLASSES)
     monkeypatch.setattr(TranslationTrainingArguments, "world_size", processes)
     monkeypatch.setattr(TranslationTrainingArguments, "main_process_first", lambda self, desc: nullcontext())
     with pytest.raises(InputError, match=named):
@@ -173,7 +173,7 @@ def test_perplexity_is_that_of_the_references(corpus, trained):
 
 def test_it_learns_to_translate(corpus):
     overrides = ["--output_dir", corpus / "learnt", "--max_steps", 300, "--hidden_size", 32, "--dropout", 0.0]
-    overrides += ["--words_per_batch", 200, "--moe_intermediate_size", 32, "--label_smoothing", 0.0]
+    overrides += ["--tokens_per_batch", 200, "--moe_intermediate_size", 32, "--label_smoothing", 0.0]
     _, metrics = train(corpus, *overrides)
     assert metrics["eval_bleu"] > 90
 
@@ -252,7 +252,7 @@ def test_translate_script_prints_as_many_lines_as_it_reads(corpus, trained, monk
         (["--eval_num_beams", "0"], "eval_num_beams=0 must be at least 1"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor=0.1 .* only 0 is allowed"),
         (["--max_source_length", "1"], "max_source_length=1"),
-        (["--words_per_batch", "0"], "error: words_per_batch=0 must be at least 1"),
+        (["--tokens_per_batch", "0"], "error: tokens_per_batch=0 must be at least 1"),
         (
             ["--model_name_or_path", "{run}-not", "--tokenizer_name_or_path", "{run}"],
             "model_name_or_path=.*run-not: cannot",

@@ -8,8 +8,7 @@ import sys
 
 from transformers import AutoConfig
 
-from ..errors import InputError, run_command
-from ..training.runs import reason
+from ..errors import InputError, first_line, run_command
 from . import evaluate_lm, evaluate_translation
 
 COMMANDS = {"lstm_moe": evaluate_lm, "gnmt_moe": evaluate_translation}
@@ -29,7 +28,7 @@ def _command(model: str):
     try:
         model_type = AutoConfig.from_pretrained(model).model_type
     except (OSError, ValueError) as error:
-        raise InputError(f"model={model}: cannot be loaded ({reason(error)})") from error
+        raise InputError(f"model={model}: cannot be loaded ({first_line(error)})") from error
     if model_type not in COMMANDS:
         raise InputError(f"model={model} has model_type={model_type!r}, expected one of {sorted(COMMANDS)}")
     return COMMANDS[model_type]

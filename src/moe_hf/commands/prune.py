@@ -14,9 +14,9 @@ from ..evaluation.language_model import measure_lm
 from ..evaluation.metrics import load_metric
 from ..evaluation.translation_model import measure_translation
 from ..hub import require_new_folder, save_tokenizer
+from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
-from ..training.runs import load_model_and_tokenizer
 
 
 def main() -> int:

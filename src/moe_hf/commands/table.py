@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 
 from .. import GnmtMoeConfig, LstmMoeConfig
+from ..data.arguments import TranslationDataArguments
 from ..errors import InputError, run_command
 from ..evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
 from ..evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from ..training.translation_arguments import TranslationDataArguments
 
 CONFIGS = Path(__file__).parents[1] / "paper_configs"  # travels with the package; configs/ of a checkout points here
 LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"

@@ -5,10 +5,10 @@
 Every argument of the YAML file can be given on the command line too; `--help` lists them.
 """
 
+from ..data.arguments import TranslationDataArguments
 from ..errors import run_command
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from ..training.translation import train_translation
-from ..training.translation_arguments import TranslationDataArguments
 
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 

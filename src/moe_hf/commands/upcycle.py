@@ -11,10 +11,10 @@ import argparse
 
 from ..errors import run_command
 from ..hub import require_new_folder, save_tokenizer
+from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..model_size import ops_per_timestep
 from ..models.configuration_moe import GATINGS
-from ..training.runs import load_model_and_tokenizer
 from ..upcycling import exactness, upcycle
 
 

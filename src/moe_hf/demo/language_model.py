@@ -60,7 +60,14 @@ def run_demo(config_file: str, output_dir: str) -> dict[str, float]:
 
 
 def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 30) -> list[str]:
-    """Continue each prompt greedily to the end of its sentence."""
+    """Continue each prompt greedily to the end of its sentence.
+
+    Args:
+        model (PreTrainedModel): a language model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        prompts: the beginnings.
+        max_new_tokens: tokens added to a prompt at most.
+    """
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     outputs = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return tokenizer.batch_decode(outputs, skip_special_tokens=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from ..data.arguments import TranslationDataArguments
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from ..training.translation import train_translation
-from ..training.translation_arguments import TranslationDataArguments
 from ..translator import Translator
 from .pair_corpus import SHOWN_LINES, write_translation_corpus
 

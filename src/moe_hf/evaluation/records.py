@@ -12,7 +12,14 @@ FILE = "evaluations.json"
 
 
 def check_recordable(model: str) -> None:
-    """InputError: `model` is no folder, so that nothing can be kept beside it."""
+    """Check that an evaluation can be kept beside a model.
+
+    Args:
+        model: the model's folder.
+
+    Raises:
+        InputError: `model` is not a folder.
+    """
     if not Path(model).is_dir():
         raise InputError(f"record: model={model!r} is not a folder, evaluations are kept in the model's folder")
 

@@ -14,8 +14,8 @@ class InterruptCallback(TrainerCallback):
     """Saves a checkpoint and raises an `InterruptedRun` when a signal came during a step or an evaluation.
 
     On one process these are SIGINT (Ctrl-C) and SIGTERM, and a second signal does what it would do without this.
-    On several, which all stop after the same step, it is SIGINT alone, however often it comes: a launcher passes on
-    the one that the terminal has sent already, and its SIGTERM is for those that wait for a process that died.
+    Several processes all stop after the same step, and only for SIGINT, however often it comes. A launcher passes on
+    the SIGINT that the terminal has sent already, and sends SIGTERM to processes that wait for one that died.
 
     Works in the main thread only, as signal handlers do; elsewhere signals do what they did before.
     """

@@ -5,21 +5,22 @@ from collections.abc import Callable
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..data.arguments import DataArguments
 from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
-from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
+from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
-from .arguments import DataArguments, ModelArguments, MoeTrainingArguments
+from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
-from .runs import build_model, course_of_run, quiet_logs, run_training
+from .runs import build_model, quiet_logs, run_identity, run_training
 
 
 def train_lm(
-    model_args: ModelArguments,
+    model_args: LmModelArguments,
     data_args: DataArguments,
     training_args: MoeTrainingArguments,
     new_model: Callable[[PreTrainedTokenizerBase], PreTrainedModel] | None = None,
@@ -27,8 +28,10 @@ def train_lm(
     """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
 
     Args:
-        model_args, data_args, training_args: what to train, on what, and how.
-        new_model: makes a model for the tokenizer, if it is not to be ours (`reference.py`).
+        model_args: what to train.
+        data_args: what to train it on.
+        training_args: how.
+        new_model: makes a model for the tokenizer, if it is not to be ours (`experiments/baselines.py`).
 
     Returns:
         the trainer, and the last evaluation's metrics (empty without validation text).
@@ -37,7 +40,7 @@ def train_lm(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
-    check_same_run_everywhere(course_of_run(model_args, data_args, training_args), training_args)
+    check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
@@ -49,7 +52,7 @@ def train_lm(
     else:
         model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
-    report(model, streams, windows)
+    print_model_size(model, streams, windows)
 
     if data_args.carry_state:
         training_args.train_sampling_strategy = "sequential"
@@ -78,7 +81,7 @@ def load_streams(model_args, data_args, training_args, checkpoint):
         texts = {part: load_text(data_args, part) for part in parts}
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
-    tokenizer = made_by_first_process(
+    tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_tokenizer(
             source, texts["train"], kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size
         ),
@@ -135,7 +138,7 @@ def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArg
     return windows
 
 
-def report(model, streams, windows) -> None:
+def print_model_size(model, streams, windows) -> None:
     """Print what is trained on what."""
     for name, stream in streams.items():
         print(

@@ -3,17 +3,17 @@
 import torch
 from transformers import TrainerCallback
 
-from ..distributed.global_batch import CombinedBatchCallback
+from ..distributed.global_batch import GlobalBatchCallback
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
 from ..model_code import add_code
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
 
-class OwnNoiseCallback(TrainerCallback):
-    """Else dropout and gating noise would be the same on all processes.
+class SeedPerRankCallback(TrainerCallback):
+    """Gives each rank its own seed, so that dropout and gating noise differ between ranks.
 
-    Not before the training starts: the seed by then is that of the order of the data, which they share.
+    The seed changes when training starts: before that it gives the order of the data, which the ranks share.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -33,9 +33,9 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
                 f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
                 "with it the balancing losses; only 0 is allowed, label_smoothing is the model's own"
             )
-        self.add_callback(OwnNoiseCallback())
+        self.add_callback(SeedPerRankCallback())
         if self.args.balance_across_processes and self.args.world_size > 1:
-            self.add_callback(CombinedBatchCallback())
+            self.add_callback(GlobalBatchCallback())
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.args.optim == FACTORED_ADAM:

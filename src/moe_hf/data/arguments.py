@@ -1,9 +1,39 @@
-"""The arguments that say which sentence pairs a translation model is trained on, and in which batches."""
+"""The arguments that say which text or sentence pairs a model is trained on, and how they become batches."""
 
 from dataclasses import dataclass, field
 
-from ..data.pair_sources import PairSource, read_pair_sources
 from ..errors import InputError
+from .pair_sources import PairSource, read_pair_sources
+
+
+@dataclass
+class DataArguments:
+    """The text: files or a `datasets` hub name, the tokenizer, and how the stream of tokens is cut."""
+
+    train_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "text files, one sentence or paragraph a line: plain, .gz, .xz, globs, ${VARS}"},
+    )
+    validation_files: list[str] | None = field(default=None, metadata={"help": "text files to evaluate on"})
+    dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
+    train_split: str = field(default="train", metadata={"help": "split of that dataset to train on"})
+    validation_split: str = field(default="validation", metadata={"help": "split of that dataset to evaluate on"})
+    text_column: str = field(default="text", metadata={"help": "column of that dataset which holds the text"})
+    keep_empty_lines: bool = field(default=True, metadata={"help": "an empty line is an end-of-sentence symbol"})
+    max_train_lines: int | None = field(default=None, metadata={"help": "use only that many lines"})
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "tokenizer to take; else one is trained"}
+    )
+    tokenizer_kind: str = field(default="bpe", metadata={"help": "tokenizer to train: bpe or word"})
+    vocab_size: int = field(default=16000, metadata={"help": "vocabulary of the tokenizer to train"})
+    window_length: int = field(default=35, metadata={"help": "tokens that gradients go back through"})
+    carry_state: bool = field(
+        default=False,
+        metadata={"help": "hand the LSTM state from each window to the next (truncated back-propagation)"},
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
 
 
 @dataclass
@@ -49,7 +79,7 @@ class TranslationDataArguments:
     max_target_length: int | None = field(
         default=None, metadata={"help": "training pairs with more target tokens are left out, and counted"}
     )
-    words_per_batch: int = field(
+    tokens_per_batch: int = field(
         default=16000,
         metadata={"help": "tokens of a batch and process, padding included, on the longer side of each pair"},
     )
@@ -63,7 +93,11 @@ class TranslationDataArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "where text and tokens are kept"})
 
     def train_sources(self) -> list[PairSource]:
-        """Where the training pairs are; InputError: nowhere, or in two ways at once."""
+        """Where the training pairs are.
+
+        Raises:
+            InputError: nowhere, or in two ways at once.
+        """
         sources = self._sources("train", self.train_split)
         if not sources:
             raise InputError(
