@@ -133,17 +133,6 @@ def test_batched_generation_equals_one_by_one(extra, strategy, use_cache):
         assert torch.equal(batch[row, 5 + extra :], alone[0, len(prompt) :])
 
 
-def test_a_finished_row_does_not_disturb_the_others():
-    model, input_ids = tiny_lm(), random_ids(3, 4)
-    free = generate(model, input_ids, max_new_tokens=8)
-    eos = free[0, 5].item()
-    stopped = generate(model, input_ids, max_new_tokens=8, eos_token_id=eos, pad_token_id=0)
-    for row in range(3):
-        new = free[row, 4:].tolist()
-        end = new.index(eos) + 1 if eos in new else len(new)
-        assert stopped[row, 4 : 4 + end].tolist() == new[:end]
-
-
 def test_a_step_reads_one_token_and_the_state_does_not_grow():
     model, lengths = tiny_lm(), []
     model.model.embed_tokens.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
@@ -161,13 +150,6 @@ def test_a_step_reads_one_token_and_the_state_does_not_grow():
 def test_a_cache_that_was_not_built_from_the_config_is_refused(changes):
     with pytest.raises(ValueError, match=r"past_key_values=DynamicCache.*DynamicCache\(config=model.config\)"):
         tiny_lm(**changes)(random_ids(2, 3), past_key_values=DynamicCache())
-
-
-def test_generation_computes_no_balancing_statistics(monkeypatch):
-    model, reports = tiny_lm(), []
-    model.model.layers[1].register_forward_hook(lambda module, args, output: reports.extend(output[1:]))
-    generate(model, random_ids(2, 3))
-    assert reports and set(reports) == {None}
 
 
 def test_generation_from_embeddings_equals_generation_from_ids():
