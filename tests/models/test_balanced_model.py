@@ -215,6 +215,7 @@ def counting(seed):
     return random_ids(24, 1, seed).add(torch.arange(12)).remainder(22) + 1
 
 
+@pytest.mark.slow
 def test_training_brings_the_thresholds_to_agree_with_the_batchwise_mask():
     torch.manual_seed(0)
     config = tiny_lm_config(layer_pattern=["lstm", "moe"], hidden_size=16, num_experts=8, **BALANCED)

@@ -167,6 +167,7 @@ def test_more_tokens_change_no_class():
     assert_same(model(ids, attention_mask=mask).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_trainer_trains_it(accumulation, tmp_path):
     """A step of gradient descent is the same, whatever the number of micro-batches (without the balancing losses)."""
@@ -187,6 +188,7 @@ def test_the_trainer_trains_it(accumulation, tmp_path):
     assert trainer.predict(rows).predictions.shape == (4, 3)
 
 
+@pytest.mark.slow
 def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
     rows = [{"input_ids": [3, 4], "labels": 1}] * 4
     arguments = TrainingArguments(

@@ -8,6 +8,7 @@ from tiny_models import GNMT, LM, assert_same, padded, random_ids, sentences
 from transformers import DynamicCache
 from transformers.exporters import DynamoConfig, DynamoExporter
 
+pytestmark = pytest.mark.slow
 FAMILIES = {"lm": LM, "gnmt": GNMT}
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 

@@ -64,6 +64,7 @@ def test_output_is_the_papers_with_all_gradients(implementation, num_expert_laye
     assert_same(grads, gradients((expected * probe).sum(), inputs_of(module, hidden, weights)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_gradients", [True, False])
 def test_large_experts_are_the_papers_in_either_layout_of_the_product(keeps_gradients):
     module = experts("moe_hf", moe_intermediate_size=2**15, num_experts=3)
@@ -186,6 +187,7 @@ def test_gradcheck_of_segments():
     assert torch.autograd.gradcheck(call, (hidden, weights, module.up_proj, module.down_proj))
 
 
+@pytest.mark.slow
 def test_segments_are_one_operation_for_the_compiler():
     torch.library.opcheck(_experts, (*routing_arguments(), True))
     torch.library.opcheck(_experts, (*(tensor.detach() for tensor in routing_arguments()), False))

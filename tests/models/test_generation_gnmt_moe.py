@@ -97,6 +97,7 @@ def test_a_target_in_two_forwards_equals_one(cut, changes):
     assert second.past_key_values.get_seq_length() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("strategy", ["greedy", "beams returned"])
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -157,6 +157,7 @@ class GradientRecorder(TrainerCallback):
         self.gradient = {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_task_gradient_does_not_depend_on_accumulation_steps(tmp_path, smoothing):
     inputs, results = batch(3, 1, 2, 4, 1, 3, 2, 2), []

@@ -106,6 +106,7 @@ def test_a_resized_softmax_is_not_initialised_again():
     assert torch.equal(model.lm_head.weight, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("num_sampled", [None, 6])
 def test_the_plain_trainer_trains_evaluates_and_predicts(tmp_path, num_sampled, chunk_size):
@@ -149,6 +150,7 @@ def trained_losses(folder, evaluate_with=None, learning_rate=0.5, **config):
     return losses, before, trainer.evaluate()["eval_loss"]
 
 
+@pytest.mark.slow
 def test_lm_trainer_trains_and_evaluates_alike_with_chunks(tmp_path):
     losses, loss, chunked = trained_losses(tmp_path, evaluate_with=5)
     others, other, _ = trained_losses(tmp_path, loss_chunk_size=3)
@@ -156,6 +158,7 @@ def test_lm_trainer_trains_and_evaluates_alike_with_chunks(tmp_path):
     assert chunked == pytest.approx(loss, rel=1e-6) and other == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_lm_trainer_learns_with_sampling_what_it_learns_without(tmp_path):
     _, full, _ = trained_losses(tmp_path)
     _, untrained, _ = trained_losses(tmp_path, learning_rate=0.0)

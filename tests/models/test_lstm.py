@@ -129,6 +129,7 @@ def test_torchs_kernel_runs_whole_float32_sequences_without_a_projection():
     assert is_fused(x.to("meta"), mask, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("bits", [None, "011"])
 @pytest.mark.parametrize("units", [8, 5])
@@ -143,6 +144,7 @@ def test_gradcheck_of_our_kernel(units, bits, reverse):
     assert torch.autograd.gradcheck(call, (draw(2, 3, 8).requires_grad_(), h, c, *lstm.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", [8, 5])
 def test_our_kernel_is_one_operation_for_the_compiler(units):
     lstm = randomize(Lstm(tiny_lm_config(lstm_hidden_size=units))).double()

@@ -199,6 +199,7 @@ def test_no_boundary_is_found_where_there_is_none():
     assert starts.tolist() == [[False, False, True, True]]
 
 
+@pytest.mark.slow
 def test_the_plain_trainer_trains_on_packed_documents_as_on_padded_ones(tmp_path):
     documents = [random_ids(1, length, seed=length)[0].tolist() for length in (9, 2, 5, 3, 7, 4, 8, 6)]
     options = dict(use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2, save_strategy="no", optim="sgd")

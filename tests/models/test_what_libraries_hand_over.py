@@ -96,6 +96,7 @@ def test_a_text_of_one_token_is_no_nan():
         assert loss == 0 and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_the_plain_trainer_survives_a_batch_without_a_scored_token(family, tmp_path):
     model, batch = with_labels(family)
@@ -107,6 +108,7 @@ def test_the_plain_trainer_survives_a_batch_without_a_scored_token(family, tmp_p
     assert trainer.state.log_history[0]["loss"] == 0
 
 
+@pytest.mark.slow
 @FAMILIES
 @pytest.mark.parametrize("labels_alone", [False, True])
 def test_label_smoothing_of_the_trainer_is_refused_before_the_first_step(family, labels_alone, tmp_path):
@@ -124,6 +126,7 @@ def test_label_smoothing_of_the_trainer_is_refused_before_the_first_step(family,
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "batch", "expected"),
     [
@@ -167,6 +170,7 @@ def test_smoothing_needs_the_full_softmax():
         LstmMoeConfig(vocab_size=23, num_sampled=6, label_smoothing=0.1)
 
 
+@pytest.mark.slow
 def test_a_loss_func_of_the_trainer_says_that_it_adds_the_balancing_losses(tmp_path):
     model, batch = with_labels("lstm_moe")
     model = model.float()
