@@ -9,7 +9,7 @@ RESULTS = benchmarks/results
 # What a function returns is one text without a name, however many lines it has.
 DOCSTRINGS = {"returns_multiple_items": false, "returns_named_value": false}
 
-.PHONY: demo test test-newest test-distributed test-browser test-ecosystem quality style bench bench-full hf-suite clean
+.PHONY: demo test test-fast test-newest test-distributed test-browser test-ecosystem quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# For whoever edits a gate or a layer: the quick tests of models/, in one process, in under a minute.
+test-fast: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models -m "not slow and not distributed and not browser"
 
 # The same tests with the newest versions that pyproject.toml allows, in an environment of their own. Only torch is held
 # at its version in constraints.txt: a newer one would bring gigabytes of CUDA on Linux.

@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_gnmt import tiny_model as tiny_gnmt
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import tiny_gnmt, tiny_lm
 from tqdm import tqdm
 
 import moe_hf

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_gnmt import END, padded, sentences, tiny_model
-from tiny_models import assert_same
+from tiny_models import END, assert_same, padded, sentences, tiny_gnmt
 from transformers import GenerationConfig
 
 from moe_hf.generation import coverage_penalty, gnmt_beam_search, length_penalty
@@ -17,7 +16,7 @@ WEIGHTS = [(0.0, 0.0), (0.7, 0.0), (0.0, 0.4), (0.6, 0.3), (2.0, 0.1)]
 
 
 def model_and_batch(seed=5, std=0.7):
-    model = tiny_model(vocab_size=VOCAB, seed=seed, std=std)
+    model = tiny_gnmt(vocab_size=VOCAB, seed=seed, std=std)
     model.lm_head.weight.data *= 0.3  # many outputs of about the same probability
     ids, mask = padded(sentences(4, 1, 3, vocab_size=VOCAB), 5, "left", value=4)
     return model, ids, mask
@@ -95,7 +94,7 @@ def test_the_batch_the_padding_and_the_cache_change_nothing(num_beams):
 
 
 def test_without_weights_and_with_early_stopping_off_it_is_the_librarys_search_without_length_penalty():
-    model = tiny_model(std=0.5)
+    model = tiny_gnmt(std=0.5)
     ids, mask = padded(sentences(4, 2, 6), 6)
     for num_beams in (2, 5):
         options = {"num_beams": num_beams, "max_new_tokens": 8, "num_return_sequences": 2}
@@ -107,7 +106,7 @@ def test_without_weights_and_with_early_stopping_off_it_is_the_librarys_search_w
 
 
 def test_one_beam_is_greedy_search_and_a_plain_call_returns_the_sequences_alone():
-    model = tiny_model(std=0.5)
+    model = tiny_gnmt(std=0.5)
     ids, mask = padded(sentences(4, 2, 6), 6)
     greedy = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
     ours = search(model, ids, mask, num_beams=1, max_new_tokens=8, return_dict_in_generate=False)
@@ -159,7 +158,7 @@ def log_probs_by_teacher_forcing(model, source, tokens):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_transition_scores_are_the_log_probabilities_of_the_chosen_tokens(use_cache):
-    model = tiny_model(std=0.6)
+    model = tiny_gnmt(std=0.6)
     model.lm_head.weight.data *= 0.4  # so that beams cross
     ids, mask = padded(sentences(4, 2, 5), 6, "left")
     options = {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 7, "use_cache": use_cache}

@@ -13,7 +13,7 @@ import torch
 import yaml
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import tiny_lm
 from tiny_runs import TRANSLATION_CONFIG, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from tiny_models import tiny_model
+from tiny_models import tiny_lm
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import moe_hf
@@ -133,7 +133,7 @@ def test_a_model_of_another_family_and_an_adapter_stay_as_they_are(tmp_path):
 
 
 def test_a_model_without_its_softmax_has_code_too(tmp_path):
-    tiny_model(torch.float32).model.save_pretrained(tmp_path)
+    tiny_lm(torch.float32).model.save_pretrained(tmp_path)
     add_code(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["AutoModel"]
 

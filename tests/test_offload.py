@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
+from tiny_models import GNMT, LM, padded, sentences
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, MoeBlock
@@ -15,19 +14,19 @@ from moe_hf.generation import gnmt_beam_search
 from moe_hf.models import segment_experts
 from moe_hf.offload import experts_device_map
 
-FAMILIES = {"lstm_moe": (tiny_models, AutoModelForCausalLM), "gnmt_moe": (tiny_gnmt, AutoModelForSeq2SeqLM)}
+FAMILIES = {"lstm_moe": (LM, AutoModelForCausalLM), "gnmt_moe": (GNMT, AutoModelForSeq2SeqLM)}
 GATES = {
     "flat": {},
     "hierarchical": {"num_experts": 12, "num_expert_groups": 4, "num_experts_per_tok": 4},
     "balanced": {"gating": "strictly_balanced"},
 }
-IDS, MASK = tiny_gnmt.padded(tiny_gnmt.sentences(3, 6), 6, "left")
+IDS, MASK = padded(sentences(3, 6), 6, "left")
 
 
 def checkpoint(folder, family, **changes):
     """A model written into the folder and loaded from it: its weights have the same addresses, up to multiples of 64
     bytes, as those on the disk will have; with others some processors round a product otherwise."""
-    model = FAMILIES[family][0].tiny_model(torch.float32, **changes)
+    model = FAMILIES[family][0].model(torch.float32, **changes)
     model.tie_weights()
     model.save_pretrained(folder)
     return FAMILIES[family][1].from_pretrained(folder, experts_implementation="eager").eval()

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import assert_same
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import assert_same, tiny_lm
 
 from moe_hf.errors import InputError
 from moe_hf.pruning import prune, ward_clusters

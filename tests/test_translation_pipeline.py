@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_gnmt import tiny_model
+from tiny_models import tiny_gnmt
 
 import moe_hf
 from moe_hf.data.translation_tokenizers import train_translation_tokenizer
@@ -19,7 +19,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     """Random, with weights large enough that translations differ, and end."""
-    return tiny_model(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
+    return tiny_gnmt(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from tiny_gnmt import tiny_model
+from tiny_models import tiny_gnmt
 
 from moe_hf.data.translation_tokenizers import encode_sources, train_translation_tokenizer
 from moe_hf.errors import InputError
@@ -27,7 +27,7 @@ def single():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     """Random, with weights large enough that translations differ, and end."""
-    return tiny_model(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
+    return tiny_gnmt(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
 
 
 def texts(results):
@@ -79,7 +79,7 @@ def test_a_translation_that_does_not_end_is_cut_at_its_own_limit(model, tokenize
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_folders_output_length_cuts_nothing_and_a_callers_does(single, caplog, monkeypatch, name, beams):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # so that its warnings are seen here
-    model = tiny_model(vocab_size=len(single), gating="softmax_top_k", std=0.5)
+    model = tiny_gnmt(vocab_size=len(single), gating="softmax_top_k", std=0.5)
     options = {"num_beams": beams, "with_scores": True, "suppress_tokens": [single.eos_token_id]}  # no end
     expected = list(Translator(model, single, **options).translate(LINES))
     setattr(model.generation_config, name, 4)
@@ -118,7 +118,7 @@ def test_greedy_scores_keep_no_logits_either(model, tokenizer, monkeypatch):
 
 
 def test_what_the_checkpoint_says_of_the_search_counts(single):
-    model = tiny_model(vocab_size=len(single), gating="softmax_top_k", std=0.5)
+    model = tiny_gnmt(vocab_size=len(single), gating="softmax_top_k", std=0.5)
     expected = list(Translator(model, single, num_beams=3, num_return_sequences=2).translate(LINES))
     model.generation_config.num_beams, model.generation_config.num_return_sequences = 3, 2
     translator = Translator(model, single, tokens_per_batch=60)
@@ -133,7 +133,7 @@ def test_no_special_token_stands_in_a_translation(tokenizer, arguments):
     special = set(tokenizer.all_special_ids)
     others, seen = special - {tokenizer.eos_token_id}, {False: 0, True: 0}
     for seed in range(2):
-        model = tiny_model(vocab_size=len(tokenizer), seed=seed, gating="softmax_top_k", std=0.5)
+        model = tiny_gnmt(vocab_size=len(tokenizer), seed=seed, gating="softmax_top_k", std=0.5)
         likely = model(input_ids=torch.tensor([[7, 8, 2]]), labels=torch.tensor([[9, 10, 11]])).logits.mean(dim=(0, 1))
         model.lm_head.weight.data[list(others)] = model.lm_head.weight[likely.argmax()].clone()
         for allowed in (False, True):

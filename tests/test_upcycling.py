@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from tiny_gnmt import padded, sentences
-from tiny_gnmt import tiny_model as tiny_gnmt
-from tiny_models import random_ids
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import padded, random_ids, sentences, tiny_gnmt, tiny_lm
 
 from moe_hf.errors import InputError
 from moe_hf.models.balanced_gating import StrictlyBalancedGate

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_gnmt import tiny_model
+from tiny_models import tiny_gnmt
 
 import moe_hf
 from moe_hf.commands import evaluate_translation, translate
@@ -27,7 +27,7 @@ def tokenizer():
 def model(tokenizer, tmp_path_factory):
     """The folder of a model whose translations have line breaks."""
     folder = tmp_path_factory.mktemp("model")
-    model = tiny_model(torch.float32, vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
+    model = tiny_gnmt(torch.float32, vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
     first = [found[0].target_ids[0] for found in Translator(model, tokenizer).translate([LINES[0], LINES[1]])]
     weight = model.lm_head.weight.data
     for often, byte in zip(first, ("Ċ", "č")):  # \n and \r
@@ -73,7 +73,7 @@ def test_evaluation_writes_a_line_for_each_line_of_the_source(call, model, tmp_p
 
 
 def test_evaluation_judges_one_translation_of_each_line(call, tokenizer, tmp_path):
-    several = tiny_model(torch.float32, vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
+    several = tiny_gnmt(torch.float32, vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
     several.generation_config.num_beams = several.generation_config.num_return_sequences = 3
     arguments = [saved(tmp_path / "several", tokenizer, several), "lines.txt", "targets.txt", "--num_beams", 1]
     assert call(evaluate_translation, *arguments)[0] == 0
@@ -121,7 +121,7 @@ def test_evaluation_refuses_before_it_translates(call, model, arguments, named):
 
 
 def test_pipeline_knows_devices_and_needs_a_tokenizer(tokenizer):
-    model = tiny_model(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
+    model = tiny_gnmt(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
     with pytest.raises(ValueError, match="tokenizer=None: .* give the model's tokenizer"):
         moe_hf.pipeline("translation", model=model)
     translate_text = moe_hf.pipeline("translation", model=model, tokenizer=tokenizer, device="cpu")
@@ -134,6 +134,6 @@ def test_pipeline_knows_devices_and_needs_a_tokenizer(tokenizer):
 
 
 def test_half_a_character_is_named(tokenizer):
-    model = tiny_model(vocab_size=len(tokenizer))
+    model = tiny_gnmt(vocab_size=len(tokenizer))
     with pytest.raises(ValueError, match="text 2 of 2 .*surrogate"):
         list(Translator(model, tokenizer).translate(["fine", "\ud83d"]))

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tiny_gnmt import tiny_model as tiny_gnmt
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import tiny_gnmt, tiny_lm
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from moe_hf import cli
@@ -25,14 +24,14 @@ def sources(tmp_path_factory):
         "lstm_moe": train_tokenizer(LINES, kind="word", vocab_size=30),
         "gnmt_moe": train_translation_tokenizer(LINES, vocab_size=280),
     }
-    for family, tiny_model in (("lstm_moe", tiny_lm), ("gnmt_moe", tiny_gnmt)):
+    for family, make_model in (("lstm_moe", tiny_lm), ("gnmt_moe", tiny_gnmt)):
         tokenizer = tokenizers[family]
         ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         if family == "gnmt_moe":
             ids |= {"bos_token_id": tokenizer.bos_token_id, "decoder_start_token_id": tokenizer.bos_token_id}
         for n in (1, 6):
             sizes = {"num_experts": n, "num_experts_per_tok": min(n, 2), "vocab_size": len(tokenizer)}
-            model = tiny_model(torch.float32, **sizes, **ids)
+            model = make_model(torch.float32, **sizes, **ids)
             model.generation_config.max_new_tokens = 6
             model.save_pretrained(folder / f"{family}-{n}")
             tokenizer.save_pretrained(folder / f"{family}-{n}")

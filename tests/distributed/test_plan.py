@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
+from tiny_models import GNMT, LM, tiny_lm_config
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.commands import plan as script
@@ -28,7 +27,7 @@ from moe_hf.training.optimizer import create_factored_adam, expert_parameters, s
 ROOT = Path(__file__).parents[2]
 PAPER = {row.config: row for row in BILLION_WORDS_100}
 ONE = Cluster(1, flops=1, bandwidth=1)
-FAMILIES = {"lstm_moe": tiny_models, "gnmt_moe": tiny_gnmt}
+FAMILIES = {"lstm_moe": LM, "gnmt_moe": GNMT}
 
 
 @pytest.mark.parametrize("devices", [1, 8, 128])
@@ -48,7 +47,7 @@ def test_parameters_of_all_devices_are_the_models(name, devices):
 @pytest.mark.parametrize("optimizer", ["adam", "factored_adam"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_optimizer_state_is_the_real_one(family, optimizer, dtype, tmp_path):
-    model = FAMILIES[family].tiny_model(dtype, num_experts=6, moe_intermediate_size=10).train()
+    model = FAMILIES[family].model(dtype, num_experts=6, moe_intermediate_size=10).train()
     model.tie_weights()
     args = MoeTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     if optimizer == "adam":
@@ -100,34 +99,34 @@ def test_activations_are_what_autograd_keeps(changes):
 
 
 def test_sharded_experts_keep_the_rows_that_move_too():
-    config = tiny_models.tiny_config()
+    config = tiny_lm_config()
     moved = activation_values(config) - activation_values(config, is_sharded=False)
     assert moved == 2 * config.num_experts_per_tok * config.hidden_size
 
 
 @pytest.mark.parametrize(("family", "layers"), [("lstm_moe", 1), ("gnmt_moe", 2)])
 def test_a_token_moves_4_k_d_values_for_each_layer(family, layers):
-    config = FAMILIES[family].tiny_config(num_experts_per_tok=3, hidden_size=24)
+    config = FAMILIES[family].config(num_experts_per_tok=3, hidden_size=24)
     assert all_to_all_values(config) == layers * 4 * 3 * 24
-    again = FAMILIES[family].tiny_config(num_experts_per_tok=3, hidden_size=24, recompute_experts=True)
+    again = FAMILIES[family].config(num_experts_per_tok=3, hidden_size=24, recompute_experts=True)
     assert all_to_all_values(again) == layers * 6 * 3 * 24
     assert step_flops(again) - step_flops(config) == layers * 2 * 3 * 2 * 24 * config.moe_intermediate_size
 
 
 def test_bandwidth_rule_is_where_an_experts_compute_takes_as_long_as_its_transfer():
-    assert compute_to_transfer(tiny_models.tiny_config(moe_intermediate_size=56)) == 56
+    assert compute_to_transfer(tiny_lm_config(moe_intermediate_size=56)) == 56
     cluster = Cluster(10**6, flops=28e9, bandwidth=1e9)  # 14e9 multiply-and-adds, 250e6 values: 56 for each
     assert needed_compute_to_transfer(cluster) == 56
-    plan, half = (plan_sharding(tiny_models.tiny_config(moe_intermediate_size=h), cluster, 100) for h in (56, 28))
+    plan, half = (plan_sharding(tiny_lm_config(moe_intermediate_size=h), cluster, 100) for h in (56, 28))
     experts = 2 * (plan.compute_seconds - half.compute_seconds)
     # The rule is of the forward pass; a training step has three times the operations and twice the transfer.
     assert experts / 3 == pytest.approx(plan.all_to_all_seconds / 2, rel=1e-5)
-    deep = tiny_models.tiny_config(moe_intermediate_size=16, num_expert_layers=2)
+    deep = tiny_lm_config(moe_intermediate_size=16, num_expert_layers=2)
     assert compute_to_transfer(deep) == (2 * 8 * 16 + 16 * 16) / (2 * 8)
 
 
 def test_one_device_moves_nothing():
-    plan = plan_sharding(tiny_models.tiny_config(), ONE, 10)
+    plan = plan_sharding(tiny_lm_config(), ONE, 10)
     assert plan.all_to_all == plan.dense_exchange == plan.gathered == 0 and plan.bound == "compute"
 
 
@@ -169,7 +168,7 @@ def test_command_prints_a_plan_of_sizes(capsys):
 
 
 def test_a_sound_plan_has_no_warnings():
-    config = tiny_models.tiny_config(num_experts=8, moe_intermediate_size=512)
+    config = tiny_lm_config(num_experts=8, moe_intermediate_size=512)
     text = describe(plan_sharding(config, Cluster(4, flops=1e12, bandwidth=1e10, memory=1e9), 10_000))
     assert "warning" not in text and "bound by compute" in text
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import tiny_lm
 
 from tests.models.test_compile_and_export import model_and_batch
 
@@ -15,7 +15,7 @@ GATINGS = {
 @pytest.mark.parametrize("gating", GATINGS)
 @torch.no_grad()
 def test_the_parts_compute_what_the_model_does(gating):
-    model = tiny_model(experts="moe_hf", **GATINGS[gating])
+    model = tiny_lm(experts="moe_hf", **GATINGS[gating])
     _, inputs = model_and_batch("lm")
     torch.compiler.reset()
     assert torch.equal(torch.compile(model, backend="eager")(**inputs).logits, model(**inputs).logits)

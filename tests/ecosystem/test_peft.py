@@ -1,8 +1,6 @@
 """Adapters of PEFT on the models: what they compute, what they train, and that merged, saved and loaded they stay."""
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
 from peft import (
     AutoPeftModelForCausalLM,
@@ -14,8 +12,8 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from tiny_lm import ArrayStream, tiny_trainer
-from tiny_models import assert_same, random_ids, tiny_model
+from tiny_models import assert_same, padded, random_ids, randomize, sentences, tiny_gnmt, tiny_lm, tiny_lm_config
+from tiny_training import ArrayStream, noiseless_lm, tiny_trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import moe_hf
@@ -56,8 +54,8 @@ FAMILY_AND_CASE = pytest.mark.parametrize("family, case", CASES, ids=[f"{family}
 
 def base_model(family, case="experts", **changes):
     config, _ = (LM if family == "lm" else GNMT)[case]
-    module = tiny_models if family == "lm" else tiny_gnmt
-    return module.tiny_model(std=0.4, **(config | changes))
+    make_model = tiny_lm if family == "lm" else tiny_gnmt
+    return make_model(std=0.4, **(config | changes))
 
 
 def adapted(model, targets, seed=1, **options):
@@ -74,8 +72,8 @@ def batch(family):
         ids, mask = random_ids(3, 7), torch.ones(3, 7, dtype=torch.long)
         mask[0, :2] = 0
         return {"input_ids": ids, "attention_mask": mask, "labels": ids}
-    source, mask = tiny_gnmt.padded(tiny_gnmt.sentences(5, 3), 5)
-    target, _ = tiny_gnmt.padded(tiny_gnmt.sentences(4, 2, seed=1), 4, value=-100)
+    source, mask = padded(sentences(5, 3), 5)
+    target, _ = padded(sentences(4, 2, seed=1), 4, value=-100)
     return {"input_ids": source, "attention_mask": mask, "labels": target}
 
 
@@ -183,7 +181,7 @@ def test_gates_can_be_trained_whole_beside_adapters(gating, tmp_path):
 
 def test_what_is_saved_is_loaded_again(tmp_path):
     base = tmp_path / "base"
-    tiny_model(torch.float32, std=0.4).save_pretrained(base)
+    tiny_lm(torch.float32, std=0.4).save_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     model = adapted(model.eval(), {"target_parameters": EXPERTS, "target_modules": ["lm_head"]}).float()
     expected = model(**batch("lm")).logits
@@ -219,7 +217,7 @@ def test_a_softmax_whose_loss_is_computed_inside_refuses_an_adapter_around_it():
 
 def test_the_trainer_trains_adapters_alone_and_watches_the_balance(tmp_path):
     config = {"importance_loss_coef": 0.3, "load_loss_coef": 0.2, "gating": "noisy_top_k", "dropout": 0.0}
-    model = tiny_trainer_model(**config)
+    model = noiseless_lm(torch.float32, **config)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     wrapped = get_peft_model(model, LoraConfig(r=2, target_parameters=[*EXPERTS, "gate.weight"], target_modules=[]))
     windows = StreamWindows(ArrayStream(2 * 5 * 4 + 1), 5, 2)
@@ -239,12 +237,6 @@ def test_the_trainer_trains_adapters_alone_and_watches_the_balance(tmp_path):
     assert changed == set(trained_parameters(wrapped))
     after = wrapped.unload().state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-
-
-def tiny_trainer_model(**config):
-    from tiny_lm import tiny_model
-
-    return tiny_model(torch.float32, **config)
 
 
 def test_loads_are_counted_under_the_layers_own_names():
@@ -368,8 +360,8 @@ def test_prefix_tuning_is_refused(family):
 
 
 def test_a_classifier_has_adapters_and_a_head(tmp_path):
-    config = tiny_models.tiny_config(gating="softmax_top_k", num_labels=3)
-    tiny_models.randomize(moe_hf.LstmMoeForSequenceClassification(config)).save_pretrained(tmp_path / "base")
+    config = tiny_lm_config(gating="softmax_top_k", num_labels=3)
+    randomize(moe_hf.LstmMoeForSequenceClassification(config)).save_pretrained(tmp_path / "base")
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     torch.manual_seed(1)
     lora = LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False, target_parameters=EXPERTS, target_modules=[])

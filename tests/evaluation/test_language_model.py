@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_lm import tiny_model
+from tiny_training import noiseless_lm
 from torch.nn.functional import cross_entropy
 
 from moe_hf.data.tokenizers import train_tokenizer
@@ -17,7 +17,7 @@ TEXT = [f"the {color} {animal} saw a bird" for color in ("red", "blue", "green")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     tokenizer = train_tokenizer(TEXT, kind="word", vocab_size=20)
-    model = tiny_model(torch.float32, vocab_size=len(tokenizer)).eval()
+    model = noiseless_lm(torch.float32, vocab_size=len(tokenizer)).eval()
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "text.txt").write_text("\n".join(TEXT) + "\n", encoding="utf-8")

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_gnmt
-from tiny_models import tiny_config
+from tiny_models import tiny_gnmt, tiny_gnmt_config, tiny_lm_config
 
 from moe_hf.commands import table as script
 from moe_hf.data.arguments import TranslationDataArguments
@@ -123,7 +122,7 @@ def test_a_translation_row_that_differs_is_marked_and_fails(change, monkeypatch,
     ],
 )
 def test_operations_are_those_of_what_a_token_meets(changes, ops):
-    assert ops_per_timestep(tiny_config(**changes)) == ops
+    assert ops_per_timestep(tiny_lm_config(**changes)) == ops
 
 
 # Both directions, the LSTM that reads both, the one behind; the two of the decoder that read the context; U and W.
@@ -142,13 +141,13 @@ MOE = 2 * 128 + 2 * 5 * 8
     ],
 )
 def test_operations_of_a_translation_are_those_of_both_stacks(changes, ops):
-    assert ops_per_timestep(tiny_gnmt.tiny_config(**changes)) == ops
+    assert ops_per_timestep(tiny_gnmt_config(**changes)) == ops
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_all_parameters_are_layers_embeddings_and_softmax(shared, tied):
-    model = tiny_gnmt.tiny_model(share_embeddings=shared, tie_word_embeddings=tied)
+    model = tiny_gnmt(share_embeddings=shared, tie_word_embeddings=tied)
     model.tie_weights()
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == count_parameters(model.config) + count_embedding_parameters(model.config)

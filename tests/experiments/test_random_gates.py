@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_gnmt import tiny_model as tiny_gnmt
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import tiny_gnmt, tiny_lm
 from tiny_reports import save_gnmt, save_lm
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from safetensors.torch import load_file
-from tiny_lm import ArrayStream, tiny_arguments, tiny_model
+from tiny_training import ArrayStream, noiseless_lm, tiny_arguments
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
@@ -38,7 +38,7 @@ def make_model(family: str, **config):
     """A new model of 8 experts, in float32, whose weights are large enough that all of them matter."""
     config = COEFS | {"num_experts": 8, "num_experts_per_tok": 2} | config
     if family == "lm":
-        model = tiny_model(torch.float32, **config)
+        model = noiseless_lm(torch.float32, **config)
     else:
         sizes = dict(vocab_size=23, hidden_size=8, moe_intermediate_size=8, dropout=0.0)
         tokens = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)

@@ -1,8 +1,23 @@
-"""Tiny configurations and models with weights large enough that every part of them matters."""
+"""Tiny models of both families, with weights large enough that every part of them matters, and batches for them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig, LstmMoeForCausalLM
+
+PAD, START, END = 0, 1, 2  # of the translation models; the language models have PAD alone
+FEEDINGS = ("recurrent", "input", "parallel")
+SIZES = {
+    "vocab_size": 23,
+    "scale_embedding": False,  # the weights are large already
+    "hidden_size": 8,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "dropout": 0.0,
+}
 
 # How generate() may be asked to search.
 STRATEGIES = {
@@ -15,19 +30,15 @@ STRATEGIES = {
 }
 
 
-def tiny_config(**changes):
-    sizes = {
-        "vocab_size": 23,
-        "scale_embedding": False,  # the weights are large already
-        "hidden_size": 8,
-        "num_experts": 5,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 8,
-        "dropout": 0.0,
-        "pad_token_id": 0,
-        "eos_token_id": 0,
-    }
-    config = LstmMoeConfig(**(sizes | changes))
+def tiny_lm_config(**changes) -> LstmMoeConfig:
+    config = LstmMoeConfig(**(SIZES | {"pad_token_id": PAD, "eos_token_id": PAD} | changes))
+    config._experts_implementation = "eager"
+    return config
+
+
+def tiny_gnmt_config(**changes) -> GnmtMoeConfig:
+    tokens = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END, "decoder_start_token_id": START}
+    config = GnmtMoeConfig(**(SIZES | tokens | changes))
     config._experts_implementation = "eager"
     return config
 
@@ -49,16 +60,50 @@ def randomize(module, seed=0, std=0.7):
     return module
 
 
-def tiny_model(dtype=torch.float64, seed=0, std=0.7, experts="eager", **changes):
-    """A randomized model in eval mode."""
-    model = LstmMoeForCausalLM(tiny_config(**changes))
+def tiny_lm(dtype=torch.float64, seed=0, std=0.7, experts="eager", **changes) -> LstmMoeForCausalLM:
+    """A randomized language model in eval mode."""
+    return _tiny(LstmMoeForCausalLM(tiny_lm_config(**changes)), dtype, seed, std, experts)
+
+
+def tiny_gnmt(dtype=torch.float64, seed=0, std=0.7, experts="eager", **changes) -> GnmtMoeForConditionalGeneration:
+    """A randomized translation model in eval mode."""
+    return _tiny(GnmtMoeForConditionalGeneration(tiny_gnmt_config(**changes)), dtype, seed, std, experts)
+
+
+def _tiny(model, dtype, seed, std, experts):
     model.set_experts_implementation(experts)
     return randomize(model, seed, std).to(dtype).eval()
+
+
+class Family(NamedTuple):
+    """What tests of both families are parametrised by."""
+
+    config: Callable
+    model: Callable
+
+
+LM, GNMT = Family(tiny_lm_config, tiny_lm), Family(tiny_gnmt_config, tiny_gnmt)
 
 
 def random_ids(batch, length, seed=0, vocab_size=23):
     """(B, S) ids, none of them 0, the padding."""
     return torch.randint(1, vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def sentences(*lengths, seed=0, vocab_size=23):
+    """A list of (length,) ids, none of them a special token."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def padded(rows, length, side="right", value=9):
+    """(B, length) ids and mask; the padding is an ordinary token, so that using it would show."""
+    ids, mask = torch.full((len(rows), length), value), torch.zeros(len(rows), length, dtype=torch.long)
+    for row, ids_of_row in enumerate(rows):
+        start = length - len(ids_of_row) if side == "left" else 0
+        ids[row, start : start + len(ids_of_row)] = ids_of_row
+        mask[row, start : start + len(ids_of_row)] = 1
+    return ids, mask
 
 
 def gradients(output, inputs):

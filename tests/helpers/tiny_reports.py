@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_gnmt import tiny_model as tiny_gnmt
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import tiny_gnmt, tiny_lm
 
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.data.translation_tokenizers import train_translation_tokenizer

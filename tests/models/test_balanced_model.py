@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import aligned, assert_same, dense, gradients, random_ids, randomize, tiny_config, tiny_model
+from tiny_models import aligned, assert_same, dense, gradients, random_ids, randomize, tiny_lm, tiny_lm_config
 from transformers import AutoModelForCausalLM
 
 from moe_hf import LstmMoeForCausalLM, LstmMoeModel, MoeBlock, StrictlyBalancedGate
@@ -21,12 +21,12 @@ def set_thresholds(module, value):
 
 
 def block(seed=0, threshold=0.2, **changes):
-    return set_thresholds(randomize(MoeBlock(tiny_config(**BALANCED, **changes)), seed).double(), threshold)
+    return set_thresholds(randomize(MoeBlock(tiny_lm_config(**BALANCED, **changes)), seed).double(), threshold)
 
 
 def model_of(dtype=torch.float64, **changes):
     """A randomized model whose thresholds let about two of five experts pass."""
-    return set_thresholds(tiny_model(dtype, **BALANCED, **changes), 0.2)
+    return set_thresholds(tiny_lm(dtype, **BALANCED, **changes), 0.2)
 
 
 def draw(*shape, seed=0):
@@ -59,7 +59,7 @@ def test_block_is_appendix_f_with_all_gradients_and_skips_padding(training, mask
     assert load.tolist() == counts.tolist() == gating.counts
     assert_same(threshold_loss, gating.threshold_loss)
 
-    config = tiny_config(**BALANCED, importance_loss_coef=0.7, threshold_loss_coef=0.3)
+    config = tiny_lm_config(**BALANCED, importance_loss_coef=0.7, threshold_loss_coef=0.3)
     probe = draw(int(mask.sum()), 8, seed=seed + 1)
     loss = (output[mask] * probe).sum() + layer_balancing_loss(config, importance, load, threshold_loss)
     expected = (torch.stack(rows) * probe).sum() + naive_moe.layer_loss(gating, config)
@@ -80,7 +80,7 @@ def test_a_token_without_experts_gets_the_sigmoid_of_zero():
 @pytest.mark.parametrize("implementation", ["eager", "moe_hf", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("case", ["no expert passes", "only padding", "no position"])
 def test_without_any_pair_no_gradient_is_none(implementation, case):
-    config = tiny_config(**BALANCED)
+    config = tiny_lm_config(**BALANCED)
     config._experts_implementation = implementation
     module = set_thresholds(randomize(MoeBlock(config)), 1.0).train(case != "no expert passes")
     hidden = draw(0 if case == "no position" else 2, 3, 8).float().requires_grad_()
@@ -107,7 +107,7 @@ def test_library_implementations_agree_with_eager(implementation, training):
 
 @pytest.mark.parametrize("load", [[1.0, 1.0], [0.0, 5.0]])
 def test_load_is_no_part_of_the_loss(load):
-    config = tiny_config(**BALANCED, importance_loss_coef=0.0, load_loss_coef=7.0, threshold_loss_coef=0.5)
+    config = tiny_lm_config(**BALANCED, importance_loss_coef=0.0, load_loss_coef=7.0, threshold_loss_coef=0.5)
     loss = layer_balancing_loss(config, torch.tensor([1.0, 3.0]), torch.tensor(load), torch.tensor(0.25))
     assert loss.item() == 0.125
 
@@ -182,14 +182,14 @@ def test_checkpoint_is_loaded_back_with_its_thresholds(tmp_path):
 )
 @pytest.mark.parametrize("gating", ["noisy_top_k", "softmax_top_k"])
 def test_a_checkpoint_without_thresholds_is_refused(model_class, name, gating, tmp_path):
-    tiny_model(torch.float32, gating=gating).save_pretrained(tmp_path)
+    tiny_lm(torch.float32, gating=gating).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"^{name} is missing.*gating='strictly_balanced'.*load_state_dict"):
         model_class.from_pretrained(tmp_path, **BALANCED)
     assert model_class.from_pretrained(tmp_path) is not None
 
 
 def test_the_way_out_that_the_error_names_works():
-    source, model = tiny_model(torch.float32, gating="softmax_top_k"), LstmMoeForCausalLM(tiny_config(**BALANCED))
+    source, model = tiny_lm(torch.float32, gating="softmax_top_k"), LstmMoeForCausalLM(tiny_lm_config(**BALANCED))
     result = model.load_state_dict(source.state_dict(), strict=False)
     assert result.missing_keys == ["model.layers.1.gate.threshold"] and not result.unexpected_keys
     ids = random_ids(3, 5)
@@ -215,9 +215,10 @@ def counting(seed):
     return random_ids(24, 1, seed).add(torch.arange(12)).remainder(22) + 1
 
 
+@pytest.mark.slow
 def test_training_brings_the_thresholds_to_agree_with_the_batchwise_mask():
     torch.manual_seed(0)
-    config = tiny_config(layer_pattern=["lstm", "moe"], hidden_size=16, num_experts=8, **BALANCED)
+    config = tiny_lm_config(layer_pattern=["lstm", "moe"], hidden_size=16, num_experts=8, **BALANCED)
     model, held_out, steps = LstmMoeForCausalLM(config), counting(10_000), 150
     before = agreement(model, held_out)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

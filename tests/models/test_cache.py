@@ -3,10 +3,8 @@
 import importlib.util
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
-from tiny_models import tiny_config
+from tiny_models import GNMT, LM, tiny_lm_config
 from transformers import DynamicCache
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
 
@@ -16,7 +14,7 @@ from moe_hf.models.cache import LstmCacheLayer
 
 def filled_cache(pattern=("lstm", "moe", "lstm"), batch=3):
     """A cache whose state names its row: h is the row's number, c ten times that."""
-    cache = DynamicCache(config=tiny_config(layer_pattern=pattern, lstm_hidden_size=6))
+    cache = DynamicCache(config=tiny_lm_config(layer_pattern=pattern, lstm_hidden_size=6))
     for index, name in enumerate(pattern):
         if name == "lstm":
             rows = torch.arange(batch).float()[:, None] + 100 * index
@@ -31,7 +29,7 @@ def rows_of(cache, index=0):
 
 
 def test_dynamic_cache_builds_a_layer_per_lstm_and_none_for_moe():
-    cache = DynamicCache(config=tiny_config(layer_pattern=["moe", "lstm", "lstm"]))
+    cache = DynamicCache(config=tiny_lm_config(layer_pattern=["moe", "lstm", "lstm"]))
     assert [isinstance(layer, LstmCacheLayer) for layer in cache.layers] == [False, True, True]
     assert cache.layers[1].state == (None, None)
     assert cache.get_seq_length(1) == 0 and cache.layers[1].batch_size == -1
@@ -62,7 +60,7 @@ def test_rows_are_repeated_and_selected():
 
 
 def test_an_empty_cache_may_be_reordered_repeated_and_selected():
-    cache = DynamicCache(config=tiny_config())
+    cache = DynamicCache(config=tiny_lm_config())
     cache.reorder_cache(torch.tensor([0]))
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([0]))
@@ -97,10 +95,10 @@ def test_detach_cuts_the_gradient_and_keeps_the_values():
     assert torch.equal(layer.state[0], h) and torch.equal(layer.state[1], c)
 
 
-@pytest.mark.parametrize("models", [tiny_models, tiny_gnmt])
+@pytest.mark.parametrize("models", [LM, GNMT], ids=["lm", "gnmt"])
 def test_another_copy_of_the_code_may_have_registered_its_class_later(models, monkeypatch):
     """As a repository does that brings its code, in the order of the imports."""
-    model, ids = models.tiny_model(), torch.tensor([[3, 4, 5, 6]])
+    model, ids = models.model(), torch.tensor([[3, 4, 5, 6]])
     expected = model.generate(ids, max_new_tokens=4, eos_token_id=None)
     monkeypatch.setitem(DYNAMIC_LAYER_TYPE_MAPPING, "lstm", LstmCacheLayer)  # restored afterwards
     spec = importlib.util.spec_from_file_location("another_copy", cache_module.__file__)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import assert_same, random_ids, randomize, tiny_config, tiny_model
+from tiny_models import assert_same, random_ids, randomize, tiny_lm, tiny_lm_config
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers import pipeline as library_pipeline
 
@@ -18,7 +18,7 @@ TEXTS = [[3, 9, 4, 11, 5], [7, 2], [8, 6, 10]]
 
 
 def tiny_classifier(num_labels=3, seed=0, **changes):
-    config = tiny_config(**({"gating": "softmax_top_k", "num_labels": num_labels} | changes))
+    config = tiny_lm_config(**({"gating": "softmax_top_k", "num_labels": num_labels} | changes))
     return randomize(LstmMoeForSequenceClassification(config), seed).double().eval()
 
 
@@ -129,7 +129,7 @@ def test_other_keywords_are_refused():
 
 
 def test_a_language_model_is_loaded_with_a_new_head(tmp_path, caplog):
-    language_model = tiny_model(torch.float32)
+    language_model = tiny_lm(torch.float32)
     language_model.save_pretrained(tmp_path / "lm")
     model, info = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "lm", num_labels=4, output_loading_info=True
@@ -167,6 +167,7 @@ def test_more_tokens_change_no_class():
     assert_same(model(ids, attention_mask=mask).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_trainer_trains_it(accumulation, tmp_path):
     """A step of gradient descent is the same, whatever the number of micro-batches (without the balancing losses)."""
@@ -187,6 +188,7 @@ def test_the_trainer_trains_it(accumulation, tmp_path):
     assert trainer.predict(rows).predictions.shape == (4, 3)
 
 
+@pytest.mark.slow
 def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
     rows = [{"input_ids": [3, 4], "labels": 1}] * 4
     arguments = TrainingArguments(

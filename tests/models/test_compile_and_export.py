@@ -3,35 +3,34 @@
 import copy
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
-from tiny_models import assert_same, random_ids
+from tiny_models import GNMT, LM, assert_same, padded, random_ids, sentences
 from transformers import DynamicCache
 from transformers.exporters import DynamoConfig, DynamoExporter
 
-FAMILIES = {"lm": tiny_models, "gnmt": tiny_gnmt}
+pytestmark = pytest.mark.slow
+FAMILIES = {"lm": LM, "gnmt": GNMT}
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
-def model_and_batch(family, padded=True):
-    model = FAMILIES[family].tiny_model()
+def model_and_batch(family, with_padding=True):
+    model = FAMILIES[family].model()
     model.set_experts_implementation("moe_hf")
     if family == "lm":
         ids, mask = random_ids(3, 7), torch.ones(3, 7, dtype=torch.long)
         mask[0, :2] = 0
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids}
     else:
-        source, mask = tiny_gnmt.padded(tiny_gnmt.sentences(5, 3), 5)
-        target, _ = tiny_gnmt.padded(tiny_gnmt.sentences(4, 2, seed=1), 4, value=-100)
+        source, mask = padded(sentences(5, 3), 5)
+        target, _ = padded(sentences(4, 2, seed=1), 4, value=-100)
         inputs = {"input_ids": source, "attention_mask": mask, "labels": target}
-    return model, inputs if padded else {name: value for name, value in inputs.items() if "mask" not in name}
+    return model, inputs if with_padding else {name: value for name, value in inputs.items() if "mask" not in name}
 
 
 @FAMILY
-@pytest.mark.parametrize("padded", [True, False])
-def test_evaluation_is_one_graph(family, padded):
-    model, inputs = model_and_batch(family, padded)
+@pytest.mark.parametrize("with_padding", [True, False])
+def test_evaluation_is_one_graph(family, with_padding):
+    model, inputs = model_and_batch(family, with_padding)
     torch.compiler.reset()
     with torch.no_grad():
         output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
@@ -57,7 +56,7 @@ def decoding_step(family, model, num_tokens):
         cache = DynamicCache(config=model.config)
         model(random_ids(2, num_tokens), past_key_values=cache, use_cache=True)
         return {"input_ids": random_ids(2, 1, seed=4), "past_key_values": cache}
-    source, mask = tiny_gnmt.padded(tiny_gnmt.sentences(5, 3), 5)
+    source, mask = padded(sentences(5, 3), 5)
     encoded = model.get_encoder()(input_ids=source, attention_mask=mask)
     inputs = {"encoder_outputs": encoded, "attention_mask": mask}
     output = model(**inputs, decoder_input_ids=random_ids(2, num_tokens), use_cache=True)

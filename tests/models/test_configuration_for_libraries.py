@@ -4,8 +4,7 @@ import copy
 import json
 
 import pytest
-from tiny_gnmt import tiny_config as tiny_gnmt_config
-from tiny_models import tiny_config as tiny_lm_config
+from tiny_models import tiny_gnmt_config, tiny_lm_config
 
 from moe_hf import GnmtMoeForConditionalGeneration, LstmMoeForCausalLM
 from moe_hf.families import FAMILIES

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, gradients, randomize, tiny_config, tiny_model
+from tiny_models import assert_same, gradients, randomize, tiny_lm, tiny_lm_config
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf import LstmMoeForCausalLM
@@ -18,7 +18,7 @@ OURS = pytest.mark.parametrize("implementation", ["eager", "moe_hf"])
 
 
 def experts(implementation="eager", dtype=torch.float64, seed=0, **changes):
-    config = tiny_config(**changes)
+    config = tiny_lm_config(**changes)
     config._experts_implementation = implementation
     return randomize(MoeExperts(config), seed).to(dtype)
 
@@ -64,6 +64,7 @@ def test_output_is_the_papers_with_all_gradients(implementation, num_expert_laye
     assert_same(grads, gradients((expected * probe).sum(), inputs_of(module, hidden, weights)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_gradients", [True, False])
 def test_large_experts_are_the_papers_in_either_layout_of_the_product(keeps_gradients):
     module = experts("moe_hf", moe_intermediate_size=2**15, num_experts=3)
@@ -186,6 +187,7 @@ def test_gradcheck_of_segments():
     assert torch.autograd.gradcheck(call, (hidden, weights, module.up_proj, module.down_proj))
 
 
+@pytest.mark.slow
 def test_segments_are_one_operation_for_the_compiler():
     torch.library.opcheck(_experts, (*routing_arguments(), True))
     torch.library.opcheck(_experts, (*(tensor.detach() for tensor in routing_arguments()), False))
@@ -238,21 +240,21 @@ def test_the_activation_is_the_configured_one():
 
 @pytest.mark.parametrize("implementation", ["moe_hf", *LIBRARY_IMPLEMENTATIONS])
 def test_deep_experts_refuse_an_implementation_of_one_layer(implementation):
-    config = tiny_config(num_expert_layers=2)
+    config = tiny_lm_config(num_expert_layers=2)
     config._experts_implementation = None
     model = LstmMoeForCausalLM(config)
     assert model.config._experts_implementation == "eager"
     with pytest.raises(ValueError, match=f"experts_implementation='{implementation}'.*num_expert_layers=2"):
         model.set_experts_implementation(implementation)
     with pytest.raises(ValueError, match=f"experts_implementation='{implementation}'.*num_expert_layers=2"):
-        LstmMoeForCausalLM._from_config(tiny_config(num_expert_layers=2), experts_implementation=implementation)
+        LstmMoeForCausalLM._from_config(tiny_lm_config(num_expert_layers=2), experts_implementation=implementation)
 
 
 def test_the_default_is_ours_for_relu_experts_of_any_size():
-    config = tiny_config(moe_intermediate_size=6)
+    config = tiny_lm_config(moe_intermediate_size=6)
     config._experts_implementation = None
     assert LstmMoeForCausalLM(config).config._experts_implementation == "moe_hf"
-    config = tiny_config(hidden_act="tanh")
+    config = tiny_lm_config(hidden_act="tanh")
     config._experts_implementation = None
     model = LstmMoeForCausalLM(config)
     assert model.config._experts_implementation == "eager"
@@ -266,9 +268,9 @@ def test_the_whole_model_agrees_under_every_implementation(implementation, monke
     original = ALL_EXPERTS_FUNCTIONS[implementation]
     monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, implementation, lambda *args: calls.append(1) or original(*args))
     input_ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
-    expected = tiny_model(torch.float32)(input_ids).logits
+    expected = tiny_lm(torch.float32)(input_ids).logits
     assert not calls
-    assert_same(tiny_model(torch.float32, experts=implementation)(input_ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert_same(tiny_lm(torch.float32, experts=implementation)(input_ids).logits, expected, rtol=1e-5, atol=1e-5)
     assert calls
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tiny_gnmt import FEEDINGS, padded, sentences, tiny_model
-from tiny_models import STRATEGIES, assert_same
+from tiny_models import FEEDINGS, STRATEGIES, assert_same, padded, sentences, tiny_gnmt
 from transformers import DynamicCache, EncoderDecoderCache
 
 VARIANTS = pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def states(cache):
 
 def soft_model(**changes):
     """Its outputs are uncertain enough that beams cross."""
-    model = tiny_model(seed=8, std=1.0, **changes)
+    model = tiny_gnmt(seed=8, std=1.0, **changes)
     model.lm_head.weight.data *= 0.4
     return model
 
@@ -76,7 +75,7 @@ def test_beams_are_reordered_with_all_their_state(feeding):
 @VARIANTS
 @pytest.mark.parametrize("cut", [1, 3])
 def test_a_target_in_two_forwards_equals_one(cut, changes):
-    model, (ids, mask) = tiny_model(**changes), padded(sentences(4, 2), 5, "left")
+    model, (ids, mask) = tiny_gnmt(**changes), padded(sentences(4, 2), 5, "left")
     target, target_mask = padded(sentences(6, 4, seed=1), 6, "left")
     options = {"attention_mask": mask, "use_cache": True}
     whole = model(input_ids=ids, decoder_input_ids=target, decoder_attention_mask=target_mask, **options)
@@ -98,6 +97,7 @@ def test_a_target_in_two_forwards_equals_one(cut, changes):
     assert second.past_key_values.get_seq_length() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("strategy", ["greedy", "beams returned"])
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -111,21 +111,10 @@ def test_batched_generation_equals_one_by_one(feeding, side, strategy, use_cache
         assert torch.equal(together, torch.cat(alone))
 
 
-def test_a_finished_row_does_not_disturb_the_others():
-    model, ids = soft_model(), torch.stack(sentences(4, 4, 4))
-    free = generate(model, ids, max_new_tokens=9)
-    end = free[0, 3].item()
-    stopped = generate(model, ids, max_new_tokens=9, eos_token_id=end, pad_token_id=0)
-    for row in range(3):
-        new = free[row].tolist()
-        length = new.index(end) + 1 if end in new else len(new)
-        assert stopped[row, :length].tolist() == new[:length]
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_the_encoder_runs_once_and_with_a_cache_the_source_is_projected_once(use_cache, strategy):
-    model, ids = tiny_model(), torch.stack(sentences(4, 4))
+    model, ids = tiny_gnmt(), torch.stack(sentences(4, 4))
     encoded, projected, lengths = [], [], []
     model.model.encoder.register_forward_hook(lambda *_: encoded.append(1))
     attention = model.model.decoder.layers[0].attention
@@ -139,7 +128,7 @@ def test_the_encoder_runs_once_and_with_a_cache_the_source_is_projected_once(use
 
 
 def test_cross_attentions_are_returned_on_request():
-    model, (ids, mask) = tiny_model(), padded(sentences(4, 2), 5)
+    model, (ids, mask) = tiny_gnmt(), padded(sentences(4, 2), 5)
     output = generate(model, ids, mask, output_attentions=True, return_dict_in_generate=True)
     assert [[layer.shape for layer in step] for step in output.cross_attentions] == [[(2, 1, 1, 5)]] * 7
     weights = torch.cat([step[0] for step in output.cross_attentions], dim=2)
@@ -151,27 +140,26 @@ def test_cross_attentions_are_returned_on_request():
     assert_same(weights, expected.cross_attentions[0])
 
 
-def test_generation_computes_no_balancing_statistics_even_in_training_mode():
-    for training in (False, True):
-        model, reports = tiny_model().train(training), []
-        model.model.encoder.layers[2].register_forward_hook(lambda module, args, output: reports.extend(output[1:]))
-        generate(model, torch.stack(sentences(3, 3)), num_beams=2)
-        assert reports and set(reports) == {None}
+def test_the_encoder_computes_no_balancing_statistics_for_generate_even_in_training_mode():
+    model, reports = tiny_gnmt().train(), []
+    model.model.encoder.layers[2].register_forward_hook(lambda module, args, output: reports.extend(output[1:]))
+    generate(model, torch.stack(sentences(3, 3)), num_beams=2)
+    assert reports and set(reports) == {None}
 
 
 @pytest.mark.parametrize("pattern", [["lstm", "moe", "lstm"], ["lstm", "lstm"]])
 def test_a_cache_of_another_kind_is_refused(pattern):
-    model, ids = tiny_model(decoder_layer_pattern=pattern), torch.stack(sentences(3))
+    model, ids = tiny_gnmt(decoder_layer_pattern=pattern), torch.stack(sentences(3))
     for cache in (DynamicCache(), EncoderDecoderCache(DynamicCache(), DynamicCache())):
         with pytest.raises(ValueError, match=r"past_key_values=.*build it with EncoderDecoderCache\(Dyn"):
             model(input_ids=ids, decoder_input_ids=ids, past_key_values=cache)
-    other = new_cache(tiny_model(decoder_layer_pattern=["lstm"]))
+    other = new_cache(tiny_gnmt(decoder_layer_pattern=["lstm"]))
     with pytest.raises(ValueError, match="keeps no LSTM state"):
         model(input_ids=ids, decoder_input_ids=ids, past_key_values=other)
 
 
 def test_a_cache_that_is_reset_serves_another_source():
-    model, cache = tiny_model(), new_cache(tiny_model())
+    model, cache = tiny_gnmt(), new_cache(tiny_gnmt())
     first, second = (torch.stack(sentences(4, 4, seed=seed)) for seed in (0, 5))
     generate(model, first, past_key_values=cache)
     cache.reset()
@@ -179,7 +167,7 @@ def test_a_cache_that_is_reset_serves_another_source():
 
 
 def test_a_forced_start_of_the_target_is_continued():
-    model, ids, start = tiny_model(), torch.stack(sentences(4, 4)), torch.tensor([[1, 7, 8], [1, 5, 9]])
+    model, ids, start = tiny_gnmt(), torch.stack(sentences(4, 4)), torch.tensor([[1, 7, 8], [1, 5, 9]])
     whole = generate(model, ids, decoder_input_ids=start)
     assert torch.equal(whole[:, :3], start)
     assert torch.equal(whole, generate(model, ids, decoder_input_ids=start, use_cache=False))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import STRATEGIES, assert_same, random_ids, tiny_model
+from tiny_models import STRATEGIES, assert_same, padded, random_ids, tiny_lm
 from transformers import DynamicCache, pipeline
 
 from moe_hf.data.tokenizers import train_tokenizer
@@ -25,16 +25,6 @@ def generate(model, input_ids, attention_mask=None, **kwargs):
     return model.generate(input_ids, attention_mask=attention_mask, **settings)
 
 
-def pad(prompts, length, side):
-    """(B, length) ids and mask; the padding is an ordinary token, so that using it would show."""
-    ids, mask = torch.full((len(prompts), length), 9), torch.zeros(len(prompts), length, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        start = length - len(prompt) if side == "left" else 0
-        ids[row, start : start + len(prompt)] = prompt
-        mask[row, start : start + len(prompt)] = 1
-    return ids, mask
-
-
 def states(cache):
     return [tensor for layer in cache.layers if hasattr(layer, "state") for tensor in layer.state]
 
@@ -42,7 +32,7 @@ def states(cache):
 @PATTERNS
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_cache_does_not_change_what_is_generated(strategy, changes):
-    model, input_ids = tiny_model(**changes), random_ids(3, 4)
+    model, input_ids = tiny_lm(**changes), random_ids(3, 4)
     cached = generate(model, input_ids, use_cache=True, **STRATEGIES[strategy])
     uncached = generate(model, input_ids, use_cache=False, **STRATEGIES[strategy])
     assert torch.equal(cached, uncached)
@@ -53,7 +43,7 @@ def test_the_cache_does_not_change_what_is_generated(strategy, changes):
 @settings(deadline=None, max_examples=8)
 @given(cut=st.integers(1, 6), seed=st.integers(0, 99))
 def test_a_sequence_in_two_forwards_equals_one(cut, seed):
-    model, input_ids = tiny_model(seed=seed), random_ids(2, 7, seed)
+    model, input_ids = tiny_lm(seed=seed), random_ids(2, 7, seed)
     whole = model(input_ids, use_cache=True)
     first = model(input_ids[:, :cut], use_cache=True)
     assert first.past_key_values.get_seq_length() == cut
@@ -65,7 +55,7 @@ def test_a_sequence_in_two_forwards_equals_one(cut, seed):
 
 @pytest.mark.parametrize("use_reentrant", [None, True, False])
 def test_gradients_flow_through_a_carried_state_until_it_is_detached(use_reentrant):
-    model, input_ids = tiny_model(gating="softmax_top_k").train(), random_ids(2, 6)
+    model, input_ids = tiny_lm(gating="softmax_top_k").train(), random_ids(2, 6)
     model(input_ids).logits[:, 3:].sin().sum().backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     if use_reentrant is not None:
@@ -89,7 +79,7 @@ def test_gradients_flow_through_a_carried_state_until_it_is_detached(use_reentra
 
 @PATTERNS
 def test_generation_in_two_calls_equals_one(changes):
-    model, (input_ids, mask) = tiny_model(**changes), pad([random_ids(1, 2)[0], random_ids(1, 4)[0]], 4, "left")
+    model, (input_ids, mask) = tiny_lm(**changes), padded([random_ids(1, 2)[0], random_ids(1, 4)[0]], 4, "left")
     whole = generate(model, input_ids, mask, max_new_tokens=7)
     cache = DynamicCache(config=model.config)
     first = generate(model, input_ids, mask, max_new_tokens=3, past_key_values=cache)
@@ -103,11 +93,11 @@ def test_generation_in_two_calls_equals_one(changes):
 @settings(deadline=None, max_examples=6)
 @given(padding=st.integers(1, 6), length=st.integers(2, 5), seed=st.integers(0, 99))
 def test_padding_changes_nothing(gating, side, padding, length, seed):
-    model, prompt = tiny_model(seed=seed, gating=gating, lstm_hidden_size=12), random_ids(1, length, seed)
+    model, prompt = tiny_lm(seed=seed, gating=gating, lstm_hidden_size=12), random_ids(1, length, seed)
     counts = []
     hooks = [layer for layer in model.model.layers if isinstance(layer, MoeBlock)]
     hooks[0].register_forward_hook(lambda module, args, output: counts.append(output[3].tolist()))
-    ids, mask = pad(prompt, length + padding, side)
+    ids, mask = padded(prompt, length + padding, side)
     expected = model(prompt, labels=prompt, use_cache=True)
     actual = model(ids, attention_mask=mask, labels=ids, use_cache=True)
     assert_same(actual.logits[mask.bool()], expected.logits[0])
@@ -118,10 +108,10 @@ def test_padding_changes_nothing(gating, side, padding, length, seed):
 
 
 def test_rows_of_a_padded_batch_equal_each_row_alone():
-    model = tiny_model()
+    model = tiny_lm()
     prompts = [random_ids(1, length, seed=length)[0] for length in (2, 5, 3)]
     for side in ("left", "right"):
-        ids, mask = pad(prompts, 6, side)
+        ids, mask = padded(prompts, 6, side)
         batch = model(ids, attention_mask=mask, use_cache=True)
         for row, prompt in enumerate(prompts):
             alone = model(prompt[None], use_cache=True)
@@ -134,28 +124,17 @@ def test_rows_of_a_padded_batch_equal_each_row_alone():
 @pytest.mark.parametrize("strategy", ["greedy", "beam search"])
 @pytest.mark.parametrize("extra", [0, 1, 4])
 def test_batched_generation_equals_one_by_one(extra, strategy, use_cache):
-    model = tiny_model()
+    model = tiny_lm()
     prompts = [random_ids(1, length, seed=length)[0] for length in (2, 5, 3)]
-    ids, mask = pad(prompts, 5 + extra, "left")
+    ids, mask = padded(prompts, 5 + extra, "left")
     batch = generate(model, ids, mask, use_cache=use_cache, **STRATEGIES[strategy])
     for row, prompt in enumerate(prompts):
         alone = generate(model, prompt[None], use_cache=use_cache, **STRATEGIES[strategy])
         assert torch.equal(batch[row, 5 + extra :], alone[0, len(prompt) :])
 
 
-def test_a_finished_row_does_not_disturb_the_others():
-    model, input_ids = tiny_model(), random_ids(3, 4)
-    free = generate(model, input_ids, max_new_tokens=8)
-    eos = free[0, 5].item()
-    stopped = generate(model, input_ids, max_new_tokens=8, eos_token_id=eos, pad_token_id=0)
-    for row in range(3):
-        new = free[row, 4:].tolist()
-        end = new.index(eos) + 1 if eos in new else len(new)
-        assert stopped[row, 4 : 4 + end].tolist() == new[:end]
-
-
 def test_a_step_reads_one_token_and_the_state_does_not_grow():
-    model, lengths = tiny_model(), []
+    model, lengths = tiny_lm(), []
     model.model.embed_tokens.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     sizes = set()
     for context in (3, 12):
@@ -170,18 +149,11 @@ def test_a_step_reads_one_token_and_the_state_does_not_grow():
 @pytest.mark.parametrize("changes", [{}, {"layer_pattern": ["moe", "lstm"]}])
 def test_a_cache_that_was_not_built_from_the_config_is_refused(changes):
     with pytest.raises(ValueError, match=r"past_key_values=DynamicCache.*DynamicCache\(config=model.config\)"):
-        tiny_model(**changes)(random_ids(2, 3), past_key_values=DynamicCache())
-
-
-def test_generation_computes_no_balancing_statistics(monkeypatch):
-    model, reports = tiny_model(), []
-    model.model.layers[1].register_forward_hook(lambda module, args, output: reports.extend(output[1:]))
-    generate(model, random_ids(2, 3))
-    assert reports and set(reports) == {None}
+        tiny_lm(**changes)(random_ids(2, 3), past_key_values=DynamicCache())
 
 
 def test_generation_from_embeddings_equals_generation_from_ids():
-    model, input_ids = tiny_model(), random_ids(2, 4)
+    model, input_ids = tiny_lm(), random_ids(2, 4)
     expected = generate(model, input_ids)[:, 4:]
     embeds = model.get_input_embeddings()(input_ids)
     mask = torch.ones_like(input_ids)
@@ -193,7 +165,7 @@ def test_generation_from_embeddings_equals_generation_from_ids():
 
 def test_the_text_generation_pipeline_continues_a_batch_of_prompts():
     tokenizer = train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], kind="word", vocab_size=23)
-    model = tiny_model(torch.float32, vocab_size=len(tokenizer))
+    model = tiny_lm(torch.float32, vocab_size=len(tokenizer))
     prompts = ["the cat", "a dog ate the"]
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "return_full_text": False}

@@ -1,9 +1,8 @@
 """What users ask of generate(), for both families: kinds of caches, filled caches, stop strings, and refusals."""
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
+from tiny_models import GNMT, LM, padded, sentences, tiny_gnmt, tiny_lm
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -12,7 +11,7 @@ from moe_hf.data.translation_tokenizers import train_translation_tokenizer
 from moe_hf.generation import gnmt_beam_search
 from moe_hf.models.cache import CACHE_NAME, LstmCacheLayer, cache_of
 
-FAMILIES = pytest.mark.parametrize("models", [tiny_models, tiny_gnmt], ids=["lm", "gnmt"])
+FAMILIES = pytest.mark.parametrize("models", [LM, GNMT], ids=["lm", "gnmt"])
 SEARCHES = pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 IDS = torch.tensor([[3, 9, 4, 11, 5, 7], [8, 6, 10, 3, 12, 4]])
 TEXTS = ["the cat sat on the mat", "a dog ate the cat", "the dog sat"]
@@ -38,7 +37,7 @@ def continue_from(model, text, **kwargs):
 @SEARCHES
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_a_prompt_in_chunks_gives_the_same_tokens(search, cache):
-    model, mask = tiny_models.tiny_model(), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    model, mask = tiny_lm(), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     options = {"attention_mask": mask, **search}
     found = generate(model, **options, prefill_chunk_size=4, cache_implementation=cache)
     assert torch.equal(found, generate(model, **options))
@@ -46,13 +45,13 @@ def test_a_prompt_in_chunks_gives_the_same_tokens(search, cache):
 
 def test_chunks_are_refused_for_a_translation():
     with pytest.raises(ValueError, match="prefill_chunk_size=2 is for the prompt of a language model"):
-        generate(tiny_gnmt.tiny_model(), prefill_chunk_size=2)
+        generate(tiny_gnmt(), prefill_chunk_size=2)
 
 
 @FAMILIES
 @SEARCHES
 def test_a_static_cache_gives_the_same_tokens(models, search):
-    model = models.tiny_model()
+    model = models.model()
     expected = generate(model, **search)
     for name in ("static", "dynamic"):
         assert torch.equal(generate(model, **search, cache_implementation=name), expected)
@@ -63,7 +62,7 @@ def test_a_static_cache_gives_the_same_tokens(models, search):
 
 @FAMILIES
 def test_a_quantized_or_paged_cache_is_refused(models):
-    model = models.tiny_model()
+    model = models.model()
     with pytest.raises(ValueError, match=r"(?i)quantized ?cache"):
         generate(model, cache_implementation="quantized")
     for call in (lambda: generate(model, cache_implementation="paged"), lambda: model.generate_batch(IDS.tolist())):
@@ -84,7 +83,7 @@ def test_offloading_leaves_the_state_where_a_forward_reads_it():
 @FAMILIES
 @pytest.mark.parametrize("option", ["prompt_lookup_num_tokens", "assistant_model"])
 def test_assisted_generation_is_refused_in_one_line(models, option):
-    model = models.tiny_model()
+    model = models.model()
     with pytest.raises(ValueError, match="assisted generation is not supported with stateful models") as caught:
         generate(model, IDS[:1], **{option: model if option == "assistant_model" else 2})
     assert "\n" not in str(caught.value)
@@ -93,8 +92,8 @@ def test_assisted_generation_is_refused_in_one_line(models, option):
 
 @pytest.mark.parametrize("of_library", [False, True])
 def test_encoder_outputs_are_computed_once_and_searched_several_times(of_library):
-    model = tiny_gnmt.tiny_model()
-    ids, mask = tiny_gnmt.padded(tiny_gnmt.sentences(4, 2), 5)
+    model = tiny_gnmt()
+    ids, mask = padded(sentences(4, 2), 5)
     searches = [
         {},
         {"num_beams": 3},
@@ -117,7 +116,7 @@ def test_encoder_outputs_are_computed_once_and_searched_several_times(of_library
 @FAMILIES
 @SEARCHES
 def test_a_filled_cache_goes_on_from_the_whole_text(models, search):
-    model = models.tiny_model()
+    model = models.model()
     start = torch.tensor([[1, 7, 8, 5], [1, 5, 9, 6]])
     whole = continue_from(model, start, **search)
     cache = new_cache(model)
@@ -129,7 +128,7 @@ def test_a_filled_cache_goes_on_from_the_whole_text(models, search):
 
 
 def test_a_filled_cache_goes_on_from_new_tokens_under_a_mask_of_the_whole_text():
-    model, start = tiny_models.tiny_model(), torch.tensor([[1, 7, 8, 5], [1, 5, 9, 6]])
+    model, start = tiny_lm(), torch.tensor([[1, 7, 8, 5], [1, 5, 9, 6]])
     cache = new_cache(model)
     generate(model, start[:, :2], max_new_tokens=1, **{CACHE_NAME: cache})
     found = generate(model, start[:, 2:], attention_mask=torch.ones_like(start), **{CACHE_NAME: cache})
@@ -138,7 +137,7 @@ def test_a_filled_cache_goes_on_from_new_tokens_under_a_mask_of_the_whole_text()
 
 @FAMILIES
 def test_new_tokens_alone_are_refused_and_the_message_says_what_to_give(models):
-    model, cache = models.tiny_model(), new_cache(models.tiny_model())
+    model, cache = models.model(), new_cache(models.model())
     start = torch.tensor([[1, 7, 8, 5], [1, 5, 9, 6]])
     continue_from(model, start, max_new_tokens=1, **{CACHE_NAME: cache})
     requests = [(start[:, :1], {}), (start[:, :2], {}), (start, {})]
@@ -152,9 +151,9 @@ def test_new_tokens_alone_are_refused_and_the_message_says_what_to_give(models):
     assert cache.get_seq_length() == 4
 
 
-@pytest.mark.parametrize(("models", "custom"), [(tiny_models, None), (tiny_gnmt, None), (tiny_gnmt, gnmt_beam_search)])
+@pytest.mark.parametrize(("models", "custom"), [(LM, None), (GNMT, None), (GNMT, gnmt_beam_search)])
 def test_a_filled_cache_of_other_rows_is_refused(models, custom):
-    model, cache = models.tiny_model(), new_cache(models.tiny_model())
+    model, cache = models.model(), new_cache(models.model())
     start = torch.tensor([[1, 7, 8, 5], [1, 5, 9, 6]])
     continue_from(model, start[:, :2], max_new_tokens=1, **{CACHE_NAME: cache})
     with pytest.raises(ValueError, match=f"{CACHE_NAME} keeps the state of 2 rows, generate.. needs 6") as caught:
@@ -164,7 +163,7 @@ def test_a_filled_cache_of_other_rows_is_refused(models, custom):
 
 @FAMILIES
 def test_the_cache_of_a_search_is_returned(models):
-    model = models.tiny_model()
+    model = models.model()
     for search in ({}, {"num_beams": 2}):
         found = generate(model, return_dict_in_generate=True, **search)
         assert cache_of(found).get_seq_length() == found.sequences.shape[1] - 1
@@ -174,10 +173,10 @@ def test_the_cache_of_a_search_is_returned(models):
 def test_a_stop_string_ends_the_text_as_soon_as_it_is_complete(kind):
     if kind == "translation":
         tokenizer = train_translation_tokenizer(TEXTS, vocab_size=290)
-        model = tiny_gnmt.tiny_model(torch.float32, vocab_size=len(tokenizer))
+        model = tiny_gnmt(torch.float32, vocab_size=len(tokenizer))
     else:
         tokenizer = train_tokenizer(TEXTS, kind=kind, vocab_size=23 if kind == "word" else 290)
-        model = tiny_models.tiny_model(torch.float32, vocab_size=len(tokenizer))
+        model = tiny_lm(torch.float32, vocab_size=len(tokenizer))
     other = [index for index, text in enumerate(map(tokenizer.decode, range(len(tokenizer)))) if not text.isalpha()]
     options = {**tokenizer("the dog", return_tensors="pt"), "do_sample": False, "eos_token_id": None}
     options |= {"max_new_tokens": 9, "suppress_tokens": other, "repetition_penalty": 9.0}
@@ -191,7 +190,7 @@ def test_a_stop_string_ends_the_text_as_soon_as_it_is_complete(kind):
 
 def test_token_healing_without_a_bos_token_is_refused_in_one_line():
     tokenizer = train_tokenizer(TEXTS, kind="word", vocab_size=23)
-    model = tiny_models.tiny_model(torch.float32, vocab_size=len(tokenizer))
+    model = tiny_lm(torch.float32, vocab_size=len(tokenizer))
     inputs = tokenizer("the dog", return_tensors="pt")
     with pytest.raises(ValueError, match="token_healing=True needs a tokenizer with a bos_token") as caught:
         model.generate(**inputs, token_healing=True, tokenizer=tokenizer, max_new_tokens=2)

@@ -15,8 +15,8 @@ from tiny_models import (
     naive_dense,
     random_ids,
     randomize,
-    tiny_config,
-    tiny_model,
+    tiny_lm,
+    tiny_lm_config,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -245,7 +245,7 @@ def test_a_level_without_choice_for_the_task_warns(sizes, name):
 
 
 def test_whole_model_trains_generates_and_recomputes():
-    model = LstmMoeForCausalLM(tiny_config(**HIERARCHY)).train()
+    model = LstmMoeForCausalLM(tiny_lm_config(**HIERARCHY)).train()
     assert all((p == 0).all() for name, p in model.named_parameters() if ".gate." in name)
     randomize(model)
     ids = random_ids(3, 6)
@@ -273,13 +273,13 @@ def test_whole_model_trains_generates_and_recomputes():
 
 
 def test_router_logits_are_those_over_the_groups_once_per_layer():
-    model = tiny_model(layer_pattern=["lstm", "moe", "moe"], **HIERARCHY)
+    model = tiny_lm(layer_pattern=["lstm", "moe", "moe"], **HIERARCHY)
     output = model(random_ids(2, 5), output_router_logits=True)
     assert [tuple(logits.shape) for logits in output.router_logits] == [(10, 4)] * 2
 
 
 def test_left_padding_changes_nothing():
-    model, ids = tiny_model(**HIERARCHY), random_ids(1, 5)
+    model, ids = tiny_lm(**HIERARCHY), random_ids(1, 5)
     padded, mask = torch.cat([torch.zeros(1, 3, dtype=torch.int64), ids], 1), torch.tensor([[0] * 3 + [1] * 5])
     actual = model(padded, attention_mask=mask, labels=padded)
     expected = model(ids, labels=ids)
@@ -288,7 +288,7 @@ def test_left_padding_changes_nothing():
 
 
 def test_checkpoint_is_loaded_back(tmp_path):
-    model, ids = tiny_model(torch.float32, **HIERARCHY), random_ids(2, 4)
+    model, ids = tiny_lm(torch.float32, **HIERARCHY), random_ids(2, 4)
     model.save_pretrained(tmp_path)
     loaded = LstmMoeForCausalLM.from_pretrained(tmp_path, experts_implementation="eager").eval()
     assert torch.equal(aligned(loaded)(ids).logits, model(ids).logits)

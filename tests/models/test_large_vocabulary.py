@@ -4,11 +4,10 @@ import os
 
 import numpy as np
 import pytest
-import tiny_lm
 import torch
 import torch.distributed as dist
-from tiny_lm import ArrayStream, losses_of, tiny_trainer
-from tiny_models import assert_same, gradients, random_ids, tiny_config, tiny_model
+from tiny_models import assert_same, gradients, random_ids, tiny_lm, tiny_lm_config
+from tiny_training import ArrayStream, losses_of, noiseless_lm, tiny_trainer
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -28,7 +27,7 @@ def test_chunked_loss_is_the_full_one(tied, training, num_items_in_batch):
     arguments = dict(attention_mask=MASK, labels=LABELS, num_items_in_batch=num_items_in_batch)
     results = []
     for chunk_size in (None, 4):
-        model = tiny_model(tie_word_embeddings=tied, gating="softmax_top_k", loss_chunk_size=chunk_size)
+        model = tiny_lm(tie_word_embeddings=tied, gating="softmax_top_k", loss_chunk_size=chunk_size)
         output = model.train(training)(random_ids(3, 5), **arguments)
         assert (output.logits is None) == (training and chunk_size is not None)
         results.append((output.loss, gradients(output.loss, dict(model.named_parameters()))))
@@ -40,7 +39,7 @@ def test_chunked_loss_is_the_full_one(tied, training, num_items_in_batch):
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("tied", [True, False])
 def test_training_with_num_sampled_takes_the_sampled_loss(tied, chunk_size):
-    model = tiny_model(
+    model = tiny_lm(
         tie_word_embeddings=tied, gating="softmax_top_k", num_sampled=6, loss_chunk_size=chunk_size
     ).train()
     weights = dict(model.named_parameters())
@@ -58,28 +57,28 @@ def test_training_with_num_sampled_takes_the_sampled_loss(tied, chunk_size):
 
 
 def test_evaluation_takes_the_full_softmax():
-    model, plain, input_ids = tiny_model(num_sampled=6), tiny_model(), random_ids(3, 5)
+    model, plain, input_ids = tiny_lm(num_sampled=6), tiny_lm(), random_ids(3, 5)
     output, expected = model(input_ids, labels=input_ids), plain(input_ids, labels=input_ids)
     assert torch.equal(output.loss, expected.loss) and torch.equal(output.logits, expected.logits)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_without_labels_there_are_logits(training):
-    model, input_ids = tiny_model(num_sampled=6, loss_chunk_size=4), random_ids(2, 3)
+    model, input_ids = tiny_lm(num_sampled=6, loss_chunk_size=4), random_ids(2, 3)
     assert model.train(training)(input_ids).logits.shape == (2, 3, 23)
     assert model.generate(input_ids, max_new_tokens=2, do_sample=False).shape == (2, 5)
 
 
 @pytest.mark.parametrize("changes", [{"num_sampled": 6}, {"loss_chunk_size": 4}])
 def test_a_batch_without_targets_has_loss_zero(changes):
-    model = tiny_model(importance_loss_coef=0.0, load_loss_coef=0.0, **changes).train()
+    model = tiny_lm(importance_loss_coef=0.0, load_loss_coef=0.0, **changes).train()
     loss = model(random_ids(2, 3), labels=torch.full((2, 3), -100)).loss
     loss.backward()
     assert loss == 0 and all(p.grad.abs().max() == 0 for p in model.parameters() if p.grad is not None)
 
 
 def test_saving_and_loading_keeps_both_values_and_the_head(tmp_path):
-    tiny_model(torch.float32, num_sampled=6, loss_chunk_size=4).save_pretrained(tmp_path)
+    tiny_lm(torch.float32, num_sampled=6, loss_chunk_size=4).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert (loaded.config.num_sampled, loaded.config.loss_chunk_size) == (6, 4)
     assert type(loaded.lm_head) is SoftmaxHead
@@ -87,7 +86,7 @@ def test_saving_and_loading_keeps_both_values_and_the_head(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_resized_model_trains(tied):
-    model = tiny_model(torch.float32, num_sampled=6, tie_word_embeddings=tied)
+    model = tiny_lm(torch.float32, num_sampled=6, tie_word_embeddings=tied)
     model.resize_token_embeddings(31, mean_resizing=False)
     assert type(model.lm_head) is SoftmaxHead and model.lm_head.weight.shape == (31, 8)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
@@ -100,17 +99,18 @@ def test_a_resized_model_trains(tied):
 
 
 def test_a_resized_softmax_is_not_initialised_again():
-    model = tiny_model(torch.float32)
+    model = tiny_lm(torch.float32)
     model.resize_token_embeddings(31)
     before = model.lm_head.weight.detach().clone()
     model.post_init()
     assert torch.equal(model.lm_head.weight, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("num_sampled", [None, 6])
 def test_the_plain_trainer_trains_evaluates_and_predicts(tmp_path, num_sampled, chunk_size):
-    model = tiny_model(torch.float32, num_sampled=num_sampled, loss_chunk_size=chunk_size)
+    model = tiny_lm(torch.float32, num_sampled=num_sampled, loss_chunk_size=chunk_size)
     rows = [{"input_ids": row, "labels": row} for row in random_ids(5, 4)]
     options = dict(use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2, save_strategy="no")
     arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=2, **options)
@@ -122,7 +122,7 @@ def test_the_plain_trainer_trains_evaluates_and_predicts(tmp_path, num_sampled, 
 
     trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     trainer.train()
-    expected_model = tiny_model(torch.float32)
+    expected_model = tiny_lm(torch.float32)
     expected_model.load_state_dict(model.state_dict())
     ids = random_ids(5, 4)
     expected = expected_model(ids, labels=ids).loss.item()
@@ -139,7 +139,7 @@ def trained_losses(folder, evaluate_with=None, learning_rate=0.5, **config):
     torch.manual_seed(0)
     data = StreamWindows(ArrayStream(4 * 8 * 20 + 1), 8, 4)
     trainer = tiny_trainer(
-        tiny_lm.tiny_model(torch.float32, **config), data, folder, eval_dataset=data, carry_state=True,
+        noiseless_lm(torch.float32, **config), data, folder, eval_dataset=data, carry_state=True,
         per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=4, num_train_epochs=1,
         learning_rate=learning_rate,
     )  # fmt: skip
@@ -150,6 +150,7 @@ def trained_losses(folder, evaluate_with=None, learning_rate=0.5, **config):
     return losses, before, trainer.evaluate()["eval_loss"]
 
 
+@pytest.mark.slow
 def test_lm_trainer_trains_and_evaluates_alike_with_chunks(tmp_path):
     losses, loss, chunked = trained_losses(tmp_path, evaluate_with=5)
     others, other, _ = trained_losses(tmp_path, loss_chunk_size=3)
@@ -157,6 +158,7 @@ def test_lm_trainer_trains_and_evaluates_alike_with_chunks(tmp_path):
     assert chunked == pytest.approx(loss, rel=1e-6) and other == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_lm_trainer_learns_with_sampling_what_it_learns_without(tmp_path):
     _, full, _ = trained_losses(tmp_path)
     _, untrained, _ = trained_losses(tmp_path, learning_rate=0.0)
@@ -177,7 +179,7 @@ def one_process(tmp_path):
 def test_the_loss_finds_the_whole_weight_under_fsdp(one_process, changes):
     input_ids, losses = random_ids(2, 4), []
     for is_sharded in (False, True):
-        model = tiny_model(torch.float32, gating="softmax_top_k", **changes).train()
+        model = tiny_lm(torch.float32, gating="softmax_top_k", **changes).train()
         if is_sharded:
             fully_shard(model.lm_head, mesh=one_process)
             assert hasattr(model.lm_head.weight, "device_mesh")
@@ -190,7 +192,7 @@ def test_the_loss_finds_the_whole_weight_under_fsdp(one_process, changes):
 
 
 def test_a_tensor_parallel_head_is_refused(one_process):
-    model, input_ids = tiny_model(torch.float32, loss_chunk_size=4), random_ids(2, 4)
+    model, input_ids = tiny_lm(torch.float32, loss_chunk_size=4), random_ids(2, 4)
     message = "lm_head is tensor parallel: allowed are num_sampled=None and loss_chunk_size=None"
     parallelize_module(model.lm_head, one_process, ColwiseParallel())
     with pytest.raises(ValueError, match=message):
@@ -213,4 +215,4 @@ def test_a_tensor_parallel_head_is_refused(one_process):
 )
 def test_an_impossible_value_is_refused_by_name(changes, message):
     with pytest.raises(Exception, match=message):
-        tiny_config(**changes)
+        tiny_lm_config(**changes)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, gradients, randomize, tiny_config
+from tiny_models import assert_same, gradients, randomize, tiny_lm_config
 
 from moe_hf.models.gnmt_layers import BidirectionalLstmLayer
 from moe_hf.models.lstm import Lstm, LstmLayer, is_fused, run_fused, run_lstm
@@ -15,7 +15,7 @@ UNITS = pytest.mark.parametrize("units", [None, 5, 13])
 
 
 def layer(units=None, seed=0, **changes):
-    return randomize(LstmLayer(tiny_config(lstm_hidden_size=units, **changes)), seed).double()
+    return randomize(LstmLayer(tiny_lm_config(lstm_hidden_size=units, **changes)), seed).double()
 
 
 def draw(*shape, seed=0):
@@ -106,7 +106,7 @@ def test_padding_anywhere_changes_neither_outputs_nor_states_nor_gradients(units
 def test_our_kernel_and_torchs_agree_with_all_gradients(units, directions, bits):
     """On a CPU nothing else runs torch's packed sequences, which a GPU uses."""
     mask = None if bits is None else torch.tensor([[bit == "1" for bit in bits], [True] * 3, [False] * 3])
-    lstms = [randomize(Lstm(tiny_config(lstm_hidden_size=units)), seed).double() for seed in range(directions)]
+    lstms = [randomize(Lstm(tiny_lm_config(lstm_hidden_size=units)), seed).double() for seed in range(directions)]
     x = draw(3, 3, 8).requires_grad_()
     h, c = draw(directions, 3, 8, seed=1).requires_grad_(), draw(directions, 3, units or 8, seed=2).requires_grad_()
     inputs = {"x": x, "h": h, "c": c}
@@ -123,17 +123,18 @@ def test_our_kernel_and_torchs_agree_with_all_gradients(units, directions, bits)
 
 def test_torchs_kernel_runs_whole_float32_sequences_without_a_projection():
     x, mask = torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)
-    plain, projected = Lstm(tiny_config()), Lstm(tiny_config(lstm_hidden_size=12))
+    plain, projected = Lstm(tiny_lm_config()), Lstm(tiny_lm_config(lstm_hidden_size=12))
     assert is_fused(x, None, plain)
     assert not is_fused(x, mask, plain) and not is_fused(x[:, :1], None, plain) and not is_fused(x, None, projected)
     assert is_fused(x.to("meta"), mask, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("bits", [None, "011"])
 @pytest.mark.parametrize("units", [8, 5])
 def test_gradcheck_of_our_kernel(units, bits, reverse):
-    lstm = randomize(Lstm(tiny_config(lstm_hidden_size=units))).double()
+    lstm = randomize(Lstm(tiny_lm_config(lstm_hidden_size=units))).double()
     mask = None if bits is None else torch.tensor([[bit == "1" for bit in bits], [False, False, True]])
     h, c = state(2, units)
 
@@ -143,9 +144,10 @@ def test_gradcheck_of_our_kernel(units, bits, reverse):
     assert torch.autograd.gradcheck(call, (draw(2, 3, 8).requires_grad_(), h, c, *lstm.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", [8, 5])
 def test_our_kernel_is_one_operation_for_the_compiler(units):
-    lstm = randomize(Lstm(tiny_config(lstm_hidden_size=units))).double()
+    lstm = randomize(Lstm(tiny_lm_config(lstm_hidden_size=units))).double()
     h, c = state(2, units)
     weights = [*lstm.parameters(), *([None] if units == 8 else [])]
     mask = torch.tensor([[False, True, True], [True, True, True]])
@@ -155,7 +157,7 @@ def test_our_kernel_is_one_operation_for_the_compiler(units):
 
 @pytest.mark.parametrize("layer_class", [LstmLayer, BidirectionalLstmLayer])
 def test_float32_and_float64_agree_where_their_kernels_differ(layer_class):
-    module, x = randomize(layer_class(tiny_config()), std=0.3), draw(3, 6, 8)
+    module, x = randomize(layer_class(tiny_lm_config()), std=0.3), draw(3, 6, 8)
     expected = module.double()(x)[0]
     assert_same(module.float()(x.float())[0].double(), expected, rtol=1e-5, atol=1e-5)
 

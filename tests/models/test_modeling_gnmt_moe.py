@@ -3,8 +3,7 @@
 import naive_gnmt
 import pytest
 import torch
-from tiny_gnmt import FEEDINGS, padded, sentences, tiny_config, tiny_model
-from tiny_models import assert_same, gradients
+from tiny_models import FEEDINGS, assert_same, gradients, padded, sentences, tiny_gnmt, tiny_gnmt_config
 
 from moe_hf import GnmtMoeModel
 
@@ -38,7 +37,7 @@ def batch(side):
 @pytest.mark.parametrize("feeding", FEEDINGS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_model_is_the_papers_with_all_gradients(variant, feeding, side):
-    model = tiny_model(attention_feeding=feeding, **VARIANTS[variant])
+    model = tiny_gnmt(attention_feeding=feeding, **VARIANTS[variant])
     sources, targets, inputs, mask, decoder_mask = batch(side)
     weights = dict(model.named_parameters())
     expected = naive_gnmt.translation_model(model.config, weights, sources, targets)
@@ -63,7 +62,7 @@ def test_model_is_the_papers_with_all_gradients(variant, feeding, side):
 
 def test_a_source_that_is_all_padding_gets_no_attention_and_gives_finite_numbers():
     for feeding in FEEDINGS:
-        model = tiny_model(attention_feeding=feeding).train()
+        model = tiny_gnmt(attention_feeding=feeding).train()
         (ids, mask), labels = padded(sentences(0, 3), 4), torch.tensor([[3, 4], [5, 6]])
         output = model(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True)
         assert output.cross_attentions[0][0].eq(0).all() and output.logits.isfinite().all()
@@ -73,7 +72,7 @@ def test_a_source_that_is_all_padding_gets_no_attention_and_gives_finite_numbers
 
 @pytest.mark.parametrize("feeding", FEEDINGS)
 def test_rows_of_a_padded_batch_equal_each_row_alone(feeding):
-    model = tiny_model(attention_feeding=feeding, lstm_hidden_size=12)
+    model = tiny_gnmt(attention_feeding=feeding, lstm_hidden_size=12)
     for side in ("left", "right"):
         sources, targets, inputs, _, decoder_mask = batch(side)
         together = model(**inputs)
@@ -83,7 +82,7 @@ def test_rows_of_a_padded_batch_equal_each_row_alone(feeding):
 
 
 def test_a_gate_sees_the_real_tokens_of_both_stacks_only():
-    model, counts = tiny_model(), []
+    model, counts = tiny_gnmt(), []
     for stack in (model.model.encoder, model.model.decoder):
         block = next(layer for layer in stack.layers if hasattr(layer, "gate"))
         block.register_forward_hook(lambda module, args, output: counts.append(output[3].sum().item()))
@@ -94,7 +93,7 @@ def test_a_gate_sees_the_real_tokens_of_both_stacks_only():
 
 def test_the_decoder_does_not_see_the_future():
     for feeding in FEEDINGS:
-        model, (source,), (target,) = tiny_model(attention_feeding=feeding), sentences(4), sentences(5, seed=1)
+        model, (source,), (target,) = tiny_gnmt(attention_feeding=feeding), sentences(4), sentences(5, seed=1)
         changed = target.clone()
         changed[3] = (changed[3] + 1 - 3) % 20 + 3
         first, second = (model(input_ids=source[None], decoder_input_ids=t[None]).logits for t in (target, changed))
@@ -103,7 +102,7 @@ def test_the_decoder_does_not_see_the_future():
 
 
 def test_dropout_falls_on_embeddings_and_on_every_layers_output():
-    model = tiny_model(dropout=0.5).train()
+    model = tiny_gnmt(dropout=0.5).train()
     ids = torch.stack(sentences(30, 30))
     output = model(input_ids=ids, decoder_input_ids=ids, output_hidden_states=True)
     for hidden in (output.encoder_hidden_states, output.decoder_hidden_states):
@@ -114,7 +113,7 @@ def test_dropout_falls_on_embeddings_and_on_every_layers_output():
 
 
 def test_router_logits_and_hidden_states_are_recorded():
-    model, (ids,) = tiny_model(), sentences(4)
+    model, (ids,) = tiny_gnmt(), sentences(4)
     plain = model(input_ids=ids[None], decoder_input_ids=ids[None, :3])
     for name in ("encoder_router_logits", "decoder_router_logits", "encoder_hidden_states", "cross_attentions"):
         assert getattr(plain, name) is None
@@ -132,7 +131,9 @@ def test_router_logits_and_hidden_states_are_recorded():
 @pytest.mark.parametrize("feeding", FEEDINGS)
 def test_a_new_model_reads_inputs_of_unit_variance_and_attends_evenly(feeding):
     torch.manual_seed(0)
-    model = GnmtMoeModel(tiny_config(hidden_size=64, vocab_size=500, scale_embedding=True, attention_feeding=feeding))
+    model = GnmtMoeModel(
+        tiny_gnmt_config(hidden_size=64, vocab_size=500, scale_embedding=True, attention_feeding=feeding)
+    )
     ids = torch.randint(500, (4, 10))
     output = model.eval()(input_ids=ids, decoder_input_ids=ids, output_attentions=True)
     assert 0.9 < model.encoder.embed_tokens(ids).std() < 1.1

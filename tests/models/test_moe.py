@@ -5,14 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, gradients, randomize, tiny_config
+from tiny_models import assert_same, gradients, randomize, tiny_lm_config
 
 from moe_hf.models.balancing import balancing_loss
 from moe_hf.models.moe import MoeBlock
 
 
 def block(seed=0, **changes):
-    return randomize(MoeBlock(tiny_config(**changes)), seed).double()
+    return randomize(MoeBlock(tiny_lm_config(**changes)), seed).double()
 
 
 def draw(*shape, seed=0):

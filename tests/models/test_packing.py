@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, gradients, random_ids, tiny_model
+from tiny_models import assert_same, gradients, random_ids, tiny_gnmt, tiny_lm
 from transformers import DataCollatorWithFlattening, DynamicCache, Trainer, TrainingArguments
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
@@ -54,7 +54,7 @@ def test_two_packed_documents_have_the_loss_of_two_documents():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["position_ids", "position_ids from 2", "seq_idx", "cu"])
 def test_packed_documents_have_loss_and_gradients_of_the_documents_apart(name, training, changes):
-    model = tiny_model(**COEFS, **changes).train(training)
+    model = tiny_lm(**COEFS, **changes).train(training)
     output, expected = model(**told_by(name, DOCUMENTS)), apart(model, DOCUMENTS)
     assert_same(output.loss, expected.loss)
     assert_same(output.aux_loss, expected.aux_loss)
@@ -64,14 +64,14 @@ def test_packed_documents_have_loss_and_gradients_of_the_documents_apart(name, t
 
 @pytest.mark.parametrize("implementation", ["eager", "moe_hf"])
 def test_packing_in_float32_through_the_fused_kernels(implementation):
-    model = tiny_model(torch.float32, experts=implementation, **COEFS)
+    model = tiny_lm(torch.float32, experts=implementation, **COEFS)
     documents = [random_ids(1, 6, seed=seed)[0].tolist() for seed in range(4)]  # equal lengths fill the lanes
     expected = torch.cat([model(torch.tensor([document])).logits for document in documents], dim=1)
     torch.testing.assert_close(model(**told_by("position_ids", documents)).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_token_of_a_document_is_not_predicted_from_another():
-    model, batch = tiny_model(), told_by("position_ids", DOCUMENTS)
+    model, batch = tiny_lm(), told_by("position_ids", DOCUMENTS)
     loss = model(**batch).loss
     assert torch.equal(model(**(batch | {"labels": batch["input_ids"]})).loss, loss)
     following = torch.nn.functional.pad(batch["input_ids"][:, 1:], (0, 1), value=-100)
@@ -80,7 +80,7 @@ def test_the_first_token_of_a_document_is_not_predicted_from_another():
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 def test_padding_around_packed_documents_changes_nothing(side):
-    model = tiny_model(**COEFS).train()
+    model = tiny_lm(**COEFS).train()
     left, right = side != "right", side != "left"
     rows = [[DOCUMENTS[0], DOCUMENTS[2]], [DOCUMENTS[1]], [DOCUMENTS[4], DOCUMENTS[3], DOCUMENTS[2]], []]
     ids, mask, positions = (torch.zeros(len(rows), 11, dtype=torch.long) for _ in range(3))
@@ -99,7 +99,7 @@ def test_padding_around_packed_documents_changes_nothing(side):
 
 
 def test_left_padding_with_its_positions_is_no_packing():
-    model, ids = tiny_model(), random_ids(2, 5)
+    model, ids = tiny_lm(), random_ids(2, 5)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     expected = model(ids, attention_mask=mask)
     for padding in (0, 1):  # what generate() writes where there is nothing
@@ -110,7 +110,7 @@ def test_left_padding_with_its_positions_is_no_packing():
 
 
 def test_a_hole_in_the_mask_is_no_boundary():
-    model, ids, mask = tiny_model(), random_ids(1, 5), torch.tensor([[1, 1, 0, 1, 1]])
+    model, ids, mask = tiny_lm(), random_ids(1, 5), torch.tensor([[1, 1, 0, 1, 1]])
     positions = torch.tensor([[0, 1, 0, 2, 3]])  # what generate() makes of the mask
     output = model(ids, attention_mask=mask, position_ids=positions, labels=ids, use_cache=True)
     expected = model(ids, attention_mask=mask, labels=ids)
@@ -120,7 +120,7 @@ def test_a_hole_in_the_mask_is_no_boundary():
 
 
 def test_a_state_and_packed_documents_are_refused_together():
-    model, batch = tiny_model(), told_by("position_ids", DOCUMENTS)
+    model, batch = tiny_lm(), told_by("position_ids", DOCUMENTS)
     message = "share no state: allowed are past_key_values=None and use_cache=False"
     for arguments in ({"past_key_values": DynamicCache(config=model.config)}, {"use_cache": True}):
         with pytest.raises(ValueError, match=message):
@@ -137,7 +137,7 @@ def test_a_state_and_packed_documents_are_refused_together():
 )
 def test_boundaries_of_another_shape_are_refused(boundaries, message):
     with pytest.raises(ValueError, match=message):
-        tiny_model()(random_ids(2, 4), **boundaries)
+        tiny_lm()(random_ids(2, 4), **boundaries)
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,6 +199,7 @@ def test_no_boundary_is_found_where_there_is_none():
     assert starts.tolist() == [[False, False, True, True]]
 
 
+@pytest.mark.slow
 def test_the_plain_trainer_trains_on_packed_documents_as_on_padded_ones(tmp_path):
     documents = [random_ids(1, length, seed=length)[0].tolist() for length in (9, 2, 5, 3, 7, 4, 8, 6)]
     options = dict(use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2, save_strategy="no", optim="sgd")
@@ -211,7 +212,7 @@ def test_the_plain_trainer_trains_on_packed_documents_as_on_padded_ones(tmp_path
 
     models = []
     for collator in (DataCollatorWithFlattening(return_seq_idx=True), padded):
-        model = tiny_model(**COEFS)
+        model = tiny_lm(**COEFS)
         rows = [{"input_ids": document} for document in documents]
         arguments = TrainingArguments(str(tmp_path), logging_steps=1, **options)
         trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator)
@@ -223,7 +224,5 @@ def test_the_plain_trainer_trains_on_packed_documents_as_on_padded_ones(tmp_path
 
 
 def test_packing_is_of_language_models_only():
-    from tiny_gnmt import tiny_model as tiny_translator
-
     with pytest.raises(TypeError, match="unexpected keyword argument 'position_ids'"):
-        tiny_translator()(torch.tensor([[3, 4]]), labels=torch.tensor([[3, 4]]), position_ids=torch.tensor([[0, 1]]))
+        tiny_gnmt()(torch.tensor([[3, 4]]), labels=torch.tensor([[3, 4]]), position_ids=torch.tensor([[0, 1]]))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import assert_same, random_ids, randomize, tiny_config, tiny_model
+from tiny_models import assert_same, random_ids, randomize, tiny_lm, tiny_lm_config
 
 from moe_hf import LstmMoeForCausalLM
 from moe_hf.models.moe import MoeBlock
@@ -18,7 +18,7 @@ KINDS = {
 def losses_and_gradients(recompute, kind="flat", experts="eager", layers_kwargs=None, autocast=False, **changes):
     """A training step with dropout and gating noise, left- and right-padded rows, and labels."""
     changes = {"dropout": 0.2, "layer_pattern": ["lstm", "moe", "lstm", "moe"]} | KINDS[kind] | changes
-    model = tiny_model(torch.float32, experts=experts, recompute_experts=recompute, **changes).train()
+    model = tiny_lm(torch.float32, experts=experts, recompute_experts=recompute, **changes).train()
     if layers_kwargs is not None:
         model.activation_checkpointing_enable(layers_kwargs)
     ids, mask = random_ids(3, 7), torch.ones(3, 7, dtype=torch.long)
@@ -66,14 +66,14 @@ def calls_of_experts(module, hidden, context=torch.enable_grad):
 def test_experts_are_computed_again_in_the_backward_pass_only_when_asked_and_needed(training):
     hidden = torch.randn(2, 6, 8)
     for recompute in (False, True):
-        module = randomize(MoeBlock(tiny_config(recompute_experts=recompute))).train(training)
+        module = randomize(MoeBlock(tiny_lm_config(recompute_experts=recompute))).train(training)
         assert calls_of_experts(module, hidden) == (1, int(recompute))
         assert calls_of_experts(module, hidden, torch.no_grad) == (1, 0)
 
 
 def kept_bytes(experts="eager", **changes):
     """Bytes that one MoE block keeps for its backward pass, each storage once, without parameters and inputs."""
-    config = tiny_config(hidden_size=16, moe_intermediate_size=64, num_experts_per_tok=4, **changes)
+    config = tiny_lm_config(hidden_size=16, moe_intermediate_size=64, num_experts_per_tok=4, **changes)
     config._experts_implementation = experts
     module, hidden = randomize(MoeBlock(config)), torch.randn(4, 32, 16)
     own = {tensor.untyped_storage().data_ptr() for tensor in (hidden, *module.parameters())}
@@ -100,10 +100,10 @@ def test_less_is_kept_for_the_backward_pass(experts):
 
 
 def test_configuration_keeps_it_and_a_model_without_it_loads(tmp_path):
-    model = tiny_model(torch.float32, recompute_experts=True)
+    model = tiny_lm(torch.float32, recompute_experts=True)
     model.save_pretrained(tmp_path)
     loaded = LstmMoeForCausalLM.from_pretrained(tmp_path)
     assert loaded.config.recompute_experts and loaded.model.layers[1].recompute_experts
     loaded = LstmMoeForCausalLM.from_pretrained(tmp_path, recompute_experts=False)
     assert not loaded.model.layers[1].recompute_experts
-    assert not tiny_config().recompute_experts
+    assert not tiny_lm_config().recompute_experts

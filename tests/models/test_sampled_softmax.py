@@ -13,6 +13,8 @@ import torch
 
 from moe_hf.models.softmax_loss import chunked_cross_entropy, log_uniform_sample, sampled_softmax_loss
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 40
 # Frequent, rare and repeated targets, so that accidental hits are common.
 TARGETS = torch.tensor([0, 0, 1, 2, 5, 17, 39])

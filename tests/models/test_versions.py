@@ -7,9 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
+from tiny_models import tiny_gnmt, tiny_lm
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from moe_hf.families import FAMILIES
@@ -17,7 +16,7 @@ from moe_hf.model_code import add_code
 from moe_hf.models.versions import TESTED_WITH, TRANSFORMERS
 
 ROOT = Path(__file__).parents[2]
-MODELS = {"lstm_moe": tiny_models.tiny_model, "gnmt_moe": tiny_gnmt.tiny_model}
+MODELS = {"lstm_moe": tiny_lm, "gnmt_moe": tiny_gnmt}
 
 
 def test_the_bounds_are_those_of_the_package():

@@ -1,9 +1,8 @@
 """What the Trainer, generate() and others hand to a forward is used or refused, in both families."""
 
 import pytest
-import tiny_gnmt
 import torch
-from tiny_models import assert_same, gradients, tiny_model
+from tiny_models import assert_same, gradients, tiny_gnmt, tiny_lm
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig, LstmMoeForCausalLM
@@ -32,8 +31,8 @@ def with_labels(family):
     """A model with balancing losses, and a batch with labels."""
     coefs = {"importance_loss_coef": 1.0, "load_loss_coef": 1.0}
     if family == "lstm_moe":
-        return tiny_model(gating="softmax_top_k", **coefs), {"input_ids": TEXT, "labels": TEXT}
-    model = tiny_gnmt.tiny_model(gating="softmax_top_k", **coefs)
+        return tiny_lm(gating="softmax_top_k", **coefs), {"input_ids": TEXT, "labels": TEXT}
+    model = tiny_gnmt(gating="softmax_top_k", **coefs)
     return model, {"input_ids": TEXT, "labels": TARGET, "decoder_input_ids": SHIFTED}
 
 
@@ -53,7 +52,7 @@ def test_an_unknown_keyword_is_a_type_error(family):
 
 def test_a_language_model_has_no_attentions_to_return():
     with pytest.raises(ValueError, match="output_attentions=True: this model has no attention"):
-        tiny_model()(TEXT, output_attentions=True)
+        tiny_lm()(TEXT, output_attentions=True)
 
 
 @FAMILIES
@@ -91,12 +90,13 @@ def test_a_batch_without_a_scored_token_has_loss_zero_and_no_gradient(family, nu
 
 def test_a_text_of_one_token_is_no_nan():
     for changes in ({}, {"loss_chunk_size": 2}, {"num_sampled": 6}):
-        model = tiny_model(**changes).train()
+        model = tiny_lm(**changes).train()
         loss = model(TEXT[:1, :1], labels=TEXT[:1, :1]).loss
         loss.backward()
         assert loss == 0 and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_the_plain_trainer_survives_a_batch_without_a_scored_token(family, tmp_path):
     model, batch = with_labels(family)
@@ -108,6 +108,7 @@ def test_the_plain_trainer_survives_a_batch_without_a_scored_token(family, tmp_p
     assert trainer.state.log_history[0]["loss"] == 0
 
 
+@pytest.mark.slow
 @FAMILIES
 @pytest.mark.parametrize("labels_alone", [False, True])
 def test_label_smoothing_of_the_trainer_is_refused_before_the_first_step(family, labels_alone, tmp_path):
@@ -125,6 +126,7 @@ def test_label_smoothing_of_the_trainer_is_refused_before_the_first_step(family,
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "batch", "expected"),
     [
@@ -147,11 +149,11 @@ def test_smoothed_chunks_have_the_loss_and_gradients_of_all_logits(chunk_size):
     labels = TEXT.masked_fill(TEXT == 4, -100)
     results = []
     for size in (None, chunk_size):
-        model = tiny_model(label_smoothing=0.2, gating="softmax_top_k", loss_chunk_size=size).train()
+        model = tiny_lm(label_smoothing=0.2, gating="softmax_top_k", loss_chunk_size=size).train()
         loss = model(TEXT, labels=labels).loss
         results.append((loss, gradients(loss, dict(model.named_parameters()))))
     assert_same(*results)
-    model = tiny_model(gating="softmax_top_k").train()
+    model = tiny_lm(gating="softmax_top_k").train()
     log_probs = model(TEXT).logits[:, :-1].log_softmax(-1).double()
     nats = torch.stack(
         [
@@ -168,6 +170,7 @@ def test_smoothing_needs_the_full_softmax():
         LstmMoeConfig(vocab_size=23, num_sampled=6, label_smoothing=0.1)
 
 
+@pytest.mark.slow
 def test_a_loss_func_of_the_trainer_says_that_it_adds_the_balancing_losses(tmp_path):
     model, batch = with_labels("lstm_moe")
     model = model.float()
@@ -202,7 +205,7 @@ def test_a_label_that_is_not_scored_masks_no_input_of_the_decoder():
 @pytest.mark.parametrize("scored", [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]])
 @pytest.mark.parametrize("start", [1, 0, 2])  # a start of its own, the padding, the end of sentence
 def test_unscored_labels_are_read_and_routed_as_without_labels(scored, start):
-    model = tiny_gnmt.tiny_model(gating="softmax_top_k", decoder_start_token_id=start)
+    model = tiny_gnmt(gating="softmax_top_k", decoder_start_token_id=start)
     inputs = SHIFTED.masked_fill(SHIFTED == 1, start)
     labels = TARGET.masked_fill(torch.tensor([scored]) == 0, -100)
     output = model(TEXT, labels=labels, decoder_input_ids=inputs)
@@ -214,7 +217,7 @@ def test_unscored_labels_are_read_and_routed_as_without_labels(scored, start):
 
 
 def test_padding_that_a_collator_leaves_behind_a_target_is_masked():
-    model = tiny_gnmt.tiny_model(gating="softmax_top_k").train()
+    model = tiny_gnmt(gating="softmax_top_k").train()
     labels = torch.tensor([[5, 9, 7, 2], [6, 2, -100, -100]])
     inputs = model.prepare_decoder_input_ids_from_labels(labels)
     given, alone = model(TEXT, labels=labels, decoder_input_ids=inputs), model(TEXT, labels=labels)
@@ -224,7 +227,7 @@ def test_padding_that_a_collator_leaves_behind_a_target_is_masked():
 
 
 def test_a_hole_in_labels_alone_masks_nothing_around_it():
-    model = tiny_gnmt.tiny_model(gating="softmax_top_k")
+    model = tiny_gnmt(gating="softmax_top_k")
     labels = torch.tensor([[5, -100, 7, 2]])
     inputs = torch.tensor([[1, 5, 0, 7]])  # what stood in the hole is not known
     expected = model(TEXT[:1], labels=labels, decoder_input_ids=inputs, decoder_attention_mask=torch.ones(1, 4))
@@ -233,7 +236,7 @@ def test_a_hole_in_labels_alone_masks_nothing_around_it():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_logits_beside_a_chunked_loss_are_there_when_asked_for(training):
-    model = tiny_model(gating="softmax_top_k", loss_chunk_size=2).train(training)
+    model = tiny_lm(gating="softmax_top_k", loss_chunk_size=2).train(training)
     expected = model(TEXT).logits
     assert torch.equal(model(TEXT, labels=TEXT, skip_logits=False).logits, expected)
     assert model(TEXT, labels=TEXT, skip_logits=True).logits is None

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 from naive_moe import gate, hierarchical_gate, strictly_balanced_gate
-from tiny_gnmt import padded, sentences
-from tiny_gnmt import tiny_model as tiny_gnmt
-from tiny_models import tiny_model as tiny_lm
+from tiny_models import padded, sentences, tiny_gnmt, tiny_lm
 
 from moe_hf.errors import InputError
 from moe_hf.routing import coactivation

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_lm import ArrayStream, tiny_arguments, tiny_model, tiny_trainer
+from tiny_training import ArrayStream, noiseless_lm, tiny_arguments, tiny_trainer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
@@ -27,7 +27,7 @@ def windows():
 
 
 def trained(folder, callback, **arguments):
-    trainer = tiny_trainer(tiny_model(**MODEL), windows(), folder, **(ARGUMENTS | arguments))
+    trainer = tiny_trainer(noiseless_lm(**MODEL), windows(), folder, **(ARGUMENTS | arguments))
     callback.attach_to(trainer)
     trainer.train()
     return trainer
@@ -35,7 +35,7 @@ def trained(folder, callback, **arguments):
 
 def by_hand() -> list[dict[str, float]]:
     """For each log the statistics of both layers, from the model's router logits."""
-    model = tiny_model(**MODEL)
+    model = noiseless_lm(**MODEL)
     seen = []
     for batch in DataLoader(windows(), batch_size=2, collate_fn=collate_windows):
         outputs = model(batch["input_ids"], attention_mask=batch.get("attention_mask"), output_router_logits=True)
@@ -105,7 +105,7 @@ def test_gradient_checkpointing_counts_nothing_twice(tmp_path):
 
 def test_evaluation_within_a_logging_window_neither_counts_nor_ends_it(tmp_path):
     trainer = tiny_trainer(
-        tiny_model(**MODEL),
+        noiseless_lm(**MODEL),
         windows(),
         tmp_path,
         eval_dataset=StreamWindows(ArrayStream(12), 5, 1),
@@ -123,7 +123,7 @@ def test_evaluation_within_a_logging_window_neither_counts_nor_ends_it(tmp_path)
 
 def test_strictly_balanced_layers_report_their_threshold_loss_too(tmp_path):
     changes = dict(gating="strictly_balanced", num_experts=4, threshold_loss_coef=0.6)
-    model, seen = tiny_model(**(MODEL | changes)), []
+    model, seen = noiseless_lm(**(MODEL | changes)), []
     model.model.layers[2].register_forward_hook(lambda module, inputs, output: seen.append(output[4].item()))
     trainer = tiny_trainer(model, windows(), tmp_path, **ARGUMENTS)
     path = tmp_path / "history.csv"
@@ -171,7 +171,7 @@ def test_every_reporter_sees_the_numbers(tmp_path):
 
 def test_plain_trainer_takes_it_as_a_callback(tmp_path):
     trainer = Trainer(
-        model=tiny_model(**MODEL),
+        model=noiseless_lm(**MODEL),
         args=tiny_arguments(tmp_path, **ARGUMENTS),
         train_dataset=windows(),
         data_collator=collate_windows,
@@ -191,7 +191,7 @@ def test_resumed_run_does_not_repeat_rows(tmp_path):
     path = tmp_path / "history.csv"
     trained(tmp_path, AuxLossCallback(path), save_strategy="steps", save_steps=3)
     before = path.read_text()
-    trainer = tiny_trainer(tiny_model(**MODEL), windows(), tmp_path, **ARGUMENTS)
+    trainer = tiny_trainer(noiseless_lm(**MODEL), windows(), tmp_path, **ARGUMENTS)
     AuxLossCallback(path).attach_to(trainer)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert path.read_text() == before

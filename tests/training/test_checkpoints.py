@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_lm import ArrayStream, tiny_model, tiny_trainer
+from tiny_training import ArrayStream, noiseless_lm, tiny_trainer
 
 from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import InputError
@@ -20,7 +20,7 @@ def real_checkpoint(tmp_path_factory):
         max_steps=1, save_strategy="steps", save_steps=1, per_device_train_batch_size=2, optim="adamw_torch"
     )
     windows = StreamWindows(ArrayStream(41), 5, 2)
-    tiny_trainer(tiny_model(torch.float32), windows, folder, carry_state=True, **arguments).train()
+    tiny_trainer(noiseless_lm(torch.float32), windows, folder, carry_state=True, **arguments).train()
     return folder / "checkpoint-1"
 
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 from processes import on_processes
-from tiny_lm import ArrayStream, tiny_model, tiny_trainer
 from tiny_runs import write_config
+from tiny_training import ArrayStream, noiseless_lm, tiny_trainer
 from transformers import TrainerCallback
 
 from moe_hf import cli
@@ -41,7 +41,7 @@ class Signals(TrainerCallback):
 def trainer_of(folder, *callbacks, **arguments):
     windows, held_out = StreamWindows(ArrayStream(4 * 5 * 6), 5), StreamWindows(ArrayStream(20), 5, 1)
     callbacks = [InterruptCallback(), *callbacks]
-    return tiny_trainer(tiny_model(), windows, folder, callbacks=callbacks, eval_dataset=held_out, **arguments)
+    return tiny_trainer(noiseless_lm(), windows, folder, callbacks=callbacks, eval_dataset=held_out, **arguments)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_lm import ArrayStream, assert_same_weights, losses_of, tiny_model, tiny_trainer
+from tiny_training import ArrayStream, assert_same_weights, losses_of, noiseless_lm, tiny_trainer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -62,9 +62,9 @@ def truncated_bptt(model, stream, num_rows, num_epochs=1, carry=True):
     ],
 )
 def test_carried_state_is_truncated_back_propagation(tmp_path, num_tokens, num_rows, steps, num_epochs):
-    stream, expected = ArrayStream(num_tokens), tiny_model().train()
+    stream, expected = ArrayStream(num_tokens), noiseless_lm().train()
     trainer = tiny_trainer(
-        tiny_model(),
+        noiseless_lm(),
         StreamWindows(stream, WINDOW, num_rows),
         tmp_path,
         carry_state=True,
@@ -79,9 +79,9 @@ def test_carried_state_is_truncated_back_propagation(tmp_path, num_tokens, num_r
 
 
 def test_without_carry_state_windows_are_independent(tmp_path):
-    stream, expected = ArrayStream(41), tiny_model().train()
+    stream, expected = ArrayStream(41), noiseless_lm().train()
     arguments = dict(learning_rate=LEARNING_RATE, num_train_epochs=1, per_device_train_batch_size=2)
-    trainer = tiny_trainer(tiny_model(), StreamWindows(stream, WINDOW, 2), tmp_path, **arguments)
+    trainer = tiny_trainer(noiseless_lm(), StreamWindows(stream, WINDOW, 2), tmp_path, **arguments)
     trainer.train()
     assert losses_of(trainer) == pytest.approx(truncated_bptt(expected, stream, 2, carry=False), rel=1e-6)
     assert_same_weights(trainer.model, expected)
@@ -90,7 +90,7 @@ def test_without_carry_state_windows_are_independent(tmp_path):
 @pytest.mark.parametrize(("num_rows", "num_tokens"), [(1, 38), (3, 42), (3, 44)])
 def test_evaluation_with_carried_state_equals_one_pass_over_every_row(tmp_path, num_rows, num_tokens):
     num_words = 17  # end-of-sentence symbols included
-    stream, model = ArrayStream(num_tokens, num_words), tiny_model().eval()
+    stream, model = ArrayStream(num_tokens, num_words), noiseless_lm().eval()
     nll = 0.0
     with torch.no_grad():
         for inputs, targets in rows_of(stream, num_rows):
@@ -107,7 +107,7 @@ def test_evaluation_with_carried_state_equals_one_pass_over_every_row(tmp_path, 
 
 
 def test_evaluation_without_carried_state_starts_every_window_from_zero(tmp_path):
-    stream, model = ArrayStream(38, 9), tiny_model().eval()
+    stream, model = ArrayStream(38, 9), noiseless_lm().eval()
     tokens, nll = torch.from_numpy(stream.tokens), 0.0
     for start in range(0, 37, WINDOW):
         inputs = tokens[start : min(start + WINDOW, 37)]
@@ -118,7 +118,7 @@ def test_evaluation_without_carried_state_starts_every_window_from_zero(tmp_path
 
 
 def test_evaluation_does_not_touch_the_random_state(tmp_path):
-    trainer = tiny_trainer(tiny_model(), None, tmp_path, eval_dataset=StreamWindows(ArrayStream(38), WINDOW, 1))
+    trainer = tiny_trainer(noiseless_lm(), None, tmp_path, eval_dataset=StreamWindows(ArrayStream(38), WINDOW, 1))
     before = torch.get_rng_state()
     trainer.evaluate()
     assert torch.equal(torch.get_rng_state(), before)
@@ -142,7 +142,7 @@ class Poison(TrainerCallback):
 @pytest.mark.parametrize(("what", "message"), [("loss", "loss is nan"), ("gradient", "gradient norm is nan")])
 def test_nan_stops_training_and_keeps_the_last_checkpoint(tmp_path, what, message):
     trainer = tiny_trainer(
-        tiny_model(),
+        noiseless_lm(),
         StreamWindows(ArrayStream(101), WINDOW),
         tmp_path,
         callbacks=[Poison(what)],

@@ -8,7 +8,7 @@ Shape suffixes: T tokens, E experts.
 import pytest
 import torch
 from processes import on_processes
-from tiny_lm import ArrayStream, tiny_model, tiny_trainer
+from tiny_training import ArrayStream, noiseless_lm, tiny_trainer
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
@@ -36,7 +36,7 @@ class GradientRecorder(TrainerCallback):
 def trained_gradient(folder, data, batch_size, steps, **config):
     recorder = GradientRecorder()
     tiny_trainer(
-        tiny_model(**config),
+        noiseless_lm(**config),
         windows_of(data),
         folder,
         callbacks=[recorder],
@@ -50,7 +50,7 @@ def trained_gradient(folder, data, batch_size, steps, **config):
 
 def task_gradient(data) -> dict[str, torch.Tensor]:
     """Of the mean cross-entropy over all scored tokens of the 32 windows."""
-    model = tiny_model()
+    model = noiseless_lm()
     batch = collate_windows(windows_of(data))
     logits = model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
     cross_entropy(logits.flatten(0, 1).float(), batch["shift_labels"].flatten()).backward()
@@ -67,7 +67,7 @@ def balancing_gradient(data, micro_batch_size) -> dict[str, torch.Tensor]:
     gradient = {}
     for start in range(0, 32, micro_batch_size):
         batch = collate_windows(windows[start : start + micro_batch_size])
-        model = tiny_model()
+        model = noiseless_lm()
         real_T = (batch["shift_labels"] != -100).flatten()
         outputs = model(batch["input_ids"], attention_mask=batch.get("attention_mask"), output_router_logits=True)
         logits_TE = outputs.router_logits[0][real_T]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_lm import ArrayStream, assert_same_bits, losses_of, tiny_arguments, tiny_model, tiny_trainer
+from tiny_training import ArrayStream, assert_same_bits, losses_of, noiseless_lm, tiny_arguments, tiny_trainer
 from transformers import TrainerCallback
 from transformers.optimization import Adafactor
 
@@ -255,7 +255,7 @@ class KeepGroups(TrainerCallback):
 
 
 def test_model_gets_a_factored_group_of_its_experts_with_the_arguments_values(tmp_path):
-    model = tiny_model(num_expert_layers=2)
+    model = noiseless_lm(num_expert_layers=2)
     args = tiny_arguments(
         tmp_path, optim="factored_adam", learning_rate=0.01, adam_beta2=0.97, adam_epsilon=1e-7, weight_decay=0.1
     )
@@ -276,7 +276,7 @@ def test_model_gets_a_factored_group_of_its_experts_with_the_arguments_values(tm
 
 def test_trainer_builds_the_optimizer_that_is_named_and_says_how_large_it_is(tmp_path, caplog):
     caplog.set_level("INFO", logger="moe_hf")
-    model, seen = tiny_model(torch.float32), KeepGroups()
+    model, seen = noiseless_lm(torch.float32), KeepGroups()
     trainer = tiny_trainer(
         model,
         StreamWindows(ArrayStream(41), 5, None),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lm import ArrayStream, assert_same_bits, tiny_model, tiny_trainer
+from tiny_training import ArrayStream, assert_same_bits, noiseless_lm, tiny_trainer
 from transformers import TrainerCallback, set_seed
 
 import moe_hf
@@ -58,7 +58,7 @@ def train(folder, *, interrupt_at=None, carry_state=False, num_sampled=None, **a
     """Two epochs with dropout and gating noise; goes on from the last checkpoint in `folder`."""
     set_seed(7)
     changes = dict(importance_loss_coef=0.1, load_loss_coef=0.1, num_sampled=num_sampled)
-    model = tiny_model(torch.float32, gating="noisy_top_k", dropout=0.2, **changes)
+    model = noiseless_lm(torch.float32, gating="noisy_top_k", dropout=0.2, **changes)
     rows = 4 if carry_state else None
     trainer = tiny_trainer(
         model,

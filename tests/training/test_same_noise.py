@@ -1,15 +1,14 @@
 """An evaluation in between: what it does to the noise of the later steps with the plain Trainer, and what mends it."""
 
 import pytest
-import tiny_gnmt
-import tiny_models
 import torch
-from tiny_lm import losses_of
+from tiny_models import tiny_gnmt, tiny_lm
+from tiny_training import losses_of
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from moe_hf.training.same_noise import SameNoiseCallback
 
-MODELS = {"lstm_moe": tiny_models.tiny_model, "gnmt_moe": tiny_gnmt.tiny_model}
+MODELS = {"lstm_moe": tiny_lm, "gnmt_moe": tiny_gnmt}
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = [{"input_ids": ids, "labels": ids} for ids in torch.randint(3, 23, (12, 6), generator=GENERATOR)]
 EVERY_OTHER_STEP = {"eval_strategy": "steps", "eval_steps": 2}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_lm import ArrayStream, tiny_arguments, tiny_model, tiny_trainer
+from tiny_training import ArrayStream, noiseless_lm, tiny_arguments, tiny_trainer
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
@@ -29,19 +29,19 @@ def windows(num_rows=4):
 def test_rows_that_are_not_the_batches_rows_are_refused(tmp_path, arguments, message):
     arguments = {"train_sampling_strategy": "sequential", **arguments}
     with pytest.raises(InputError, match=message):
-        tiny_trainer(tiny_model(), windows(), tmp_path, carry_state=True, **arguments)
+        tiny_trainer(noiseless_lm(), windows(), tmp_path, carry_state=True, **arguments)
 
 
 def test_evaluation_in_batches_that_are_not_the_rows_is_refused(tmp_path):
     options = dict(carry_state=True, eval_dataset=windows(), per_device_eval_batch_size=2)
-    trainer = tiny_trainer(tiny_model(), None, tmp_path, **options)
+    trainer = tiny_trainer(noiseless_lm(), None, tmp_path, **options)
     with pytest.raises(InputError, match="num_rows=4, not 2"):
         trainer.evaluate()
 
 
 def test_the_plain_trainer_evaluates(tmp_path):
     rows = [{"input_ids": torch.arange(1, 7), "labels": torch.arange(1, 7)}] * 4
-    model = tiny_model(torch.float32)
+    model = noiseless_lm(torch.float32)
     metrics = Trainer(model, tiny_arguments(tmp_path), eval_dataset=rows).evaluate()
     with torch.no_grad():
         expected = model.eval()(rows[0]["input_ids"][None], labels=rows[0]["labels"][None]).loss
@@ -56,13 +56,13 @@ def test_the_learning_rate_warms_up_and_falls_with_the_square_root(tmp_path):
             rates.append(lr_scheduler.get_last_lr()[0])
 
     options = dict(learning_rate=0.1, warmup_steps=4, max_steps=17, lr_scheduler_type="inverse_sqrt")
-    tiny_trainer(tiny_model(), windows(None), tmp_path, callbacks=[Record()], **options).train()
+    tiny_trainer(noiseless_lm(), windows(None), tmp_path, callbacks=[Record()], **options).train()
     expected = [0.1 * step / 4 if step < 4 else 0.1 * (4 / step) ** 0.5 for step in range(17)]
     assert rates == pytest.approx(expected)
 
 
 def test_the_saved_model_uses_its_cache(tmp_path):
-    trainer = tiny_trainer(tiny_model(torch.float32), windows(None), tmp_path, max_steps=1)
+    trainer = tiny_trainer(noiseless_lm(torch.float32), windows(None), tmp_path, max_steps=1)
     trainer.train()
     trainer.save_model(tmp_path / "saved")
     assert LstmMoeConfig.from_pretrained(tmp_path / "saved").use_cache

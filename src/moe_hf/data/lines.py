@@ -6,6 +6,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 from ..errors import InputError
 

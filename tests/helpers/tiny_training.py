@@ -25,7 +25,7 @@ class ArrayStream:
         return self.tokens[key]
 
 
-def tiny_model(dtype=torch.float64, seed: int = 0, **config) -> LstmMoeForCausalLM:
+def noiseless_lm(dtype=torch.float64, seed: int = 0, **config) -> LstmMoeForCausalLM:
     """A noiseless model without dropout and without balancing, unless told otherwise; its gates are not zero."""
     values = dict(vocab_size=VOCAB_SIZE, hidden_size=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
     values |= dict(dropout=0.0, gating="softmax_top_k", importance_loss_coef=0.0, load_loss_coef=0.0)
