@@ -17,10 +17,10 @@ from pathlib import Path
 from moe_hf.commands import run_command
 from moe_hf.data.arguments import DataArguments
 from moe_hf.errors import InputError
-from moe_hf.extra_packages import require_packages
 from moe_hf.experiments.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, baseline_runs, train_runs, variant_runs, with_shared_tokenizer
+from moe_hf.extra_packages import require_packages
 from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from moe_hf.commands import run_command
 from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
-from moe_hf.extra_packages import require_packages
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, train_runs, translation_baseline_runs, variant_runs
 from moe_hf.experiments.translation_plot import plot_translation
 from moe_hf.experiments.translation_report import TranslationRow, add_translation_run, translation_table
+from moe_hf.extra_packages import require_packages
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import train_translation
 

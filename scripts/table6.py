@@ -13,11 +13,11 @@ from pathlib import Path
 from moe_hf.commands import run_command
 from moe_hf.data.arguments import DataArguments
 from moe_hf.errors import InputError
-from moe_hf.extra_packages import require_packages
 from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
+from moe_hf.extra_packages import require_packages
 from moe_hf.run_folder import HISTORY_FILE
 from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
 
