@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .quantization import linear
+
 
 class GnmtAttention(nn.Module):
     """A feed-forward network scores every source position x_i for every query y_j; a softmax over i makes weights.
@@ -46,7 +48,7 @@ class GnmtAttention(nn.Module):
 
     def project_source(self, source: torch.Tensor) -> torch.Tensor:
         """(B, S, D) -> the keys (B, S, A): V tanh(x U) for products, else x U."""
-        keys_BSA = nn.functional.linear(source, self.source_weight)
+        keys_BSA = linear(source, self.source_weight)
         return torch.tanh(keys_BSA) * self.score_weight if self.is_product else keys_BSA
 
     def forward(
@@ -64,7 +66,7 @@ class GnmtAttention(nn.Module):
         """
         if keys is None:
             keys = self.project_source(source)
-        query_BTA = nn.functional.linear(query, self.query_weight)
+        query_BTA = linear(query, self.query_weight)
         if self.is_product:
             scores_BTS = torch.bmm(torch.tanh(query_BTA), keys.to(query_BTA.dtype).transpose(1, 2))
         else:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from .attention import GnmtAttention
-from .lstm import LstmLayer, lstm_cell, run_lstm
+from .lstm import LstmLayer, float_weights, lstm_cell, run_lstm
+from .quantization import is_int8, linear
 
 
 def feedback(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
@@ -84,8 +85,17 @@ class AttentionLstmLayer(LstmLayer):
 
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
-        from_x = nn.functional.linear(hidden_states, self.weight_ih[:, :width], self.bias).unbind(1)
-        fed_back = feedback(self.weight_ih[:, width:], self.weight_hh, num_steps=len(from_x))
+        if hidden_states.shape[1] == 1 and is_int8(self.weight_ih):
+            # A part of the columns would have to be copied, so x goes in together with what is fed back.
+            from_x = (self.bias,)
+            x = hidden_states[:, 0]
+
+            def fed_back(context, h):
+                return linear(torch.cat([x, context], dim=-1), self.weight_ih) + linear(h, self.weight_hh)
+        else:
+            lstm = float_weights(self)
+            from_x = nn.functional.linear(hidden_states, lstm.weight_ih[:, :width], lstm.bias).unbind(1)
+            fed_back = feedback(lstm.weight_ih[:, width:], lstm.weight_hh, num_steps=len(from_x))
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):

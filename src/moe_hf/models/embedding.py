@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .quantization import embedding
+
 
 class TokenEmbedding(nn.Embedding):
     """ids (...) -> (..., D): rows of `weight` (vocab_size, D), times D ** 0.5 with `config.scale_embedding`.
@@ -20,4 +22,4 @@ class TokenEmbedding(nn.Embedding):
         self.embed_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return super().forward(input_ids) * self.embed_scale
+        return embedding(input_ids, self.weight) * self.embed_scale

@@ -18,6 +18,7 @@ from .gnmt_decoder import GnmtMoeDecoder
 from .gnmt_encoder import GnmtMoeEncoder, GnmtMoeEncoderOutput
 from .inputs import check_ids
 from .pretrained_gnmt_moe import GnmtMoePreTrainedModel
+from .softmax_loss import SoftmaxHead
 
 
 @dataclass
@@ -139,7 +140,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GnmtMoeModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = SoftmaxHead(config.hidden_size, config.vocab_size)
         if not config.share_embeddings:
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()

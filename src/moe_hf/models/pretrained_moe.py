@@ -13,6 +13,7 @@ from .experts_interface import OWN_IMPLEMENTATION
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
+from .quantization import int8_quantization
 from .sharding_checks import check_sharding
 
 
@@ -30,6 +31,22 @@ class MoePreTrainedModel(PreTrainedModel):
             for gate_class in (NoisyTopKGate, SoftmaxTopKGate, StrictlyBalancedGate)
         ],
     }
+
+    def __init__(self, config, *args, **kwargs):
+        if getattr(config, "quantization_config", None) is not None:
+            int8_quantization(config.quantization_config)
+        super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As the library's, and refuses a `quantization_config` that would change nothing, before weights are read.
+
+        Raises:
+            ValueError: `quantization_config`, given or the folder's, is none that `int8_quantization` takes.
+        """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = int8_quantization(kwargs["quantization_config"])
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -78,6 +95,11 @@ class MoePreTrainedModel(PreTrainedModel):
         state_dict = super().gather_sharded_state_dict_for_save(
             model_to_save, state_dict, distributed_config, **kwargs
         )
+        if getattr(self, "is_quantized", False):
+            # The library cannot undo the conversions that it loads quantized weights by, and saves tied ones twice.
+            self._weight_conversions = None
+            tied = tuple("._".join(name.rsplit(".", 1)) + "_" for name in self.all_tied_weights_keys)
+            return {name: part for name, part in state_dict.items() if not name.startswith(tied)}
         if distributed_config is None:
             return state_dict
         # Gathered, tied weights are tensors of their own, which the library takes for different ones.
@@ -85,7 +107,9 @@ class MoePreTrainedModel(PreTrainedModel):
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         config, reason = self.config, None
-        if config.num_expert_layers > 1:
+        if getattr(config, "quantization_config", None) is not None and requested_experts != OWN_IMPLEMENTATION:
+            reason = "computes with float weights, but the model is quantized"
+        elif config.num_expert_layers > 1:
             reason = f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"
         elif requested_experts in (None, OWN_IMPLEMENTATION) and config.hidden_act != "relu":
             reason = f"computes ReLU units, but hidden_act={config.hidden_act!r}"
