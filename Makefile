@@ -2,11 +2,12 @@
 # $(VENV), at the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
+NEWEST_VENV ?= .venv-newest
 BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks examples
 RESULTS = benchmarks/results
 
-.PHONY: demo test test-distributed test-browser test-ecosystem quality style bench bench-full hf-suite clean
+.PHONY: demo test test-newest test-distributed test-browser test-ecosystem quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +20,15 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# The same tests with the newest versions that pyproject.toml allows, in an environment of their own. Only torch is held
+# at its version in constraints.txt: a newer one would bring gigabytes of CUDA on Linux.
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)" setuptools
+	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev,eval]'
+	$(NEWEST_VENV)/bin/pip list --format freeze | grep -E '^(torch|transformers|accelerate|datasets|tokenizers)='
+	$(NEWEST_VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # What takes several processes minutes; up to four of them at once.
 test-distributed: $(BIN)/.installed
@@ -72,4 +82,4 @@ hf-suite: $(BIN)/.installed
 	$(BIN)/python tests/hf_suite/run.py
 
 clean:
-	rm -rf $(VENV) runs build dist src/*.egg-info
+	rm -rf $(VENV) $(NEWEST_VENV) runs build dist src/*.egg-info

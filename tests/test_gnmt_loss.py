@@ -68,7 +68,7 @@ def test_loss_is_divided_by_the_tokens_of_the_whole_batch_and_balancing_weighed_
 def test_labels_are_shifted_behind_the_start_token():
     model = tiny_model()
     labels = torch.tensor([[5, 6, END], [5, END, -100], [-100, -100, 7], [-100, -100, -100]])
-    expected = [[START, 5, 6], [START, 5, END], [START, PAD, START], [START, PAD, PAD]]
+    expected = [[START, 5, 6], [START, 5, END], [PAD, PAD, START], [PAD, PAD, PAD]]
     assert model.prepare_decoder_input_ids_from_labels(labels).tolist() == expected
     source = torch.stack(sentences(4, 4, 4, 4))
     ids = torch.tensor(expected)

@@ -149,7 +149,8 @@ def test_our_kernel_is_one_operation_for_the_compiler(units):
     h, c = state(2, units)
     weights = [*lstm.parameters(), *([None] if units == 8 else [])]
     mask = torch.tensor([[False, True, True], [True, True, True]])
-    torch.library.opcheck(_lstm, (draw(2, 3, 8).requires_grad_(), mask, h, c, *weights, False))
+    for starts in (None, torch.tensor([[False, True, False], [False, False, True]])):
+        torch.library.opcheck(_lstm, (draw(2, 3, 8).requires_grad_(), mask, h, c, *weights, False, starts))
 
 
 @pytest.mark.parametrize("layer_class", [LstmLayer, BidirectionalLstmLayer])

@@ -20,6 +20,8 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
+from .models.cache import CACHE_NAME
+
 
 def length_penalty(length: torch.Tensor | int, alpha: float) -> torch.Tensor | float:
     """lp(Y) = ((5 + |Y|) / 6)^alpha. |Y| is the number of generated tokens, the end-of-sentence token included."""
@@ -121,8 +123,8 @@ def gnmt_beam_search(
             is_open_B &= finished_scores[:, -1].isinf()
         if not is_open_B.any():
             break
-        if model_kwargs.get("past_key_values") is not None:
-            model_kwargs["past_key_values"].reorder_cache(running.beams[..., length - 1].flatten())
+        if model_kwargs.get(CACHE_NAME) is not None:
+            model_kwargs[CACHE_NAME].reorder_cache(running.beams[..., length - 1].flatten())
     attentions = cross_attentions if generation_config.output_attentions else None
     best = Hypotheses(*(x[:, :num_returned] for x in finished))
     return _output(best, finished_scores[:, :num_returned], prompt, generation_config, attentions)

@@ -87,11 +87,10 @@ class AttentionLstmLayer(LstmLayer):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
         if hidden_states.shape[1] == 1 and is_int8(self.weight_ih):
             # A part of the columns would have to be copied, so x goes in together with what is fed back.
-            from_x = (self.bias,)
-            x = hidden_states[:, 0]
+            lstm, from_x, x = self, (self.bias,), hidden_states[:, 0]
 
             def fed_back(context, h):
-                return linear(torch.cat([x, context], dim=-1), self.weight_ih) + linear(h, self.weight_hh)
+                return linear(torch.cat([x, context], dim=-1), lstm.weight_ih) + linear(h, lstm.weight_hh)
         else:
             lstm = float_weights(self)
             from_x = nn.functional.linear(hidden_states, lstm.weight_ih[:, :width], lstm.bias).unbind(1)
@@ -100,7 +99,7 @@ class AttentionLstmLayer(LstmLayer):
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
             context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
-            new_h, new_c = lstm_cell(gates_x + fed_back(context[:, 0].to(h.dtype), h), c, self.weight_hr)
+            new_h, new_c = lstm_cell(gates_x + fed_back(context[:, 0].to(h.dtype), h), c, lstm.weight_hr)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:

@@ -1,7 +1,27 @@
-"""The LSTM's state as a layer of a Transformers cache."""
+"""The LSTM's state as a layer of a Transformers cache, and the cache's name."""
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+# What the library calls the cache, in the outputs of a model and when it hands one over: "cache" from 5.24 on.
+CACHE_NAME = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """The cache that a forward was given, under either name.
+
+    Raises:
+        ValueError: each name has a cache of its own.
+    """
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("past_key_values and cache are two names of one argument: give one of them")
+    return cache if past_key_values is None else past_key_values
+
+
+def cache_of(outputs) -> Cache | None:
+    """The cache in the outputs of a model, of `generate()` or of a step of it."""
+    return outputs.get(CACHE_NAME)
 
 
 class LstmCacheLayer(CacheLayerMixin):

@@ -30,7 +30,6 @@ class GnmtMoeConfig(MoeConfig):
             bottom layer is one call).
         share_embeddings: whether source and target tokens have one embedding. `tie_word_embeddings` makes the softmax
             use the target's too.
-        label_smoothing: share of the target's probability that is spread over the whole vocabulary, while training.
         use_cache: whether to return the decoder's state outside of training.
         decoder_start_token_id: the token before the first one of the target; training from `labels` needs it.
         and all of `MoeConfig`, with the paper's dropout, expert size and loss weights for translation as defaults.
@@ -59,7 +58,6 @@ class GnmtMoeConfig(MoeConfig):
     attention_type: str = "product"
     attention_feeding: str = "recurrent"
     share_embeddings: bool = True
-    label_smoothing: float | int = 0.0
     use_cache: bool = True
     is_encoder_decoder: bool = True
     pad_token_id: int | None = None
@@ -141,11 +139,6 @@ class GnmtMoeConfig(MoeConfig):
                 f"attention_feeding='parallel' needs an 'lstm' above the first layer, which decoder_layer_pattern="
                 f"{self.decoder_layer_pattern} does not have: nothing would read the source"
             )
-
-    def validate_label_smoothing(self):
-        """A share of a probability."""
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
 
 
 __all__ = ["GnmtMoeConfig"]

@@ -22,7 +22,7 @@ class LstmMoeConfig(MoeConfig):
             `vocab_size`. Meant for ids by falling frequency; any other order is corrected for too, with more noise.
             None: the full softmax, which evaluation and generation always use.
         loss_chunk_size: tokens whose logits exist at once while a loss is computed; the loss is the same. None: all.
-        With either, an output whose loss was computed without the full logits has `logits=None`.
+        With either, a training output has `logits=None`.
         and all of `MoeConfig`.
 
     Raises:
@@ -83,6 +83,11 @@ class LstmMoeConfig(MoeConfig):
             raise ValueError(
                 f"num_sampled={self.num_sampled} must be below vocab_size={self.vocab_size}, or left out for the full "
                 "softmax"
+            )
+        if self.num_sampled is not None and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} needs the full softmax; with num_sampled={self.num_sampled} "
+                "only 0 is allowed"
             )
 
 

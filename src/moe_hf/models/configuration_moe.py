@@ -47,6 +47,7 @@ class MoeConfig(PreTrainedConfig):
             gradient is undefined where the softplus underflows.
         importance_loss_coef: weight of CV(Importance)^2 in the training loss (w_importance).
         load_loss_coef: weight of CV(Load)^2 in the training loss (w_load); strictly balanced gating has no such term.
+        label_smoothing: share of the target's probability that is spread over the whole vocabulary, while training.
         threshold_loss_coef: weight of L_batchwise per token, which trains the thresholds of strictly balanced gating
             (the paper names no weight).
         recompute_experts: whether to keep nothing inside the experts for the backward pass but compute it again there,
@@ -81,6 +82,7 @@ class MoeConfig(PreTrainedConfig):
     importance_loss_coef: float | int = 0.1
     load_loss_coef: float | int = 0.1
     threshold_loss_coef: float | int = 0.1
+    label_smoothing: float | int = 0.0
     recompute_experts: bool = False
     output_router_logits: bool = False
     tie_word_embeddings: bool = False
@@ -135,6 +137,8 @@ class MoeConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
         for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef", "threshold_loss_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")

@@ -12,11 +12,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_lstm import AttentionLstmLayer
-from .cache import keeps_lstm_state
+from .cache import CACHE_NAME, keeps_lstm_state, one_cache
 from .configuration_gnmt_moe import GnmtMoeConfig
 from .configuration_moe import FSDP_PLAN
 from .embedding import TokenEmbedding
-from .inputs import padding_mask
+from .inputs import check_keywords, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock
 from .pretrained_gnmt_moe import GnmtMoeStack
@@ -60,6 +60,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         output_aux_loss: bool = False,
+        cache: Cache | None = None,
         **kwargs,
     ) -> GnmtMoeDecoderOutput:
         """
@@ -68,13 +69,17 @@ class GnmtMoeDecoder(GnmtMoeStack):
             encoder_hidden_states: (B, S, D), the encoder's output.
             attention_mask: (B, T) or (B, past + T), 0 for target padding, anywhere; it changes nothing for the rest.
             encoder_attention_mask: (B, S), 0 for source padding, which gets no attention.
-            past_key_values: the state after earlier target tokens; it is updated in place.
+            past_key_values, or cache: the state after earlier target tokens; it is updated in place.
             use_cache: whether to return the state.
             output_aux_loss: whether to compute the balancing losses.
+            output_attentions, output_hidden_states, output_router_logits (by name): whether to return them.
 
         Raises:
             ValueError: a mask of another shape, or a cache of another kind or batch size.
+            TypeError: a keyword that is not used.
         """
+        check_keywords(self, kwargs)
+        past_key_values = one_cache(past_key_values, cache)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         if past_key_values is not None:
@@ -100,7 +105,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         if past_key_values is not None:
             self._keep(past_key_values, states, keys, source, num_tokens=hidden_states.shape[1])
         return GnmtMoeDecoderOutput(
-            last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss
+            last_hidden_state=hidden_states, aux_loss=aux_loss, **{CACHE_NAME: past_key_values}
         )
 
     def _states(self, past_key_values: EncoderDecoderCache | None) -> list[tuple[torch.Tensor | None, ...]]:

@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .bidirectional_lstm import BidirectionalLstmLayer
 from .configuration_gnmt_moe import GnmtMoeConfig
 from .embedding import TokenEmbedding
-from .inputs import check_ids, padding_mask
+from .inputs import check_ids, check_keywords, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock
 from .pretrained_gnmt_moe import GnmtMoePreTrainedModel, GnmtMoeStack
@@ -69,6 +69,7 @@ class GnmtMoeEncoder(GnmtMoeStack):
             input_ids: (B, S), or `inputs_embeds`: (B, S, D).
             attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest.
             output_aux_loss: whether to compute the balancing losses.
+            output_hidden_states, output_router_logits (by name): whether to return them.
 
         Returns:
             last_hidden_state (B, S, D); at padding it means nothing.
@@ -76,7 +77,9 @@ class GnmtMoeEncoder(GnmtMoeStack):
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, an id outside of the vocabulary, or a mask
                 of another shape.
+            TypeError: a keyword that is not used.
         """
+        check_keywords(self, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         if inputs_embeds is None:

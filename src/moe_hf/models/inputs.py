@@ -2,6 +2,22 @@
 
 import torch
 
+# Keywords that `capture_outputs` of the library reads, around the forwards that record something.
+RECORDING_KEYWORDS = ("output_hidden_states", "output_router_logits", "output_attentions")
+
+
+def check_keywords(model: torch.nn.Module, keywords: dict) -> None:
+    """Refuse a keyword that no part of the model uses.
+
+    The forwards take `**kwargs` for `RECORDING_KEYWORDS` only, and hand them down to the part that records.
+
+    Raises:
+        TypeError: as Python's for an unknown keyword.
+    """
+    for name in keywords:
+        if name not in RECORDING_KEYWORDS:
+            raise TypeError(f"{type(model).__name__}.forward() got an unexpected keyword argument {name!r}")
+
 
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
     """Refuse an id outside of the vocabulary, which a GPU would answer with a crash of the whole process."""

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .lstm_kernel import lstm_sequence
+from .packing import DocumentLanes
 from .quantization import dequantized, is_int8, linear
 
 
@@ -32,6 +33,7 @@ def run_lstm(
     c: torch.Tensor,
     directions: "Sequence[Lstm | LstmWeights]",
     training: bool,
+    starts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run an LSTM in one direction or two. Padding is skipped: it changes no other position and no state.
 
@@ -40,17 +42,21 @@ def run_lstm(
         mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
         h, c: (L, B, D) and (L, B, U), the state before the first step of each direction.
         directions: the weights that read forward, and those that read backward if there are two.
+        starts: (B, S) bool, where the state starts anew from zero; on a CPU only, and for one direction.
 
     Returns:
         outputs (B, S, L * D), 0 at padding, and the state after the last real step, like h and c.
     """
     # An exported step is made of operations that every runtime has; neither kernel is. Nor does either read 8 bits.
     is_elementary = torch.compiler.is_exporting() or _has_int8(directions[0])
-    is_elementary = is_elementary and inputs.shape[1] == 1
+    is_elementary = is_elementary and inputs.shape[1] == 1 and starts is None
     if not is_elementary:
         directions = [float_weights(lstm) for lstm in directions]
-        if is_fused(inputs, mask, directions[0]):
-            return run_fused(inputs, mask, h, c, directions, training)
+    if starts is not None:
+        output, h, c = lstm_sequence(directions[0], inputs, mask, h[0], c[0], starts=starts)
+        return output, h[None], c[None]
+    if not is_elementary and is_fused(inputs, mask, directions[0]):
+        return run_fused(inputs, mask, h, c, directions, training)
     run = lstm_step if is_elementary else lstm_sequence
     runs = [run(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
     if len(runs) == 1:
@@ -213,6 +219,7 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
         h: torch.Tensor | None = None,
         c: torch.Tensor | None = None,
         inputs: torch.Tensor | None = None,
+        documents: DocumentLanes | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -220,12 +227,23 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
             mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
             h, c: (B, D) and (B, U), the state before the first position; None for zeros.
             inputs: (B, S, I), what the LSTM reads; None: hidden_states.
+            documents: the documents of packed rows, each of which starts from a zero state; None: a row is one.
 
         Returns:
-            hidden_states (B, S, D), and the state after each row's last real position, in the dtype of hidden_states.
+            hidden_states (B, S, D), and the state after each row's last real position, in the dtype of hidden_states;
+            with `documents` the state of each lane, which is of no use to a caller.
         """
-        h, c = self.start(hidden_states, h, c)
         inputs = hidden_states if inputs is None else inputs
+        if documents is not None:
+            lanes = documents.to_lanes(inputs)
+            h, c = self.start(lanes, None, None)
+            output, h, c = run_lstm(
+                lanes, documents.mask_NL, h[None], c[None], [self], self.training, documents.starts_NL
+            )
+            output = documents.to_rows(output)
+            output = output if mask is None else output * mask[..., None]
+            return hidden_states + self.dropout(output), h[0], c[0]
+        h, c = self.start(hidden_states, h, c)
         output, h, c = run_lstm(inputs, mask, h[None], c[None], [self], self.training)
         # Autocast would leave the state in the lower precision, or only a part of it.
         return hidden_states + self.dropout(output), h[0].to(hidden_states.dtype), c[0].to(hidden_states.dtype)

@@ -21,6 +21,7 @@ def lstm_sequence(
     h: torch.Tensor,
     c: torch.Tensor,
     reverse: bool = False,
+    starts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run one direction of an LSTM.
 
@@ -30,6 +31,7 @@ def lstm_sequence(
         mask: (B, S) bool, False for padding; None when there is none.
         h, c: (B, D) and (B, U), the state to start from.
         reverse: read the sequence from its end.
+        starts: (B, S) bool, where the state starts anew from zero; None: nowhere. Not with `reverse`.
 
     Returns:
         outputs (B, S, D), 0 at padding, and the last h and c.
@@ -39,7 +41,7 @@ def lstm_sequence(
         dtype = torch.get_autocast_dtype(x.device.type)
         tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     x, h, c, *weights = tensors
-    outputs, h, c, *_ = _lstm(x, mask, h, c, *weights, reverse)
+    outputs, h, c, *_ = _lstm(x, mask, h, c, *weights, reverse, starts)
     return outputs, h, c
 
 
@@ -54,6 +56,7 @@ def _lstm(
     bias: torch.Tensor,
     weight_hr: torch.Tensor | None,
     reverse: bool,
+    starts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns outputs, last h and last c; and for the backward pass the gates (B, S, 4U) in torch's order, h (B, S, D)
     and c (B, S, U) after each position."""
@@ -62,7 +65,8 @@ def _lstm(
     gates_BSG = torch.addmm(bias, x.reshape(batch * length, -1), weight_ih.t()).view(batch, length, 4 * units)
     all_h = x.new_empty(batch, length, weight_hh.shape[1])
     all_c = x.new_empty(batch, length, units)
-    steps, padded = _steps(mask, length, reverse)
+    steps, padded = _steps(length, reverse), _marked(None if mask is None else ~mask)
+    restarted = _marked(starts)
     squashed = x.new_empty(batch, units)
     to_gates, project = weight_hh.t(), None if weight_hr is None else weight_hr.t()
     # All views at once: taking one costs a good part of what a small step does.
@@ -71,6 +75,8 @@ def _lstm(
     input_of, forget_of, values_of, output_of = (part.unbind(1) for part in gates_BSG.chunk(4, dim=2))
     for t in steps:
         new_h, new_c = h_of[t], c_of[t]
+        if t in restarted:
+            h, c = (state.masked_fill(starts[:, t, None], 0) for state in (h, c))
         gates_of[t].addmm_(h, to_gates)
         first_two_of[t].sigmoid_()
         output_of[t].sigmoid_()
@@ -105,10 +111,13 @@ def _lstm_backward(
     all_h: torch.Tensor,
     all_c: torch.Tensor,
     reverse: bool,
+    starts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients with respect to x, h, c, weight_ih, weight_hh, bias and weight_hr (empty without a projection)."""
     batch, length, units = all_c.shape
     h_before, c_before = _shifted(all_h, h, reverse), _shifted(all_c, c, reverse)
+    if starts is not None:
+        h_before, c_before = (state.masked_fill(starts[..., None], 0) for state in (h_before, c_before))
     input_gate, forget_gate, values, output_gate = gates_BSG.chunk(4, dim=2)
     squashed = all_c.tanh()
     # What a step multiplies its incoming gradients by: that of c for the first three gates, that of h for the last.
@@ -124,7 +133,8 @@ def _lstm_backward(
     grad_h, grad_c = grad_h.clone(), grad_c.clone()
     if mask is not None:
         grad_outputs = grad_outputs * mask[..., None]
-    steps, padded = _steps(mask, length, reverse)
+    steps, padded = _steps(length, reverse), _marked(None if mask is None else ~mask)
+    restarted = _marked(starts)
     grad_outputs_of, c_from_h_of, forget_of = grad_outputs.unbind(1), c_from_h.unbind(1), forget_gate.unbind(1)
     grad_gates_of, from_h_of = slopes.unbind(1), of_output.unbind(1)
     from_c_of = slopes[..., : 3 * units].view(batch, length, 3, units).unbind(1)
@@ -147,6 +157,9 @@ def _lstm_backward(
         if t in padded:
             grad_h += passed_h
             grad_c += passed_c
+        if t in restarted:
+            grad_h.masked_fill_(starts[:, t, None], 0)
+            grad_c.masked_fill_(starts[:, t, None], 0)
 
     flat = slopes.view(batch * length, -1)
     grad_x = (flat @ weight_ih).view_as(x)
@@ -158,11 +171,14 @@ def _lstm_backward(
     return grad_x, grad_h, grad_c, grad_ih, grad_hh, flat.sum(0), grad_hr
 
 
-def _steps(mask: torch.Tensor | None, length: int, reverse: bool) -> tuple[list[int], set[int]]:
-    """The positions in the order in which they are read, and those at which some row is padded."""
-    steps = list(range(length))
-    padded = set() if mask is None else set((~mask.all(dim=0)).nonzero()[:, 0].tolist())
-    return steps[::-1] if reverse else steps, padded
+def _steps(length: int, reverse: bool) -> list[int]:
+    """The positions in the order in which they are read."""
+    return list(range(length))[:: -1 if reverse else 1]
+
+
+def _marked(marks: torch.Tensor | None) -> set[int]:
+    """The positions at which some row of (B, S) is marked."""
+    return set() if marks is None else set(marks.any(dim=0).nonzero()[:, 0].tolist())
 
 
 def _shifted(states: torch.Tensor, first: torch.Tensor, reverse: bool) -> torch.Tensor:
@@ -173,7 +189,7 @@ def _shifted(states: torch.Tensor, first: torch.Tensor, reverse: bool) -> torch.
 
 
 @_lstm.register_fake
-def _(x, mask, h, c, weight_ih, weight_hh, bias, weight_hr, reverse):
+def _(x, mask, h, c, weight_ih, weight_hh, bias, weight_hr, reverse, starts):
     batch, length, _ = x.shape
     units, width = weight_ih.shape[0] // 4, weight_hh.shape[1]
     outputs, all_h = x.new_empty(batch, length, width), x.new_empty(batch, length, width)
@@ -182,23 +198,24 @@ def _(x, mask, h, c, weight_ih, weight_hh, bias, weight_hr, reverse):
 
 
 @_lstm_backward.register_fake
-def _(grad_outputs, grad_h, grad_c, x, mask, h, c, weight_ih, weight_hh, weight_hr, gates_BSG, all_h, all_c, reverse):
+def _(grad_outputs, grad_h, grad_c, x, mask, h, c, weight_ih, weight_hh, weight_hr, *_):
     grads = [torch.empty_like(tensor) for tensor in (x, h, c, weight_ih, weight_hh)]
     grad_hr = x.new_empty(0) if weight_hr is None else torch.empty_like(weight_hr)
     return *grads, x.new_empty(len(weight_ih)), grad_hr
 
 
 def _keep_for_backward(ctx, inputs, output):
-    x, mask, h, c, weight_ih, weight_hh, _, weight_hr, ctx.reverse = inputs
+    x, mask, h, c, weight_ih, weight_hh, _, weight_hr, ctx.reverse, starts = inputs
     ctx.mark_non_differentiable(*output[3:])
-    ctx.save_for_backward(x, mask, h, c, weight_ih, weight_hh, weight_hr, *output[3:])
+    ctx.save_for_backward(starts, x, mask, h, c, weight_ih, weight_hh, weight_hr, *output[3:])
 
 
 def _backward(ctx, grad_outputs, grad_h, grad_c, *_):
-    *grads, grad_hr = _lstm_backward(grad_outputs, grad_h, grad_c, *ctx.saved_tensors, ctx.reverse)
+    starts, *saved = ctx.saved_tensors
+    *grads, grad_hr = _lstm_backward(grad_outputs, grad_h, grad_c, *saved, ctx.reverse, starts)
     grad_x, grad_h, grad_c, grad_ih, grad_hh, grad_bias = grads
     grad_hr = grad_hr if grad_hr.numel() else None
-    return grad_x, None, grad_h, grad_c, grad_ih, grad_hh, grad_bias, grad_hr, None
+    return grad_x, None, grad_h, grad_c, grad_ih, grad_hh, grad_bias, grad_hr, None, None
 
 
 _lstm.register_autograd(_backward, setup_context=_keep_for_backward)

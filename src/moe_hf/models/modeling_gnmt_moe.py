@@ -13,12 +13,14 @@ from transformers.modeling_outputs import ModelOutput, Seq2SeqMoEModelOutput, Se
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
+from .cache import CACHE_NAME, cache_of, one_cache
 from .configuration_gnmt_moe import GnmtMoeConfig
 from .gnmt_decoder import GnmtMoeDecoder
 from .gnmt_encoder import GnmtMoeEncoder, GnmtMoeEncoderOutput
 from .inputs import check_ids
 from .pretrained_gnmt_moe import GnmtMoePreTrainedModel
 from .softmax_loss import SoftmaxHead
+from .task_loss import IGNORED, check_loss_is_ours, loss_of_batch, summed_cross_entropy
 
 
 @dataclass
@@ -68,6 +70,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_aux_loss: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> GnmtMoeModelOutput:
         """
@@ -76,13 +79,15 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             attention_mask: (B, S), 0 for source padding on either side; it changes nothing for the rest.
             decoder_input_ids: (B, T), the target, or `decoder_inputs_embeds`: (B, T, D).
             decoder_attention_mask: (B, T) or (B, past + T), 0 for target padding, likewise.
-            past_key_values: the decoder's state after earlier tokens; it is updated in place.
+            past_key_values, or cache: the decoder's state after earlier tokens; it is updated in place.
             use_cache: whether to return the state; by default `config.use_cache`, but not while training.
             output_aux_loss: whether to compute the balancing losses; by default only while training.
+            output_attentions, output_hidden_states, output_router_logits (by name): whether to return them.
 
         Raises:
             ValueError: not exactly one of `decoder_input_ids` and `decoder_inputs_embeds`, and what encoder and
                 decoder raise.
+            TypeError: a keyword that is not used.
         """
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise ValueError("exactly one of decoder_input_ids and decoder_inputs_embeds must be given")
@@ -108,7 +113,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             attention_mask=decoder_attention_mask,
             encoder_attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(past_key_values, cache),
             use_cache=use_cache,
             output_aux_loss=output_aux_loss,
             **kwargs,
@@ -118,7 +123,6 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             aux_loss = aux_loss + encoder_outputs.aux_loss.to(aux_loss.device)
         return GnmtMoeModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.hidden_states,
             decoder_router_logits=outputs.router_logits,
             cross_attentions=outputs.cross_attentions,
@@ -126,6 +130,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
             encoder_hidden_states=encoder_outputs.get("hidden_states"),
             encoder_router_logits=encoder_outputs.get("router_logits"),
             aux_loss=aux_loss,
+            **{CACHE_NAME: cache_of(outputs)},
         )
 
 
@@ -154,7 +159,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """(B, T) labels -> (B, T) decoder_input_ids: shifted right behind `decoder_start_token_id`, -100 as padding.
 
-        Under left padding the start token stands right before the first label that is not -100.
+        The start token stands where the first label is not -100, so under left padding after the padding.
 
         Raises:
             ValueError: `decoder_start_token_id` is not set.
@@ -163,9 +168,9 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
         if start is None:
             raise ValueError("decoder_start_token_id=None must be a token, to make decoder_input_ids from labels")
         padding = start if self.config.pad_token_id is None else self.config.pad_token_id
-        shifted = nn.functional.pad(labels[:, :-1], (1, 0), value=start)
-        is_first = (labels != -100).int().cumsum(dim=1).eq(1) & (labels != -100)
-        return shifted.masked_fill(shifted == -100, padding).masked_fill(is_first, start)
+        shifted = nn.functional.pad(labels[:, :-1], (1, 0), value=IGNORED)
+        is_first = (labels != IGNORED).int().cumsum(dim=1).eq(1) & (labels != IGNORED)
+        return shifted.masked_fill(shifted == IGNORED, padding).masked_fill(is_first, start)
 
     @can_return_tuple
     def forward(
@@ -182,15 +187,17 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> GnmtMoeSeq2SeqLMOutput:
         """
         Args:
-            input_ids, attention_mask, encoder_outputs, past_key_values, use_cache and the rest: see `GnmtMoeModel`.
+            input_ids, attention_mask, encoder_outputs, past_key_values, use_cache, cache and the rest: see
+                `GnmtMoeModel`.
             labels: (B, T), the token that follows each position of the decoder; -100 is not scored.
             decoder_input_ids: made from `labels` by `prepare_decoder_input_ids_from_labels` when left out.
-            decoder_attention_mask: when left out, positions with label -100 are target padding: neither routed to
-                experts nor counted. Padding that it names is not scored either.
+            decoder_attention_mask: when left out, target padding is found by `labels`, see `_target_mask`. Padding is
+                neither routed to experts nor counted, and not scored either. A label of -100 alone masks no input.
             logits_to_keep: compute the logits of this many last positions only (0: all), or of these positions.
             num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches
                 and processes. The task loss is divided by it, and the balancing losses are weighed by this
@@ -200,19 +207,23 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
             loss: while training the task loss (with `config.label_smoothing`) plus the balancing losses, in evaluation
                 the task loss alone, without smoothing (so that exp(loss) is a perplexity). aux_loss: the balancing
                 losses, already weighted.
+
+        Raises:
+            ValueError: `num_items_in_batch` without labels, and what `GnmtMoeModel` raises.
         """
+        check_loss_is_ours(num_items_in_batch, has_labels=labels is not None)
         if labels is not None:
+            if decoder_attention_mask is None:
+                decoder_attention_mask = self._target_mask(decoder_input_ids, labels)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-            if decoder_attention_mask is None:
-                decoder_attention_mask = labels != -100
         outputs: GnmtMoeModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -222,12 +233,13 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            labels = labels.masked_fill(~decoder_attention_mask[:, -labels.shape[1] :].to(labels.device).bool(), -100)
-            loss = self._loss(logits, labels.to(logits.device), outputs.aux_loss, num_items_in_batch)
+            mask = decoder_attention_mask[:, -labels.shape[1] :].to(labels.device).bool()
+            labels = labels.masked_fill(~mask, IGNORED)
+            nats = summed_cross_entropy(logits, labels, self.config.label_smoothing if self.training else 0.0)
+            loss = loss_of_batch(nats, labels, num_items_in_batch, outputs.aux_loss if self.training else None)
         return GnmtMoeSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_router_logits=outputs.decoder_router_logits,
             cross_attentions=outputs.cross_attentions,
@@ -235,26 +247,29 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_router_logits=outputs.encoder_router_logits,
             aux_loss=outputs.aux_loss,
+            **{CACHE_NAME: cache_of(outputs)},
         )
 
-    def _loss(self, logits, labels, aux_loss, num_items_in_batch):
-        num_scored = (labels != -100).sum()
-        total = nn.functional.cross_entropy(
-            logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
-            labels.flatten(),
-            ignore_index=-100,
-            reduction="sum",
-            label_smoothing=self.config.label_smoothing if self.training else 0.0,
+    def _target_mask(self, decoder_input_ids: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+        """(B, T) bool, False for target padding: never for a position that is only not scored.
+
+        Of labels alone, the positions before the first and after the last one that is scored are padding. With
+        `decoder_input_ids` padding is a position with label -100 which reads padding or an end of sentence, as
+        collators leave them around a shorter target.
+        """
+        is_scored = labels != IGNORED
+        if decoder_input_ids is None:
+            return (is_scored.cumsum(dim=1) > 0) & (is_scored.flip(1).cumsum(dim=1).flip(1) > 0)
+        ids, start = decoder_input_ids.to(labels.device), self.config.decoder_start_token_id
+        ends = self.config.eos_token_id
+        padding = {start if self.config.pad_token_id is None else self.config.pad_token_id}
+        padding |= set(ends) if isinstance(ends, (list, tuple)) else {ends}
+        is_padding = torch.isin(ids, torch.tensor(sorted(padding - {None}), device=ids.device, dtype=ids.dtype))
+        # A start token may be the padding or the end of sentence, too: then real tokens follow it.
+        is_start = (False if start is None else ids == start) & ~nn.functional.pad(
+            is_padding[:, 1:], (0, 1), value=True
         )
-        if num_items_in_batch is None:
-            num_items_in_batch = num_scored.clamp_min(1)
-        elif torch.is_tensor(num_items_in_batch):
-            num_items_in_batch = num_items_in_batch.to(total.device)
-        loss = total / num_items_in_batch
-        if self.training:
-            share = num_scored / num_items_in_batch
-            loss = loss + aux_loss.to(loss.device) * share
-        return loss
+        return is_scored | is_start | ~is_padding
 
 
 __all__ = ["GnmtMoePreTrainedModel", "GnmtMoeModel", "GnmtMoeForConditionalGeneration"]

@@ -14,14 +14,16 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache import keeps_lstm_state
+from .cache import CACHE_NAME, cache_of, keeps_lstm_state, one_cache
 from .configuration_lstm_moe import LstmMoeConfig
 from .embedding import TokenEmbedding
-from .inputs import check_ids, padding_mask
+from .inputs import check_ids, check_keywords, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock, layer_balancing_loss
+from .packing import DocumentLanes, document_starts, lay_out
 from .pretrained_moe import MoePreTrainedModel
 from .softmax_loss import SoftmaxHead
+from .task_loss import check_loss_is_ours, loss_of_batch, summed_cross_entropy
 
 
 @dataclass
@@ -60,27 +62,54 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_aux_loss: bool | None = None,
+        position_ids: torch.LongTensor | None = None,
+        seq_idx: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> LstmMoeModelOutput:
         """
         Args:
             input_ids: (B, S), or `inputs_embeds`: (B, S, D).
             attention_mask: (B, S) or (B, past + S), 0 for padding on either side; it changes nothing for the rest.
-            past_key_values: the state after earlier tokens; it is updated in place.
-            use_cache: whether to return the state; by default `config.use_cache`, but not while training.
+            past_key_values, or cache: the state after earlier tokens; it is updated in place.
+            use_cache: whether to return the state; by default `config.use_cache`, but neither while training nor of
+                packed rows.
             output_aux_loss: whether to compute the balancing losses; by default only while training.
+            position_ids: (B, S); where they do not rise, another document begins, which starts from a zero state. An
+                LSTM has no other use for them.
+            seq_idx: (B, S), the number of each position's document, to the same effect.
+            cu_seq_lens_q: (documents + 1,), where each document of one row begins, to the same effect.
+            cu_seq_lens_k, max_length_q, max_length_k: not used, `cu_seq_lens_q` says it all.
+            output_hidden_states, output_router_logits (by name): whether to return them.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, an id outside of the vocabulary, a mask of
-                another shape, or a cache of another kind or batch size.
+                another shape, a cache of another kind or batch size, a cache and packed rows together, or
+                output_attentions=True.
+            TypeError: another keyword.
         """
+        check_keywords(self, kwargs)
+        if kwargs.get("output_attentions"):
+            raise ValueError("output_attentions=True: this model has no attention, only False is allowed")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         if inputs_embeds is None:
             check_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
+        mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
+        documents = self._documents(inputs_embeds, mask, position_ids, seq_idx, cu_seq_lens_q)
+        past_key_values = one_cache(past_key_values, cache)
+        if documents is not None and (use_cache or past_key_values is not None):
+            raise ValueError(
+                "position_ids, seq_idx or cu_seq_lens_q pack several documents into a row, which share no state: "
+                "allowed are past_key_values=None and use_cache=False"
+            )
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            use_cache = self.config.use_cache and not self.training and documents is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
@@ -88,13 +117,12 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         if output_aux_loss is None:
             output_aux_loss = self.training
 
-        mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = hidden_states.new_zeros((), dtype=torch.float32) if output_aux_loss else None
         for index, (name, layer) in enumerate(zip(self.config.layer_pattern, self.layers)):
             if name == "lstm":
                 h, c = (None, None) if past_key_values is None else past_key_values.layers[index].state
-                hidden_states, h, c = layer(hidden_states, mask, h, c)
+                hidden_states, h, c = layer(hidden_states, mask, h, c, documents=documents)
                 if past_key_values is not None:
                     past_key_values.update(h, c, index, num_tokens=hidden_states.shape[1])
             else:
@@ -102,7 +130,14 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 if output_aux_loss:
                     layer_loss = layer_balancing_loss(self.config, importance, load, threshold_loss)
                     aux_loss = aux_loss.to(layer_loss.device) + layer_loss
-        return LstmMoeModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values, aux_loss=aux_loss)
+        return LstmMoeModelOutput(last_hidden_state=hidden_states, aux_loss=aux_loss, **{CACHE_NAME: past_key_values})
+
+    def _documents(self, inputs_embeds, mask, *boundaries) -> DocumentLanes | None:
+        starts = document_starts(inputs_embeds.shape[:2], *boundaries)
+        if starts is None:
+            return None
+        # Only the kernel for the CPU can start anew within a lane.
+        return lay_out(starts.to(inputs_embeds.device), mask, one_a_lane=inputs_embeds.device.type != "cpu")
 
     def _check_cache(self, past_key_values: Cache) -> None:
         layers = past_key_values.layers
@@ -145,93 +180,104 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        position_ids: torch.LongTensor | None = None,
+        seq_idx: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        skip_logits: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast:
         """
         Args:
-            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache: see `LstmMoeModel`.
-            labels: (B, S), the tokens themselves (shifted here); -100 and padding are not scored.
+            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, position_ids, seq_idx, cu_seq_lens_q,
+                cache and the rest: see `LstmMoeModel`.
+            labels: (B, S), the tokens themselves (shifted here); -100, padding and the first token of a document are
+                not scored.
             shift_labels (by name): (B, S), instead of `labels`: the token that follows each position.
             logits_to_keep: compute the logits of this many last positions only (0: all), or of these positions.
+            skip_logits: whether to leave out the logits where the loss needs none, see below; by default while
+                training only.
             num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches
                 and processes. The task loss is divided by it, and the balancing losses are weighed by this
                 micro-batch's share of it: their gradient is the mean over the micro-batches.
 
         Returns:
             loss: while training the task loss plus the balancing losses, in evaluation the task loss alone (so that
-                exp(loss) is a perplexity). aux_loss: the balancing losses, already weighted. logits: (B, S, V), or
-                None where the loss needs none: with labels and `config.loss_chunk_size`, or with labels while training
-                with `config.num_sampled`, when the task loss is an estimate (see `sampled_softmax_loss`).
+                exp(loss) is a perplexity). `config.label_smoothing` is for training too. aux_loss: the balancing
+                losses, already weighted. logits: (B, S, V), or None with `skip_logits` where the loss needs none: with
+                labels and `config.loss_chunk_size`, or with labels while training with `config.num_sampled`, when the
+                task loss is an estimate (see `sampled_softmax_loss`).
+
+        Raises:
+            ValueError: `num_items_in_batch` without labels, and what `LstmMoeModel` raises.
         """
         # Not in the signature: the Trainer takes each argument named "label" there for one that every batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
+        check_loss_is_ours(num_items_in_batch, has_labels)
+        boundaries = {"position_ids": position_ids, "seq_idx": seq_idx, "cu_seq_lens_q": cu_seq_lens_q}
         outputs: LstmMoeModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_aux_loss=has_labels or self.training,
+            **boundaries,
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        targets = _targets(labels, shift_labels, attention_mask) if has_labels else None
 
-        logits = loss = None
-        if has_labels and self._computes_loss_without_logits():
-            loss = self._loss_without_logits(hidden_states, targets, num_items_in_batch)
-        else:
+        logits = loss = targets = nats = None
+        label_smoothing = self.config.label_smoothing if self.training else 0.0
+        if has_labels:
+            starts = document_starts(outputs.last_hidden_state.shape[:2], position_ids, seq_idx, cu_seq_lens_q)
+            targets = _targets(labels, shift_labels, attention_mask, starts)
+            if self._computes_loss_without_logits():
+                nats = self._nats_without_logits(hidden_states, targets, label_smoothing)
+        if nats is None or not (self.training if skip_logits is None else skip_logits):
             logits = self.lm_head(hidden_states)
-            if has_labels:
-                loss = self.loss_function(
-                    logits=logits,
-                    labels=None,
-                    shift_labels=targets,
-                    vocab_size=self.config.vocab_size,
-                    num_items_in_batch=num_items_in_batch,
-                )
-        if has_labels and self.training:
-            share = 1.0
-            if num_items_in_batch is not None:
-                share = (targets != -100).sum() / num_items_in_batch
-            loss = loss + (outputs.aux_loss * share).to(loss.device)
+        if has_labels:
+            nats = summed_cross_entropy(logits, targets, label_smoothing) if nats is None else nats
+            loss = loss_of_batch(nats, targets, num_items_in_batch, outputs.aux_loss if self.training else None)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=outputs.aux_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             router_logits=outputs.router_logits,
+            **{CACHE_NAME: cache_of(outputs)},
         )
 
     def _computes_loss_without_logits(self) -> bool:
         return self.config.loss_chunk_size is not None or (self.training and self.config.num_sampled is not None)
 
-    def _loss_without_logits(
-        self, hidden_states: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    def _nats_without_logits(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor, label_smoothing: float
     ) -> torch.Tensor:
-        """The task loss; evaluation always takes the full softmax."""
-        total = self.lm_head(
+        """The task loss summed over the scored tokens; evaluation always takes the full softmax."""
+        nats = self.lm_head(
             hidden_states,
             targets=targets,  # by name, as tensor parallelism passes on one positional argument
             num_sampled=self.config.num_sampled if self.training else None,
             chunk_size=self.config.loss_chunk_size,
+            label_smoothing=label_smoothing,
         )
-        if total.dim():
+        if nats.dim():
             raise ValueError(
                 "lm_head is wrapped by an adapter, which adds logits to the loss computed inside of it: adapt its "
                 "weight (PEFT: target_parameters=['lm_head.weight']), or set loss_chunk_size and num_sampled to None"
             )
-        if num_items_in_batch is None:
-            num_items_in_batch = (targets != -100).sum().clamp(min=1)
-        return total / torch.as_tensor(num_items_in_batch, device=total.device)
+        return nats
 
 
 def _targets(
-    labels: torch.Tensor | None, shift_labels: torch.Tensor | None, attention_mask: torch.Tensor | None
+    labels: torch.Tensor | None,
+    shift_labels: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    starts: torch.Tensor | None,
 ) -> torch.Tensor:
-    """(B, S) next tokens, -100 where the position or the next token is padding.
+    """(B, S) next tokens, -100 where the position or the next token is padding, or the next one of another document.
 
     Under left padding the first real token has no predictor and is not scored.
     """
@@ -244,6 +290,9 @@ def _targets(
         shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     if mask is not None:
         shift_labels = shift_labels.masked_fill(~mask.to(shift_labels.device), -100)
+    if starts is not None:
+        is_last = nn.functional.pad(starts[:, 1:], (0, 1))
+        shift_labels = shift_labels.masked_fill(is_last.to(shift_labels.device), -100)
     return shift_labels
 
 

@@ -21,7 +21,7 @@ class MoePreTrainedModel(PreTrainedModel):
     """Base class of both families; `config` is a `MoeConfig`."""
 
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _is_stateful = True
     _can_record_outputs = {
         "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0),
@@ -44,6 +44,9 @@ class MoePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: `quantization_config`, given or the folder's, is none that `int8_quantization` takes.
         """
+        folder_config = getattr(kwargs.get("config"), "quantization_config", None)
+        if folder_config is not None:
+            int8_quantization(folder_config)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = int8_quantization(kwargs["quantization_config"])
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -10,8 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .quantization import dequantized, linear
-
-IGNORED = -100
+from .task_loss import IGNORED
 
 
 class SoftmaxHead(nn.Linear):
@@ -38,12 +37,14 @@ class SoftmaxHead(nn.Linear):
         targets: torch.Tensor | None = None,
         num_sampled: int | None = None,
         chunk_size: int | None = None,
+        label_smoothing: float = 0.0,
     ) -> torch.Tensor:
         """
         Args:
             hidden_states: (..., D).
             targets: (...) int64, -100 where nothing is scored. Without them the logits (..., V) are returned.
             num_sampled, chunk_size: see `sampled_softmax_loss`; the full softmax when `num_sampled` is None.
+            label_smoothing: see `chunked_cross_entropy`; for the full softmax only.
 
         Returns:
             with `targets` the cross-entropy summed over the scored tokens, in nats.
@@ -62,7 +63,7 @@ class SoftmaxHead(nn.Linear):
         hidden_TD, targets_T = hidden_states.flatten(0, -2), targets.flatten()
         weight = dequantized(self.weight, hidden_states.dtype)
         if num_sampled is None:
-            return chunked_cross_entropy(hidden_TD, weight, targets_T, chunk_size)
+            return chunked_cross_entropy(hidden_TD, weight, targets_T, chunk_size, label_smoothing)
         sample = log_uniform_sample(num_sampled, len(weight), hidden_states.device)
         return sampled_softmax_loss(hidden_TD, weight, targets_T, *sample, chunk_size)
 
@@ -142,22 +143,27 @@ def sampled_softmax_loss(
 
 
 def chunked_cross_entropy(
-    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, chunk_size: int | None = None
+    hidden_TD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_T: torch.Tensor,
+    chunk_size: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Cross-entropy of the full softmax, summed over the tokens, with the logits of one chunk in memory at a time.
 
     Loss and gradients are those of all logits at once. The gradients are computed along with the loss, chunk by chunk,
     so that no logits are kept or computed twice; for that the weight's gradient exists from the forward pass on.
 
-    Arguments and result as for `sampled_softmax_loss`; the largest tensors are (C, V) and (V, D).
+    Arguments and result as for `sampled_softmax_loss`, and `label_smoothing`, the share of the target's probability
+    that is spread over the whole vocabulary; the largest tensors are (C, V) and (V, D).
     """
     hidden_TD, targets_T = _scored(hidden_TD, targets_T)
-    return _ChunkedSoftmax.apply(hidden_TD, weight_VD, targets_T, chunk_size, torch.is_grad_enabled())
+    return _ChunkedSoftmax.apply(hidden_TD, weight_VD, targets_T, chunk_size, label_smoothing, torch.is_grad_enabled())
 
 
 class _ChunkedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_TD, weight_VD, targets_T, chunk_size, with_grad):
+    def forward(ctx, hidden_TD, weight_VD, targets_T, chunk_size, label_smoothing, with_grad):
         need_hidden, need_weight = (with_grad and needed for needed in ctx.needs_input_grad[:2])
         dtype, wide = _dtypes(hidden_TD)
         grad_hidden_TD = torch.empty_like(hidden_TD) if need_hidden else None
@@ -168,7 +174,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
             for chunk, buffer_CV in _chunks(hidden_TD, len(weight_VD), chunk_size, wide):
                 hidden_CD = hidden_TD[chunk].to(dtype)
                 logits_CV = _matmul_into(buffer_CV, hidden_CD, rows_VD.T)
-                loss += _cross_entropy_(logits_CV, targets_T[chunk, None], need_hidden or need_weight)
+                loss += _cross_entropy_(logits_CV, targets_T[chunk, None], need_hidden or need_weight, label_smoothing)
                 if need_hidden:
                     grad_hidden_TD[chunk] = logits_CV.to(dtype) @ rows_VD
                 if need_weight:
@@ -179,7 +185,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), *[None] * 3
+        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), *[None] * 4
 
 
 class _SampledSoftmax(torch.autograd.Function):
@@ -268,12 +274,18 @@ def _add_matmul_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total += left @ right
 
 
-def _cross_entropy_(logits: torch.Tensor, column: torch.Tensor, with_grad: bool) -> torch.Tensor:
+def _cross_entropy_(
+    logits: torch.Tensor, column: torch.Tensor, with_grad: bool, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Summed cross-entropy of the columns (C, 1); the logits are overwritten, `with_grad` by their gradient."""
-    target_logit = logits.gather(1, column)
+    wanted = (1 - label_smoothing) * logits.gather(1, column)
+    if label_smoothing:
+        wanted += label_smoothing * logits.mean(1, keepdim=True)
     top = logits.amax(1, keepdim=True)
     total = logits.sub_(top).exp_().sum(1, keepdim=True)
     if with_grad:
         logits.div_(total)
-        logits.scatter_add_(1, column, -torch.ones_like(target_logit))
-    return (total.log() + top - target_logit).sum()
+        if label_smoothing:
+            logits.sub_(label_smoothing / logits.shape[1])
+        logits.scatter_add_(1, column, torch.full_like(wanted, label_smoothing - 1))
+    return (total.log() + top - wanted).sum()

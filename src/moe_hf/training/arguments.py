@@ -41,6 +41,7 @@ class MoeModelArguments:
     threshold_loss_coef: float | None = field(
         default=None, metadata={"help": "weight of L_batchwise, for gating strictly_balanced"}
     )
+    label_smoothing: float | None = field(default=None, metadata={"help": "share spread over the vocabulary"})
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
     scale_embedding: bool | None = field(default=None, metadata={"help": "embedding times sqrt(hidden_size)"})
     initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
@@ -83,7 +84,6 @@ class TranslationModelArguments(MoeModelArguments):
     attention_type: str | None = field(default=None, metadata={"help": "product or additive"})
     attention_feeding: str | None = field(default=None, metadata={"help": "recurrent, input or parallel"})
     share_embeddings: bool | None = field(default=None, metadata={"help": "one embedding for source and target"})
-    label_smoothing: float | None = field(default=None, metadata={"help": "share spread over the vocabulary"})
 
 
 @dataclass

@@ -30,7 +30,7 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
         if self.args.label_smoothing_factor:
             raise InputError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
-                "with it the balancing losses; only 0 is allowed"
+                "with it the balancing losses; only 0 is allowed, label_smoothing is the model's own"
             )
         self.add_callback(OwnNoiseCallback())
         if self.args.balance_across_processes and self.args.world_size > 1:

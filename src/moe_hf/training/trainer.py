@@ -9,6 +9,7 @@ from transformers import DynamicCache, Trainer
 
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
+from ..models.cache import cache_of
 from .moe_trainer import MoeTrainerMixin
 
 
@@ -62,7 +63,7 @@ class LmTrainer(MoeTrainerMixin, Trainer):
             cache = DynamicCache(config=self.model.config)
         inputs = {**inputs, "past_key_values": cache, "use_cache": True}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self._carried[self._micro_batch] = detached(outputs.past_key_values)
+        self._carried[self._micro_batch] = detached(cache_of(outputs))
         self._micro_batch = (self._micro_batch + 1) % self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
@@ -118,7 +119,11 @@ class LmTrainer(MoeTrainerMixin, Trainer):
             with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
                 # num_items_in_batch=1: the sum over the tokens, not the mean
                 loss = self.model(
-                    **batch, past_key_values=cache, use_cache=self.carry_state, num_items_in_batch=1
+                    **batch,
+                    past_key_values=cache,
+                    use_cache=self.carry_state,
+                    num_items_in_batch=1,
+                    skip_logits=True,
                 ).loss
             totals += torch.stack([loss.double(), num_scored.double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

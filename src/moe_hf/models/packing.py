@@ -1,0 +1,147 @@
+"""Packed rows: several documents in one row, each of which an LSTM starts from a zero state.
+
+Shape suffixes: B rows, S positions of a row, R real positions of all rows, N lanes, L positions of the longest
+document.
+"""
+
+import heapq
+from typing import NamedTuple
+
+import torch
+
+
+class DocumentLanes(NamedTuple):
+    """The documents of packed rows, laid side by side so that an LSTM reads them in as few steps as possible.
+
+    A lane holds one document or several, one after the other, and is as long as the longest document.
+
+    gather_NL: (N, L) int64, the place in the flattened rows (B * S) that each position of a lane is taken from.
+    mask_NL: (N, L) bool, False for what fills up a lane; None when nothing does.
+    starts_NL: (N, L) bool, where a document begins behind another one; None when every lane has one document.
+    place_BS: (B, S) int64, the place in the flattened lanes (N * L) of each position of a row.
+    """
+
+    gather_NL: torch.Tensor
+    mask_NL: torch.Tensor | None
+    starts_NL: torch.Tensor | None
+    place_BS: torch.Tensor
+
+    def to_lanes(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> (N, L, D)."""
+        return x.flatten(0, 1).index_select(0, self.gather_NL.flatten()).view(*self.gather_NL.shape, -1)
+
+    def to_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L, D) -> (B, S, D); at padding it means nothing."""
+        return x.flatten(0, 1).index_select(0, self.place_BS.flatten()).view(*self.place_BS.shape, -1)
+
+
+def document_starts(
+    shape: tuple[int, int],
+    position_ids: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    cu_seq_lens: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Where a row goes on with another document, by any of the ways in which the library's collators say so.
+
+    Args:
+        shape: (B, S) of the rows.
+        position_ids: (B, S) or (1, S); a document begins where they do not rise.
+        seq_idx: (B, S), the number of each position's document.
+        cu_seq_lens: (documents + 1,), where each document begins in the one row, and the end of the last one.
+
+    Returns:
+        (B, S) bool, always False at a row's first position; None when every row is one document, so always for S = 1.
+
+    Raises:
+        ValueError: one of them has another shape.
+    """
+    if shape[1] < 2:
+        return None
+    found = []
+    for name, ids in (("position_ids", position_ids), ("seq_idx", seq_idx)):
+        if ids is None:
+            continue
+        if ids.dim() != 2 or ids.shape[0] not in (1, shape[0]) or ids.shape[1] != shape[1]:
+            raise ValueError(f"{name} has shape {tuple(ids.shape)}, expected {tuple(shape)}")
+        steps = ids.diff(dim=1)
+        is_other = steps <= 0 if name == "position_ids" else steps != 0
+        found.append(torch.nn.functional.pad(is_other, (1, 0)).expand(shape))
+    if cu_seq_lens is not None:
+        starts = torch.as_tensor(cu_seq_lens).long()
+        if shape[0] != 1 or starts.dim() != 1 or not len(starts) or int(starts[-1]) != shape[1]:
+            raise ValueError(
+                f"cu_seq_lens_q={starts.tolist()} must end with the length of one row, but input_ids has shape "
+                f"{tuple(shape)}"
+            )
+        is_start = torch.zeros(shape, dtype=torch.bool, device=starts.device)
+        is_start[0, starts[:-1]] = True
+        is_start[:, 0] = False
+        found.append(is_start)
+    if not found:
+        return None
+    starts_BS = found[0]
+    for other in found[1:]:
+        starts_BS = starts_BS | other.to(starts_BS.device)
+    return starts_BS if starts_BS.any() else None
+
+
+def lay_out(starts_BS: torch.Tensor, mask_BS: torch.Tensor | None, one_a_lane: bool) -> DocumentLanes | None:
+    """Lay documents side by side.
+
+    Args:
+        starts_BS: what `document_starts` returned.
+        mask_BS: (B, S) bool, False for padding, which belongs to no document; None when there is none.
+        one_a_lane: give every document a lane of its own, for a kernel that cannot start anew within a lane. Else
+            lanes are filled up, so that short documents beside a long one cost nothing.
+
+    Returns:
+        the lanes; None when every row has at most one document after all, as under left padding.
+    """
+    device, (rows, length) = starts_BS.device, starts_BS.shape
+    document_BS = starts_BS.long().cumsum(dim=1) + torch.arange(rows, device=device)[:, None] * (length + 1)
+    document_R, real_R = document_BS.flatten(), torch.arange(rows * length, device=device)
+    if mask_BS is not None:
+        real_R = mask_BS.to(device).flatten().nonzero()[:, 0]
+        document_R = document_R[real_R]
+    document_R, lengths = document_R.unique_consecutive(return_inverse=True, return_counts=True)[1:]
+    num_documents_of_rows = len(lengths) - (rows if mask_BS is None else int(mask_BS.any(dim=1).sum()))
+    if num_documents_of_rows <= 0:
+        return None
+    longest = int(lengths.max())
+    lane, offset, num_lanes = _fill_lanes(lengths.tolist(), longest, one_a_lane)
+
+    first_N = torch.tensor(lane, device=device) * longest + torch.tensor(offset, device=device)
+    within_R = torch.arange(len(document_R), device=device) - (lengths.cumsum(0) - lengths)[document_R]
+    place_R = first_N[document_R] + within_R
+    gather = torch.zeros(num_lanes * longest, dtype=torch.long, device=device)
+    gather[place_R] = real_R
+    mask = starts = None
+    if len(real_R) < len(gather):
+        mask = torch.zeros_like(gather, dtype=torch.bool)
+        mask[place_R] = True
+        mask = mask.view(num_lanes, longest)
+    if any(offset):
+        starts = torch.zeros_like(gather, dtype=torch.bool)
+        starts[first_N] = True
+        starts = starts.view(num_lanes, longest)
+        starts[:, 0] = False
+    place = torch.zeros(rows * length, dtype=torch.long, device=device)
+    place[real_R] = place_R
+    return DocumentLanes(gather.view(num_lanes, longest), mask, starts, place.view(rows, length))
+
+
+def _fill_lanes(lengths: list[int], longest: int, one_a_lane: bool) -> tuple[list[int], list[int], int]:
+    """Each document's lane, its offset there, and the number of lanes: the longest first, where most room is left."""
+    lane, offset = [0] * len(lengths), [0] * len(lengths)
+    rooms: list[tuple[int, int]] = []  # (-room left, lane)
+    num_lanes = 0
+    for document in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        length = lengths[document]
+        if not one_a_lane and rooms and -rooms[0][0] >= length:
+            room, number = -rooms[0][0], rooms[0][1]
+            heapq.heapreplace(rooms, (length - room, number))
+        else:
+            room, number, num_lanes = longest, num_lanes, num_lanes + 1
+            heapq.heappush(rooms, (length - room, number))
+        lane[document], offset[document] = number, longest - room
+    return lane, offset, num_lanes
