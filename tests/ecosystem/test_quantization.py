@@ -22,9 +22,10 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig, LstmMoeForCausalLM
-from moe_hf.hub import with_code
+from moe_hf.hub import AUTO_MAPS, with_code
 from moe_hf.models.quantization import int8_linear
 
 AUTO = {"lm": AutoModelForCausalLM, "gnmt": AutoModelForSeq2SeqLM}
@@ -50,9 +51,16 @@ def built(family, **changes):
     return model.eval()
 
 
-def quantized(family, folder, embeddings=False, **options):
+def quantized(family, folder, embeddings=False, model_class=None, **options):
     config = TorchAoConfig(Int8WeightOnlyConfig(), include_input_output_embeddings=embeddings)
-    return AUTO[family].from_pretrained(folder, quantization_config=config, **options)
+    return (model_class or AUTO[family]).from_pretrained(folder, quantization_config=config, **options)
+
+
+def class_of_folder(family, folder):
+    """The class whose code the folder brings; the Auto classes would take the package's, which is registered."""
+    return get_class_from_dynamic_module(
+        AUTO_MAPS[f"{family}_moe".replace("lm_", "lstm_")][AUTO[family].__name__], folder
+    )
 
 
 def inputs_of(family):
@@ -141,7 +149,7 @@ VARIATIONS = [
     ("lm", {}),
     ("lm", {"lstm_hidden_size": 48, "tie_word_embeddings": True}),
     ("lm", {"num_expert_layers": 3, "hidden_act": "gelu"}),
-    ("lm", {"num_expert_groups": 2, "num_groups_per_tok": 1}),
+    ("lm", {"gating": "noisy_top_k", "num_experts": 8, "num_experts_per_tok": 4, "num_expert_groups": 4}),
     ("lm", {"gating": "strictly_balanced"}),
     ("lm", {"loss_chunk_size": 2}),
     ("gnmt", {}),
@@ -243,9 +251,10 @@ def without_weights(tmp_path_factory):
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_other_quantization_is_refused_before_weights_are_read(family, name, kind, without_weights):
-    options = {"trust_remote_code": True} if kind == "exported" else {}
+    folder = without_weights[family, kind]
+    model_class = AUTO[family] if kind == "saved" else class_of_folder(family, folder)
     with pytest.raises(ValueError, match=ADVICE) as error:
-        AUTO[family].from_pretrained(without_weights[family, kind], quantization_config=OTHERS[name], **options)
+        model_class.from_pretrained(folder, quantization_config=OTHERS[name])
     assert str(error.value).startswith("quantization_config=") and "\n" not in str(error.value)
 
 
@@ -268,9 +277,9 @@ def test_a_folder_with_its_code(family, tmp_path):
     source = built(family)
     with_code(source).save_pretrained(tmp_path / "float")
     type(source)._auto_class = type(source.config)._auto_class = None
-    first = quantized(family, tmp_path / "float", trust_remote_code=True)
-    first.save_pretrained(tmp_path / "int8")
-    second = AUTO[family].from_pretrained(tmp_path / "int8", trust_remote_code=True)
+    first = quantized(family, tmp_path / "float", model_class=class_of_folder(family, tmp_path / "float"))
+    with_code(first).save_pretrained(tmp_path / "int8")
+    second = class_of_folder(family, tmp_path / "int8").from_pretrained(tmp_path / "int8")
     assert type(second).__module__.startswith("transformers_modules")
     assert int8_names(second) == expected_names(source, embeddings=False)
     inputs = inputs_of(family)
