@@ -22,7 +22,8 @@ _ADVICE = (
     "use TorchAoConfig(Int8WeightOnlyConfig()), include_input_output_embeddings=True for embedding and softmax too"
 )
 # Measured with one thread of a CPU with AVX-512: below this size, or above so many rows, a float copy is faster.
-_PACKED_MIN_SIZE, _PACKED_MAX_ROWS = 2**17, 8
+_PACKED_MIN_SIZE, _PACKED_MAX_ROWS = 2**17, 16
+_FLOAT_PART_SIZE = 2**21
 
 
 def int8_quantization(quantization_config: Any) -> TorchAoConfig:
@@ -133,7 +134,10 @@ def int8_linear(
         output = torch.ops.aten._weight_int8pack_mm(rows_RK, qdata, ones_N).to(x.dtype)
         output = output.view(*x.shape[:-1], len(qdata))
     else:
-        output = nn.functional.linear(x, qdata.to(x.dtype))
+        # Part by part, so that the float copies stay in the cache.
+        parts = qdata.split(max(1, _FLOAT_PART_SIZE // qdata.shape[1]))
+        outputs = [nn.functional.linear(x, part.to(x.dtype)) for part in parts]
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
     output = output.mul_(scale_N)
     return output if bias is None else output + bias.to(output.dtype)
 
