@@ -5,8 +5,9 @@
         [--lm FOLDER --lm_text FILE] [--translator FOLDER --source FILE --target FILE]
 
 Sizes and times are those of models with random weights. The variants generate in turn, in one process. Time is that of
-the processor, with one thread, so that other processes on the machine count less. The last table needs trained models: it has the mean over all tokens of the divergence KL(p || q) of
-the quantized model's distribution q from float32's p, in nats, and both perplexities.
+the processor, with one thread, so that other processes on the machine count less. The last table needs trained models:
+it has the mean over all tokens of the divergence KL(p || q) of the quantized model's distribution q from float32's p,
+in nats, and the perplexities.
 """
 
 import argparse
@@ -185,14 +186,41 @@ def pair_batches(tokenizer, arguments):
         yield dict(encoded), encoded["labels"][0]
 
 
+def logits_of(model, inputs: dict, one_at_a_time: bool) -> torch.Tensor:
+    """(T, V), from all tokens at once, or from one after the other as in generation."""
+    if not one_at_a_time:
+        return model(**inputs).logits[0]
+    is_translator = model.config.is_encoder_decoder
+    if is_translator:
+        ids = model.prepare_decoder_input_ids_from_labels(inputs["labels"])
+        rest = {
+            "attention_mask": inputs["attention_mask"],
+            "encoder_outputs": model.get_encoder()(inputs["input_ids"]),
+        }
+    else:
+        ids, rest = inputs["input_ids"], {}
+    state, logits = None, []
+    for column in ids.split(1, dim=1):
+        token = {"decoder_input_ids" if is_translator else "input_ids": column}
+        outputs = model(**token, **rest, past_key_values=state, use_cache=True)
+        state = outputs.past_key_values
+        logits.append(outputs.logits[0])
+    return torch.cat(logits)
+
+
 @torch.no_grad()
 def compare(what: str, models: dict, batches) -> list[str]:
-    names = list(models)
+    runs = {name: (model, False) for name, model in models.items()}
+    runs |= {f"{name}, token by token": (models[name], True) for name in list(models)[1:]}
+    names = list(runs)
     kl_sum, kl_max, nll, same = ({name: 0.0 for name in names} for _ in range(4))
     count = 0
     for inputs, targets in batches:
         scored = targets != -100
-        logs = {name: model(**inputs).logits[0, scored].double().log_softmax(-1) for name, model in models.items()}
+        logs = {
+            name: logits_of(model, inputs, one_at_a_time)[scored].double().log_softmax(-1)
+            for name, (model, one_at_a_time) in runs.items()
+        }
         reference, targets = logs["float32"], targets[scored]
         count += len(targets)
         for name, log in logs.items():

@@ -23,7 +23,7 @@ _ADVICE = (
 )
 # Measured with one thread of a CPU with AVX-512: below this size, or above so many rows, a float copy is faster.
 _PACKED_MIN_SIZE, _PACKED_MAX_ROWS = 2**17, 16
-_FLOAT_PART_SIZE = 2**21
+_FLOAT_PART_SIZE = 2**20
 
 
 def int8_quantization(quantization_config: Any) -> TorchAoConfig:
@@ -83,7 +83,10 @@ def _short(config: dict) -> str:
 
 def is_int8(*weights: torch.Tensor | None) -> bool:
     """Whether one of these weights is quantized."""
-    return any(hasattr(weight, "qdata") for weight in weights)
+    for weight in weights:  # a loop, as one-row steps notice the time that `any` takes
+        if hasattr(weight, "qdata"):
+            return True
+    return False
 
 
 def dequantized(weight: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -107,14 +110,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Returns:
         (..., N). There is a gradient for x and bias, and none for a quantized weight.
     """
-    if not is_int8(weight):
+    if not hasattr(weight, "qdata"):
         return nn.functional.linear(x, weight, bias)
     return int8_linear(x, weight.qdata, weight.scale, bias)
 
 
 def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: int | tuple[int, int]) -> torch.Tensor:
     """`linear` by one matrix of a stack (E, N, K); the others are not read."""
-    if not is_int8(weight):
+    if not hasattr(weight, "qdata"):
         return nn.functional.linear(x, weight[expert])
     return int8_linear(x, weight.qdata[expert], weight.scale[expert])
 
@@ -133,11 +136,12 @@ def int8_linear(
         rows_RK = x.reshape(-1, x.shape[-1]).bfloat16()
         output = torch.ops.aten._weight_int8pack_mm(rows_RK, qdata, ones_N).to(x.dtype)
         output = output.view(*x.shape[:-1], len(qdata))
+    elif qdata.numel() <= _FLOAT_PART_SIZE:
+        output = nn.functional.linear(x, qdata.to(x.dtype))
     else:
         # Part by part, so that the float copies stay in the cache.
         parts = qdata.split(max(1, _FLOAT_PART_SIZE // qdata.shape[1]))
-        outputs = [nn.functional.linear(x, part.to(x.dtype)) for part in parts]
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        output = torch.cat([nn.functional.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
     output = output.mul_(scale_N)
     return output if bias is None else output + bias.to(output.dtype)
 
@@ -145,6 +149,7 @@ def int8_linear(
 def _is_faster_packed(x: torch.Tensor, qdata: torch.Tensor) -> bool:
     return (
         qdata.numel() >= _PACKED_MIN_SIZE
+        and qdata.shape[1] % 32 == 0  # torch's kernel reads whole vectors, beyond the end of other rows (torch 2.13)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() <= _PACKED_MAX_ROWS * x.shape[-1]
