@@ -18,7 +18,7 @@ from report import heading, median_seconds, save
 from transformers import DataCollatorWithFlattening
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
-from moe_hf.training.paths import expand_path
+from moe_hf.data.paths import expand_path
 
 OPEN = {".gz": gzip.open, ".xz": lzma.open}
 

@@ -7,7 +7,7 @@ Weak scaling: as many tokens for each process. Every collective is counted where
 the mean over the ranks is shown. Processes of one machine cannot show a speed-up, so that of time there is only the
 composition of a step's processor time: communication is the time in collectives, in the copies that FSDP makes for
 them and in the threads that carry them out; waiting is not counted. What is expected is what
-moe_hf.evaluation.sharding_plan says.
+moe_hf.distributed.plan says.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from report import heading, save
 from transformers.distributed import DistributedConfig
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig, LstmMoeForCausalLM
-from moe_hf.evaluation.communication import CollectiveCounter
-from moe_hf.evaluation.sharding_plan import Cluster, plan_sharding
+from moe_hf.distributed.communication import CollectiveCounter
+from moe_hf.distributed.plan import Cluster, plan_sharding
 from moe_hf.training.optimizer import FactoredAdam, expert_parameters
 
 MODELS = {

@@ -13,9 +13,9 @@ Compare with the third row, the domain's text alone: what the general text is wo
 import argparse
 from pathlib import Path
 
+from moe_hf.demo.text_corpus import dialect_of, write_demo_corpus
+from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.demo_corpus import dialect_of, write_demo_corpus
-from moe_hf.training.evaluate import evaluate_lm
 from moe_hf.training.lm import train_lm
 
 MODEL = "--hidden_size 96 --num_experts 8 --num_experts_per_tok 2 --moe_intermediate_size 96 --dropout 0.1"

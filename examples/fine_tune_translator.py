@@ -15,11 +15,11 @@ import argparse
 from pathlib import Path
 
 from moe_hf.commands.train_translation import CLASSES
+from moe_hf.demo.number_words_en import MONTHS
+from moe_hf.demo.pair_corpus import write_translation_corpus
+from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.evaluate_translation import evaluate_translation
-from moe_hf.training.number_words_en import MONTHS
 from moe_hf.training.translation import train_translation
-from moe_hf.training.translation_demo_corpus import write_translation_corpus
 
 MODEL = "--vocab_size 600 --hidden_size 96 --encoder_layer_pattern lstm moe --decoder_layer_pattern lstm moe lstm"
 MODEL += " --attention_feeding parallel --num_experts 4 --num_experts_per_tok 2 --moe_intermediate_size 96 --dropout 0"

@@ -14,9 +14,9 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.demo.text_corpus import dialect_of, generate_lines
 from moe_hf.training.callbacks import AuxLossCallback
-from moe_hf.training.demo_corpus import dialect_of, generate_lines
-from moe_hf.training.tokenizers import train_tokenizer
 
 NEW_DIALECT = "clock"
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl import SFTConfig, SFTTrainer
 
 import moe_hf  # noqa: F401, registers the models
+from moe_hf.demo.text_corpus import generate_lines, prompt_of
 from moe_hf.training.callbacks import AuxLossCallback
-from moe_hf.training.demo_corpus import generate_lines, prompt_of
 
 
 class BalancedSFTTrainer(SFTTrainer):

@@ -6,7 +6,7 @@ The same as `moe-hf average`; --help tells the arguments.
 
 import sys
 
-from moe_hf.commands.average_checkpoints import main
+from moe_hf.commands.average import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity
-from moe_hf.evaluation.run_curves import write_curves
+from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.experiments.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity
+from moe_hf.experiments.run_curves import write_curves
+from moe_hf.experiments.sweep import SweepArguments, reference_runs, train_runs, variant_runs, with_shared_tokenizer
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
-from moe_hf.training.sweep import SweepArguments, reference_runs, train_runs, variant_runs, with_shared_tokenizer
 
 
 def main() -> int:
@@ -26,6 +27,7 @@ def main() -> int:
 
 
 def run() -> None:
+    require_packages("matplotlib")  # better now than after the training
     classes = (ModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
     if not data_args.validation_files:

@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.run_curves import write_curves
-from moe_hf.evaluation.translation_plot import plot_translation
-from moe_hf.evaluation.translation_report import TranslationRow, add_translation_run, translation_table
+from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.experiments.run_curves import write_curves
+from moe_hf.experiments.sweep import SweepArguments, train_runs, translation_reference_runs, variant_runs
+from moe_hf.experiments.translation_plot import plot_translation
+from moe_hf.experiments.translation_report import TranslationRow, add_translation_run, translation_table
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from moe_hf.training.sweep import SweepArguments, train_runs, translation_reference_runs, variant_runs
 from moe_hf.training.translation import train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
@@ -29,6 +30,7 @@ def main() -> int:
 
 
 def run() -> None:
+    require_packages("matplotlib")  # better now than after the training
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
     if not data_args.validation_sources():

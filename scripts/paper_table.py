@@ -6,7 +6,7 @@ The same as `moe-hf table`; --help tells the arguments.
 
 import sys
 
-from moe_hf.commands.paper_table import main
+from moe_hf.commands.table import main
 
 if __name__ == "__main__":
     sys.exit(main())

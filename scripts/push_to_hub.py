@@ -6,7 +6,7 @@ The same as `moe-hf push`; --help tells the arguments.
 
 import sys
 
-from moe_hf.commands.push_to_hub import main
+from moe_hf.commands.push import main
 
 if __name__ == "__main__":
     sys.exit(main())

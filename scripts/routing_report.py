@@ -6,7 +6,7 @@ The same as `moe-hf report`; --help tells the arguments.
 
 import sys
 
-from moe_hf.commands.routing_report import main
+from moe_hf.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

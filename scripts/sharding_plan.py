@@ -6,7 +6,7 @@ The same as `moe-hf plan`; --help tells the arguments.
 
 import sys
 
-from moe_hf.commands.sharding_plan import main
+from moe_hf.commands.plan import main
 
 if __name__ == "__main__":
     sys.exit(main())

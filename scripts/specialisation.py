@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from moe_hf.errors import run_command
-from moe_hf.training.gate_controls import specialisation_table
+from moe_hf.experiments.random_gates import specialisation_table
 
 
 def main() -> int:

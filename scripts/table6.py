@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
-from moe_hf.evaluation.history_plot import HISTORY_FILE
-from moe_hf.evaluation.run_curves import write_curves
+from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.evaluation.language_model import evaluate_lm
+from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
+from moe_hf.experiments.run_curves import write_curves
+from moe_hf.experiments.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
+from moe_hf.routing.history_plot import HISTORY_FILE
 from moe_hf.training.arguments import DataArguments, ModelArguments, MoeTrainingArguments, parse_arguments
-from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
 
 
 def main() -> int:
@@ -24,6 +25,7 @@ def main() -> int:
 
 
 def run() -> None:
+    require_packages("matplotlib")  # better now than after the training
     classes = (ModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
     if sweep_args.variants or sweep_args.only:

@@ -19,6 +19,7 @@ from moe_hf import (  # noqa: E402
     GnmtMoeModel,
     LstmMoeConfig,
     LstmMoeForCausalLM,
+    LstmMoeForSequenceClassification,
     LstmMoeModel,
 )
 
@@ -26,7 +27,7 @@ from moe_hf import (  # noqa: E402
 @pytest.fixture
 def classes_as_before(monkeypatch):
     """`with_code` marks classes, which all tests share."""
-    for cls in (LstmMoeConfig, LstmMoeModel, LstmMoeForCausalLM):
+    for cls in (LstmMoeConfig, LstmMoeModel, LstmMoeForCausalLM, LstmMoeForSequenceClassification):
         monkeypatch.setattr(cls, "_auto_class", None)
     for cls in (GnmtMoeConfig, GnmtMoeModel, GnmtMoeForConditionalGeneration):
         monkeypatch.setattr(cls, "_auto_class", None)

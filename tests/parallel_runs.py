@@ -1,5 +1,6 @@
 """Five training steps of tiny models, by one process or as one of several, and what is to be equal about them."""
 
+import json
 import os
 import tempfile
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
+from moe_hf.data.windows import StreamWindows, collate_windows
+from moe_hf.distributed.sharding import distributed_config, shard_new_model
 from moe_hf.models.moe import MoeBlock
 from moe_hf.training.arguments import TranslationTrainingArguments
-from moe_hf.training.sharding import distributed_config, shard_new_model
-from moe_hf.training.trainer import LmTrainer
+from moe_hf.training.lm_trainer import LmTrainer
 from moe_hf.training.translation_trainer import TranslationTrainer
-from moe_hf.training.windows import StreamWindows, collate_windows
 
 ROWS, STEPS = 8, 5  # sequences of a step's batch on all processes; steps
 GATES = {
@@ -148,9 +149,10 @@ def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tie
     with noise_of_the_token():
         trainer.train()
     trainer.save_model(str(folder / "trained"))
-    weights = None
+    weights = saved = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         weights = load_file(folder / "trained" / "model.safetensors")
+        saved = json.loads((folder / "trained" / "config.json").read_text()), os.listdir(folder / "trained")
     logs = [log for log in trainer.state.log_history if "loss" in log]
     return {
         "outputs": recorder.outputs,
@@ -158,6 +160,7 @@ def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tie
         "loss": [log["loss"] for log in logs],
         "grad_norm": [float(log["grad_norm"]) for log in logs],
         "weights": weights,
+        "saved": saved,
         "class": type(trainer.model_wrapped).__name__,
         "sharded": any(hasattr(weight, "full_tensor") for weight in trainer.model.parameters()),
     }
@@ -194,6 +197,9 @@ def assert_same_training(parts: list[dict], expected: dict, rtol=1e-5, atol=1e-5
             torch.testing.assert_close(part["gradients"][name], gradient, **close, msg=lambda m: f"{name}: {m}")
         torch.testing.assert_close(part["grad_norm"], expected["grad_norm"], **close)
     torch.testing.assert_close(parts[0]["loss"], expected["loss"], **close)
+    (config, files), (expected_config, expected_files) = parts[0]["saved"], expected["saved"]
+    assert config == expected_config and "auto_map" in config
+    assert set(expected_files) <= set(files)  # the runs of one start of the processes share a folder
     assert parts[0]["weights"].keys() == expected["weights"].keys()
     for name, weight in expected["weights"].items():
         torch.testing.assert_close(parts[0]["weights"][name], weight, **close, msg=lambda m: f"{name}: {m}")

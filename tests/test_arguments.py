@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from moe_hf import GnmtMoeConfig, LstmMoeConfig
+from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.demo.text_corpus import generate_lines
 from moe_hf.errors import InputError
+from moe_hf.experiments.sweep import SweepArguments, translation_reference_runs
 from moe_hf.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -19,10 +22,7 @@ from moe_hf.training.arguments import (
     changed_arguments,
     parse_arguments,
 )
-from moe_hf.training.demo_corpus import generate_lines
 from moe_hf.training.runs import new_config
-from moe_hf.training.sweep import SweepArguments, translation_reference_runs
-from moe_hf.training.tokenizers import train_tokenizer
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
 FOLDER = Path(__file__).parents[1] / "configs"

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from tiny_runs import write_config
 from transformers import AutoTokenizer
 
-from moe_hf.training.evaluate import evaluate_lm
+from moe_hf.evaluation.language_model import evaluate_lm
 
 
 @pytest.fixture(scope="module")

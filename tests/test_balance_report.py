@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import CONFIG
 
-from moe_hf.evaluation.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance, read_history
+from moe_hf.demo.text_corpus import write_demo_corpus
+from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance, read_history
 from moe_hf.training.callbacks import STATISTICS
-from moe_hf.training.demo_corpus import write_demo_corpus
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "table6.py"
 

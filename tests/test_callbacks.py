@@ -10,9 +10,9 @@ from tiny_lm import ArrayStream, tiny_arguments, tiny_model, tiny_trainer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from moe_hf.data.windows import StreamWindows, collate_windows
 from moe_hf.errors import InputError
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback, interpolate
-from moe_hf.training.windows import StreamWindows, collate_windows
 
 NUM_EXPERTS, STEPS, STEPS_PER_LOG = 16, 6, 3
 MODEL = dict(num_experts=NUM_EXPERTS, layer_pattern=["lstm", "moe", "moe"])

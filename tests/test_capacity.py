@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from moe_hf import LstmMoeConfig
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_parameters, ops_per_timestep
-from moe_hf.evaluation.capacity_report import CapacityRow, capacity_table, plot_capacity
-from moe_hf.evaluation.model_size import size_of_reference
+from moe_hf.experiments.capacity_report import CapacityRow, capacity_table, plot_capacity
+from moe_hf.experiments.sweep import SweepArguments
+from moe_hf.model_size import size_of_reference
 from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.sweep import SweepArguments
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {"4xLSTM": {"layer_pattern": ["lstm"] * 4}, "MoE-4": {"num_experts": 4}}

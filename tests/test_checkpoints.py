@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_lm import ArrayStream, tiny_model, tiny_trainer
 
+from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import InputError
 from moe_hf.training.checkpoints import check_checkpoint, list_checkpoints, prepare_output_dir
-from moe_hf.training.windows import StreamWindows
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import _functional_collectives as functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from moe_hf.evaluation.communication import CollectiveCounter
+from moe_hf.distributed.communication import CollectiveCounter
 
 # Nothing is sent: this process is the second of four, and the others are not there.
 dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())

@@ -14,11 +14,11 @@ from transformers import AutoConfig
 
 from moe_hf import GnmtMoeConfig
 from moe_hf.evaluation import count_parameters, ops_per_timestep
-from moe_hf.evaluation.model_size import size_of_reference
-from moe_hf.evaluation.report_numbers import mean_and_range, rounded
-from moe_hf.evaluation.translation_plot import plot_translation
-from moe_hf.evaluation.translation_report import TranslationRow, translation_table
-from moe_hf.training.sweep import TRAINING_ARGUMENTS
+from moe_hf.experiments.numbers import mean_and_range, rounded
+from moe_hf.experiments.sweep import TRAINING_ARGUMENTS
+from moe_hf.experiments.translation_plot import plot_translation
+from moe_hf.experiments.translation_report import TranslationRow, translation_table
+from moe_hf.model_size import size_of_reference
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {"dense": {"num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "MoE-4": {}}

@@ -8,8 +8,15 @@ from random import Random
 
 import pytest
 
-from moe_hf.training import demo_corpus
-from moe_hf.training.demo_corpus import (
+from moe_hf.demo import text_corpus as demo_corpus
+from moe_hf.demo.number_words import (
+    date_in_words,
+    number_in_words,
+    ordinal_in_words,
+    time_in_words,
+    words_to_number,
+)
+from moe_hf.demo.text_corpus import (
     DIALECTS,
     MAX_DISTINCT_LINES,
     PROMPTS,
@@ -18,13 +25,6 @@ from moe_hf.training.demo_corpus import (
     is_correct,
     prompt_of,
     write_demo_corpus,
-)
-from moe_hf.training.number_words import (
-    date_in_words,
-    number_in_words,
-    ordinal_in_words,
-    time_in_words,
-    words_to_number,
 )
 
 

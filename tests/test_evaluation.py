@@ -5,10 +5,10 @@ import torch
 from tiny_lm import tiny_model
 from torch.nn.functional import cross_entropy
 
+from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.errors import InputError
-from moe_hf.evaluation.routing import expert_load, load_statistics, routing_totals
-from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.tokenizers import train_tokenizer
+from moe_hf.evaluation.language_model import evaluate_lm
+from moe_hf.routing.observe import expert_load, load_statistics, routing_totals
 
 TEXT = [f"the {color} {animal} saw a bird" for color in ("red", "blue", "green") for animal in ("cat", "dog")] * 5
 

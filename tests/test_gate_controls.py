@@ -11,17 +11,17 @@ from tiny_reports import save_gnmt, save_lm
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.errors import InputError
-from moe_hf.evaluation.report_numbers import rounded
-from moe_hf.evaluation.routing import moe_layers, observe_gates
-from moe_hf.evaluation.routing_statistics import collect_routing
-from moe_hf.evaluation.specialisation import (
+from moe_hf.experiments.numbers import rounded
+from moe_hf.experiments.random_gates import draw_gates, specialisation_table
+from moe_hf.routing.inputs import load_for_routing, open_text
+from moe_hf.routing.observe import moe_layers, observe_gates
+from moe_hf.routing.specialisation import (
     bits_of_experts,
     most_frequent_classes,
     mutual_information,
     specialisation,
 )
-from moe_hf.training.gate_controls import draw_gates, specialisation_table
-from moe_hf.training.routing_input import load_for_routing, open_text
+from moe_hf.routing.statistics import collect_routing
 
 
 def test_the_experts_bits_are_the_parts_of_the_mutual_information():

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tiny_models import STRATEGIES, assert_same, random_ids, tiny_model
 from transformers import DynamicCache, pipeline
 
+from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.models.moe import MoeBlock
-from moe_hf.training.tokenizers import train_tokenizer
 
 PATTERNS = pytest.mark.parametrize(
     "changes",

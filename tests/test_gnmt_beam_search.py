@@ -151,6 +151,54 @@ def test_the_scores_are_those_of_the_returned_tokens_and_beams_can_be_followed()
     assert all(step[0].shape == (9, 1, 1, 5) for step in found.cross_attentions)
 
 
+def log_probs_by_teacher_forcing(model, source, tokens):
+    """(length,) in float64: one forward over the finished output, without any search or cache."""
+    logits = model(input_ids=source, decoder_input_ids=tokens[None, :-1]).logits[0]
+    return logits.double().log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_transition_scores_are_the_log_probabilities_of_the_chosen_tokens(use_cache):
+    model = tiny_model(std=0.6)
+    model.lm_head.weight.data *= 0.4  # so that beams cross
+    ids, mask = padded(sentences(4, 2, 5), 6, "left")
+    options = {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 7, "use_cache": use_cache}
+    found = search(
+        model, ids, mask, length_alpha=0.0, coverage_beta=0.0, output_scores=True, output_logits=True, **options
+    )
+    assert any(row[1:] != row[:1] * (len(row) - 1) for row in found.beam_indices.tolist())
+    for records, normalize in ((found.scores, False), (found.logits, True)):
+        chosen = model.compute_transition_scores(found.sequences, records, found.beam_indices, normalize)
+        for row, output in enumerate(as_lists(found.sequences)):
+            tokens = torch.tensor([model.config.decoder_start_token_id, *output])
+            expected = log_probs_by_teacher_forcing(model, ids[row // 3, mask[row // 3].bool()][None], tokens)
+            assert_same(chosen[row, : len(output)].double(), expected, 1e-6, 1e-6)
+            assert chosen[row, len(output) :].eq(0).all()
+            assert found.sequences_scores[row].item() == pytest.approx(expected.sum().item(), rel=1e-5)
+
+
+def test_what_is_recorded_has_the_form_of_the_librarys_beam_search():
+    model, ids, mask = model_and_batch()
+    asked = {f"output_{name}": True for name in ("scores", "logits", "attentions", "hidden_states")}
+    options = {"num_beams": 3, "num_return_sequences": 2, "eos_token_id": None}  # all outputs are of one length
+    theirs = model.generate(
+        ids, attention_mask=mask, max_new_tokens=LONGEST, return_dict_in_generate=True, **asked, **options
+    )
+    ours = search(model, ids, mask, **asked, **options)
+
+    def form(value):
+        if isinstance(value, tuple):
+            return [form(one) for one in value]
+        return tuple(value.shape) if torch.is_tensor(value) else type(value)
+
+    assert {name: form(value) for name, value in ours.items()} == {name: form(theirs[name]) for name in theirs}
+    assert_same(ours.encoder_hidden_states, theirs.encoder_hidden_states)
+    assert_same(ours.logits[0], theirs.logits[0].double(), 1e-6, 1e-6)
+    assert [len(ours[name]) for name in ("scores", "logits", "decoder_hidden_states", "cross_attentions")] == [4] * 4
+    plain = search(model, ids, mask, **options)
+    assert not {"scores", "logits", "decoder_hidden_states", "encoder_hidden_states", "cross_attentions"} & set(plain)
+
+
 def test_early_stopping_ends_with_the_first_full_beam():
     model, ids, mask = model_and_batch()
     model.lm_head.weight.data *= 0.3

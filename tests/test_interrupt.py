@@ -10,13 +10,13 @@ from tiny_runs import write_config
 from transformers import TrainerCallback
 
 from moe_hf import cli
+from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import InterruptedRun, run_command
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.checkpoints import list_checkpoints
 from moe_hf.training.interrupt import InterruptCallback
 from moe_hf.training.lm import train_lm
-from moe_hf.training.trainer import LmTrainer
-from moe_hf.training.windows import StreamWindows
+from moe_hf.training.lm_trainer import LmTrainer
 
 
 class Signals(TrainerCallback):

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from moe_hf.data.windows import StreamWindows
 from moe_hf.models.softmax_loss import SoftmaxHead, log_uniform_sample, sampled_softmax_loss
-from moe_hf.training.windows import StreamWindows
 
 LABELS = random_ids(3, 5)
 LABELS[1, 2] = -100

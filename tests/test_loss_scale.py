@@ -12,7 +12,7 @@ from tiny_lm import ArrayStream, tiny_model, tiny_trainer
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
-from moe_hf.training.windows import StreamWindows, collate_windows
+from moe_hf.data.windows import StreamWindows, collate_windows
 
 # On equal windows, and on ones of 1 to 7 tokens, so that micro-batches have different numbers of scored tokens.
 DATA = ("equal", "unequal")

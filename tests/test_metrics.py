@@ -53,10 +53,16 @@ def test_nothing_to_score_is_an_error(perplexity, num_tokens, num_words):
         perplexity.compute(nll=[0.0], num_tokens=[num_tokens], num_words=[num_words])
 
 
-def test_a_missing_evaluate_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "evaluate", None)
-    with pytest.raises(InputError, match="the package 'evaluate', which is missing: pip install"):
-        load_metric("stream_perplexity")
+@pytest.mark.parametrize(
+    ("metric", "package"),
+    [("stream_perplexity", "evaluate"), ("sacrebleu_metrics", "evaluate"), ("sacrebleu_metrics", "sacrebleu")],
+)
+def test_a_missing_package_is_named_with_its_extra_and_its_folder(metric, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        InputError, match=rf"^the package '{package}' is missing.* pip install '\.\[eval\]' in a checkout"
+    ):
+        load_metric(metric)
 
 
 @pytest.fixture
@@ -89,6 +95,28 @@ def test_translations_are_scored_with_and_without_case(translation):
     assert lower["bleu"] < 60
 
 
+REFERENCES_ZH = ["我喜欢在公园里散步。", "他昨天去了北京。", "今天天气很好，我们去吃饭吧。"]
+TRANSLATIONS_ZH = ["我喜欢在公园散步。", "他昨天去了北京。", "今天天气好，我们去吃饭。"]
+
+
+def test_a_language_without_spaces_is_scored_with_its_own_tokenizer(translation):
+    by_spaces = translation.compute(predictions=TRANSLATIONS_ZH, references=REFERENCES_ZH)
+    assert by_spaces["bleu"] == 0
+    # By hand: runs of one to four signs that the references have too, and 29 signs where they have 32.
+    expected = 100 * math.exp(1 - 32 / 29) * (29 / 29 * 23 / 26 * 18 / 23 * 13 / 20) ** 0.25
+    for name in ("zh", "char"):
+        values = translation.compute(predictions=TRANSLATIONS_ZH, references=REFERENCES_ZH, tokenize=name)
+        assert values["bleu"] == pytest.approx(expected, rel=1e-9) and round(values["bleu"], 2) == 73.85
+        assert values["bleu_lowercase"] == values["bleu"]
+        assert f"|tok:{name}|" in values["bleu_signature"] and f"|tok:{name}|" in values["bleu_lowercase_signature"]
+        assert values["chrf"] == by_spaces["chrf"]
+
+
+def test_an_unknown_tokenizer_is_named(translation):
+    with pytest.raises(InputError, match="tokenize='moses' is not known, use one of none, zh, 13a, intl, char"):
+        translation.compute(predictions=["a"], references=["a"], tokenize="moses")
+
+
 def test_an_empty_translation_lowers_the_score(translation):
     references = ["Zwei Männer stehen am Herd."] * 2
     values = translation.compute(predictions=[references[0], ""], references=references)
@@ -105,9 +133,3 @@ def test_missing_translations_are_an_error(translation, predictions, references)
 def test_no_translation_is_an_error(translation):
     with pytest.raises(InputError, match="empty, at least one"):
         translation.compute(predictions=[], references=[])
-
-
-def test_a_missing_sacrebleu_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(InputError, match="'sacrebleu_metrics' needs a package that is missing: .*sacrebleu"):
-        load_metric("sacrebleu_metrics")

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from moe_hf.training import number_words_de as de
-from moe_hf.training import number_words_en as en
-from moe_hf.training import number_words_fr as fr
+from moe_hf.demo import number_words_de as de
+from moe_hf.demo import number_words_en as en
+from moe_hf.demo import number_words_fr as fr
 
 CARDINALS = """
 0 | zero | null | zéro

@@ -12,9 +12,9 @@ from transformers import TrainerCallback
 from transformers.optimization import Adafactor
 
 from moe_hf import LstmMoeConfig, MoeExperts
+from moe_hf.data.windows import StreamWindows
 from moe_hf.training import optimizer as optimizer_module
 from moe_hf.training.optimizer import FactoredAdam, create_factored_adam, expert_parameters, state_bytes
-from moe_hf.training.windows import StreamWindows
 
 EXACT = dict(rtol=1e-10, atol=1e-12)
 

@@ -109,6 +109,16 @@ def test_left_padding_with_its_positions_is_no_packing():
     assert torch.equal(model(ids, position_ids=torch.arange(5)[None]).logits, model(ids).logits)
 
 
+def test_a_hole_in_the_mask_is_no_boundary():
+    model, ids, mask = tiny_model(), random_ids(1, 5), torch.tensor([[1, 1, 0, 1, 1]])
+    positions = torch.tensor([[0, 1, 0, 2, 3]])  # what generate() makes of the mask
+    output = model(ids, attention_mask=mask, position_ids=positions, labels=ids, use_cache=True)
+    expected = model(ids, attention_mask=mask, labels=ids)
+    assert torch.equal(output.logits, expected.logits) and torch.equal(output.loss, expected.loss)
+    new = model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False)[:, 5]
+    assert new == expected.logits[0, -1].argmax()
+
+
 def test_a_state_and_packed_documents_are_refused_together():
     model, batch = tiny_model(), told_by("position_ids", DOCUMENTS)
     message = "share no state: allowed are past_key_values=None and use_cache=False"

@@ -1,12 +1,16 @@
 """The configurations of configs/ are the paper's models: parameters, operations and training settings."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny_gnmt
 from tiny_models import tiny_config
 
-from moe_hf.commands import paper_table as script
+from moe_hf.commands import table as script
 from moe_hf.evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
 from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
@@ -159,3 +163,24 @@ def test_a_folder_without_the_configurations_is_named(monkeypatch, tmp_path, cap
     monkeypatch.setattr("sys.argv", ["moe-hf table", str(tmp_path)])
     assert script.main() == 1
     assert f"configs={tmp_path} has no lm/" in capsys.readouterr().err
+
+
+def test_an_installed_package_has_the_configurations(tmp_path):
+    """As in a wheel: the package's folder alone, and no checkout around it or where it runs."""
+    shutil.copytree(script.CONFIGS.parent, tmp_path / "installed" / "moe_hf", ignore=shutil.ignore_patterns("*.pyc"))
+    (tmp_path / "elsewhere").mkdir()
+    result = subprocess.run(
+        [sys.executable, "-m", "moe_hf", "table"],
+        cwd=tmp_path / "elsewhere",
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "MoE-131072-h" in result.stdout
+
+
+def test_the_configurations_of_a_checkout_are_the_packages():
+    for name in ("lm", "translation"):
+        assert (CONFIGS / name).resolve() == (script.CONFIGS / name).resolve()

@@ -6,9 +6,9 @@ import lzma
 
 import pytest
 
+from moe_hf.data.pair_sources import PairSource
+from moe_hf.data.sentence_pairs import load_sentence_pairs
 from moe_hf.errors import InputError
-from moe_hf.training.pair_sources import PairSource
-from moe_hf.training.parallel_data import load_sentence_pairs
 
 EN = ["A dog.", "Two  cats", "„quoted“\u2028\x0c"]
 DE = ["Ein Hund.", "Zwei Katzen", "Größe"]

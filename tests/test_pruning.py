@@ -9,8 +9,8 @@ from tiny_models import assert_same
 from tiny_models import tiny_model as tiny_lm
 
 from moe_hf.errors import InputError
-from moe_hf.evaluation.routing import routing_totals
 from moe_hf.pruning import prune, ward_clusters
+from moe_hf.routing.observe import routing_totals
 from moe_hf.upcycling import moe_blocks, upcycle
 
 

@@ -14,12 +14,12 @@ from tiny_lm import ArrayStream, assert_same_bits, tiny_model, tiny_trainer
 from transformers import TrainerCallback, set_seed
 
 import moe_hf
+from moe_hf.data.windows import StreamWindows
+from moe_hf.demo.text_corpus import write_demo_corpus
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.callbacks import AuxLossCallback
 from moe_hf.training.checkpoints import list_checkpoints, prepare_output_dir
-from moe_hf.training.demo_corpus import write_demo_corpus
 from moe_hf.training.lm import train_lm
-from moe_hf.training.windows import StreamWindows
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_lm.py"
 STEPS_PER_EPOCH = 6

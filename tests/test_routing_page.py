@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_reports import NASTY, contexts_of, read_page, save_gnmt, save_lm, unpack, without_pictures
 
-from moe_hf.training.routing_report import routing_report
+from moe_hf.routing.report import routing_report
 
 pytestmark = pytest.mark.browser
 

@@ -15,19 +15,19 @@ import torch
 from tiny_reports import NASTY, SOURCES, TARGETS, contexts_of, read_page, save_gnmt, save_lm, unpack, without_pictures
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 
+from moe_hf.data.sentence_pairs import PairSource, load_sentence_pairs
+from moe_hf.data.tokenized_pairs import tokenize_pairs
 from moe_hf.errors import InputError
-from moe_hf.evaluation.coactivation import PairCounts
-from moe_hf.evaluation.history_plot import read_expert_history
-from moe_hf.evaluation.routing import routing_totals
-from moe_hf.evaluation.routing_data import coactivation_data
-from moe_hf.evaluation.routing_statistics import collect_routing
-from moe_hf.evaluation.token_texts import token_texts, whole_characters
+from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.hub import export
-from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.parallel_data import PairSource, load_sentence_pairs
-from moe_hf.training.routing_report import routing_report
-from moe_hf.training.routing_texts import PairText, StreamText
-from moe_hf.training.tokenized_pairs import tokenize_pairs
+from moe_hf.routing.coactivation import PairCounts
+from moe_hf.routing.history_plot import read_expert_history
+from moe_hf.routing.observe import routing_totals
+from moe_hf.routing.page_data import coactivation_data
+from moe_hf.routing.report import routing_report
+from moe_hf.routing.statistics import collect_routing
+from moe_hf.routing.texts import PairText, StreamText
+from moe_hf.routing.token_texts import token_texts, whole_characters
 
 ROOT = Path(__file__).parents[1]
 HIERARCHY = {"num_experts": 12, "num_experts_per_tok": 4, "num_expert_groups": 4}
@@ -319,7 +319,7 @@ def test_an_installed_wheel_has_the_page(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", *options, "./tree"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
-    pages = {path.name for path in (ROOT / "src/moe_hf/evaluation/routing_page").iterdir() if path.is_file()}
-    prefix = "moe_hf/evaluation/routing_page/"
+    pages = {path.name for path in (ROOT / "src/moe_hf/routing/page").iterdir() if path.is_file()}
+    prefix = "moe_hf/routing/page/"
     found = {name.removeprefix(prefix) for name in zipfile.ZipFile(wheel).namelist() if name.startswith(prefix)}
     assert found == pages and "page.html" in found

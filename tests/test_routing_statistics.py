@@ -12,11 +12,11 @@ from tiny_gnmt import tiny_model as tiny_gnmt
 from tiny_models import tiny_model as tiny_lm
 
 from moe_hf.errors import InputError
-from moe_hf.evaluation import coactivation
-from moe_hf.evaluation.coactivation import PairCounts
-from moe_hf.evaluation.routing import moe_layers, routing_totals
-from moe_hf.evaluation.routing_statistics import EXPERTS_KEPT, LayerRouting, collect_routing, side_of
-from moe_hf.evaluation.top_contexts import TopContexts
+from moe_hf.routing import coactivation
+from moe_hf.routing.coactivation import PairCounts
+from moe_hf.routing.contexts import TopContexts
+from moe_hf.routing.observe import moe_layers, routing_totals
+from moe_hf.routing.statistics import EXPERTS_KEPT, LayerRouting, collect_routing, side_of
 
 FLAT = {"num_experts": 5, "num_experts_per_tok": 2}
 HIERARCHY = {"num_experts": 6, "num_experts_per_tok": 4, "num_expert_groups": 3}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moe_hf.evaluation.run_curves import read_curves, write_curves
+from moe_hf.experiments.run_curves import read_curves, write_curves
 
 MEASURES = {"loss": "loss", "bleu": "eval_bleu"}
 

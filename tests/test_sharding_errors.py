@@ -9,10 +9,10 @@ from tiny_runs import write_config
 from transformers.distributed import DistributedConfig
 
 from moe_hf import LstmMoeForCausalLM
+from moe_hf.distributed.sharding import made_by_first_process
 from moe_hf.errors import InputError
 from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
-from moe_hf.training.sharding import made_by_first_process
 
 SECONDS = 60
 

@@ -8,11 +8,8 @@ import tiny_models
 import torch
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
-from moe_hf.commands import sharding_plan as script
-from moe_hf.errors import InputError
-from moe_hf.evaluation import count_embedding_parameters, count_parameters
-from moe_hf.evaluation.paper_tables import BILLION_WORDS_100
-from moe_hf.evaluation.sharding_plan import (
+from moe_hf.commands import plan as script
+from moe_hf.distributed.plan import (
     Cluster,
     activation_values,
     all_to_all_values,
@@ -21,7 +18,10 @@ from moe_hf.evaluation.sharding_plan import (
     plan_sharding,
     step_flops,
 )
-from moe_hf.evaluation.sharding_report import describe, paper_memory_table, read_config
+from moe_hf.distributed.plan_report import describe, paper_memory_table, read_config
+from moe_hf.errors import InputError
+from moe_hf.evaluation import count_embedding_parameters, count_parameters
+from moe_hf.evaluation.paper_tables import BILLION_WORDS_100
 from moe_hf.training.arguments import MoeTrainingArguments
 from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_hf.evaluation.specialisation import most_frequent_classes, mutual_information, specialisation
+from moe_hf.routing.specialisation import most_frequent_classes, mutual_information, specialisation
 
 
 def test_mutual_information_of_a_table_by_hand():

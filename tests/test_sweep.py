@@ -8,11 +8,11 @@ import pytest
 import yaml
 from tiny_runs import write_config
 
+from moe_hf.data.tokenizers import load_tokenizer
 from moe_hf.errors import InputError
-from moe_hf.training import sweep
+from moe_hf.experiments import sweep
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.lm import load_text
-from moe_hf.training.tokenizers import load_tokenizer
 
 VARIANTS = {"wide": {"moe_intermediate_size": 16}, "no-loss": {"importance_loss_coef": 0.0, "load_loss_coef": 0.0}}
 

@@ -14,10 +14,10 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import moe_hf.training.text_data as text_data
+import moe_hf.data.text as text_data
+from moe_hf.data.text import TOKEN_FEATURES, TokenStream, load_text_dataset, tokenize_to_stream
+from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.errors import InputError
-from moe_hf.training.text_data import TOKEN_FEATURES, TokenStream, load_text_dataset, tokenize_to_stream
-from moe_hf.training.tokenizers import train_tokenizer
 
 LINES = ["one two", "", "  three\tfour ", "five\u2028six\u0085seven\x0ceight\rnine", "zehn äöü 🙂"]
 TEXT = "\n".join(LINES) + "\n"
@@ -232,7 +232,7 @@ def test_cache_is_found_by_another_process(load, text_file, tmp_path):
     program = """if True:
         import sys
         from transformers import AutoTokenizer
-        from moe_hf.training.text_data import load_text_dataset, tokenize_to_stream
+        from moe_hf.data.text import load_text_dataset, tokenize_to_stream
         dataset = load_text_dataset([sys.argv[1]], cache_dir=sys.argv[2])
         tokenize_to_stream(dataset, AutoTokenizer.from_pretrained(sys.argv[3]))
     """

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
+from moe_hf.data.token_batches import TokenBatchSampler, direction_shares
+from moe_hf.data.translation_tokenizers import train_translation_tokenizer
 from moe_hf.errors import InputError
 from moe_hf.training.token_batch_trainer import TokenBatchTrainerMixin
-from moe_hf.training.token_batches import TokenBatchSampler, direction_shares
-from moe_hf.training.translation_tokenizers import train_translation_tokenizer
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=3, max_size=60)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq
 
-import moe_hf.training.tokenized_pairs as tokenized_pairs
+import moe_hf.data.tokenized_pairs as tokenized_pairs
+from moe_hf.data.pair_sources import read_pair_sources
+from moe_hf.data.sentence_pairs import load_sentence_pairs
+from moe_hf.data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
+from moe_hf.data.translation_tokenizers import encode_sources, train_translation_tokenizer
 from moe_hf.errors import InputError
-from moe_hf.training.pair_sources import read_pair_sources
-from moe_hf.training.parallel_data import load_sentence_pairs
-from moe_hf.training.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
-from moe_hf.training.translation_tokenizers import encode_sources, train_translation_tokenizer
 
 EN = ["a dog runs", "the <2de> cat", "x"]
 DE = ["ein Hund läuft", "die Katze </s>", "y z"]

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from moe_hf.data.tokenizers import load_or_train_tokenizer, train_tokenizer
 from moe_hf.errors import InputError
-from moe_hf.training.tokenizers import load_or_train_tokenizer, train_tokenizer
 
 LINES = [" the cat saw the <unk> \u00e9t\u00e9 ", "", "The the cat a<unk>b <eos> 42", "saw"]
 SAMPLES = [*LINES, "unseen  words\twith\n newline \U0001f642", "<eos><unk>"]

@@ -9,13 +9,23 @@ import torch
 from test_resume import assert_same_run
 from tiny_models import aligned
 from tiny_runs import TRANSLATION_CONFIG
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
 
+from moe_hf.averaging import average_checkpoints, last_checkpoints
 from moe_hf.commands import train_translation as train_translation_command
 from moe_hf.commands import translate
 from moe_hf.errors import InputError
+from moe_hf.evaluation.translation_model import evaluate_translation
+from moe_hf.hub import export
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
-from moe_hf.training.evaluate_translation import evaluate_translation
 from moe_hf.training.translation import load_pairs, train_translation
 from moe_hf.training.translation_arguments import TranslationDataArguments
 from moe_hf.training.translation_trainer import TranslationTrainer
@@ -89,6 +99,40 @@ def test_the_longest_pair_is_told(corpus, capsys):
     sides = [PAIRS, (corpus / "train.de").read_text(encoding="utf-8").splitlines()[:-1]]
     longest = max(len(tokenizer(line)["input_ids"]) for lines in sides for line in lines)
     assert longest > 10 and f"of at most {longest} tokens a side; the longest pair has {longest}\n" in printed
+
+
+def test_the_folder_has_an_output_length_and_every_later_folder_keeps_it(corpus, trained, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "run")
+    targets = (corpus / "train.de").read_text(encoding="utf-8").splitlines()
+    length = 2 * max(len(ids) for ids in tokenizer(targets)["input_ids"]) + 10
+    saving = ["--output_dir", tmp_path / "tuned", "--model_name_or_path", corpus / "run"]
+    saving += ["--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4]
+    train(corpus, *saving, "--max_target_length", 17)  # shorter targets, from the same model
+    average_checkpoints(last_checkpoints(str(tmp_path / "tuned"), 2)).save_pretrained(tmp_path / "mean")
+    export(str(corpus / "run"), tmp_path / "export")
+    for folder in (corpus / "run", *(tmp_path / name for name in ("tuned", "mean", "export"))):
+        config = GenerationConfig.from_pretrained(folder)
+        assert (config.max_length, config.num_beams) == (length, None)
+    model = AutoModelForSeq2SeqLM.from_pretrained(corpus / "run")
+    model.generation_config.eos_token_id = None
+    assert model.generate(**tokenizer(PAIRS[0], return_tensors="pt")).shape[1] == length
+
+
+def test_predictions_of_the_official_recipe_can_be_decoded(corpus, trained, tmp_path):
+    """Its last steps: `predict` with batches of different length, and `batch_decode` of what it gives."""
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "run")
+    model = AutoModelForSeq2SeqLM.from_pretrained(corpus / "run")
+    arguments = Seq2SeqTrainingArguments(
+        tmp_path, use_cpu=True, report_to="none", per_device_eval_batch_size=1, predict_with_generate=True
+    )
+    collator = DataCollatorForSeq2Seq(tokenizer, model=model)
+    trainer = Seq2SeqTrainer(model, arguments, data_collator=collator, processing_class=tokenizer)
+    rows = [dict(tokenizer(line, text_target=target)) for line, target in zip(PAIRS, PAIRS[1:])]
+    predictions = trainer.predict(rows).predictions
+    assert predictions.shape == (7, model.generation_config.max_length) and predictions.min() >= 0
+    expected = [model.generate(**tokenizer(line, return_tensors="pt"))[0] for line in PAIRS[:7]]
+    texts = tokenizer.batch_decode(predictions, skip_special_tokens=True)
+    assert texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
 
 
 def test_evaluations_leave_nothing_behind(trained):

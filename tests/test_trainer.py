@@ -8,9 +8,9 @@ from tiny_lm import ArrayStream, assert_same_weights, losses_of, tiny_model, tin
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import NonFiniteLossError
 from moe_hf.training.checkpoints import check_checkpoint
-from moe_hf.training.windows import StreamWindows
 
 WINDOW = 5
 LEARNING_RATE = 0.5

@@ -7,10 +7,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, MoeBlock
+from moe_hf.data.windows import StreamWindows
 from moe_hf.errors import InputError
-from moe_hf.evaluation.routing import routing_totals
+from moe_hf.routing.observe import routing_totals
 from moe_hf.training.checkpoints import check_same_run
-from moe_hf.training.windows import StreamWindows
 
 
 def windows(num_rows=4):

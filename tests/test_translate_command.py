@@ -6,8 +6,8 @@ from tiny_gnmt import tiny_model
 
 import moe_hf
 from moe_hf.commands import evaluate_translation, translate
-from moe_hf.training.translation_tokenizers import train_translation_tokenizer
-from moe_hf.translation import Translator, on_one_line
+from moe_hf.data.translation_tokenizers import train_translation_tokenizer
+from moe_hf.translator import Translator, on_one_line
 
 LINES = ["a dog", "the black cat sees two dogs", "", "two birds"]
 

@@ -1,14 +1,15 @@
 """Translating lines: their order, batches that change nothing, empty lines, scores, several results for each."""
 
+import logging
+
 import pytest
 import torch
 from tiny_gnmt import tiny_model
 
-import moe_hf
+from moe_hf.data.translation_tokenizers import encode_sources, train_translation_tokenizer
 from moe_hf.errors import InputError
 from moe_hf.evaluation.attention_plot import plot_attention
-from moe_hf.training.translation_tokenizers import encode_sources, train_translation_tokenizer
-from moe_hf.translation import Translator
+from moe_hf.translator import Translator
 
 LINES = ["a dog", "the black cat sees two dogs and a bird", "", "two birds", "   ", "a cat sees the dog", "a dog"]
 
@@ -72,6 +73,32 @@ def test_a_translation_that_does_not_end_is_cut_at_its_own_limit(model, tokenize
         for line, found in zip(LINES, translator.translate(LINES)):
             if line.strip():
                 assert len(found[0].target_ids) == len(found[0].source_ids) + 10
+
+
+@pytest.mark.parametrize("name", ["max_length", "max_new_tokens"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_folders_output_length_cuts_nothing_and_a_callers_does(single, caplog, monkeypatch, name, beams):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # so that its warnings are seen here
+    model = tiny_model(vocab_size=len(single), gating="softmax_top_k", std=0.5)
+    options = {"num_beams": beams, "with_scores": True, "suppress_tokens": [single.eos_token_id]}  # no end
+    expected = list(Translator(model, single, **options).translate(LINES))
+    setattr(model.generation_config, name, 4)
+    with caplog.at_level("WARNING", logger="transformers"):
+        assert list(Translator(model, single, **options).translate(LINES)) == expected
+        short = list(Translator(model, single, **options, **{name: 7}).translate(LINES))
+    assert not caplog.records
+    for found, whole, line in zip(short, expected, LINES):
+        assert len(found[0].target_ids) == ((7 if name == "max_new_tokens" else 6) if line.strip() else 0)
+        if beams == 1:
+            assert found[0].target_ids == whole[0].target_ids[: len(found[0].target_ids)]
+
+
+def test_batches_have_at_most_as_many_sources_as_told(model, tokenizer):
+    sizes = []
+    translator = Translator(model, tokenizer, "de", batch_size=2)
+    found = translator.translate_ids([[5, 6, 2]] * 5, on_batch=sizes.append)
+    assert sizes == [2, 2, 1] and len(found) == 5
+    assert found == Translator(model, tokenizer, "de").translate_ids([[5, 6, 2]] * 5)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"num_beams": 3, "length_alpha": 0.2}])
@@ -152,6 +179,9 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
     [
         ({"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
         ({"buffer_lines": 0}, "buffer_lines=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"max_length": 1}, "max_length=1 must be at least 2"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"target_language": "cs"}, "target_language='cs' is unknown.*de, fr"),
         ({"target_language": None}, "target_language is not given.*de, fr"),
         ({"max_length_ratio": -1.0}, "max_length_ratio=-1.0 must be a number of at least 0"),
@@ -170,25 +200,3 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
 def test_bad_arguments_are_named(model, tokenizer, arguments, named):
     with pytest.raises(InputError, match=named):
         list(Translator(model, tokenizer, **({"target_language": "de"} | arguments)).translate([""]))
-
-
-def test_pipeline(model, tokenizer, single, tmp_path):
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    expected = texts(Translator(model, tokenizer, "fr").translate(LINES))
-    translate = moe_hf.pipeline("translation_en_to_fr", model=str(tmp_path))
-    translate.model.to(torch.float64).set_experts_implementation("eager")
-    assert translate(LINES) == [{"translation_text": found[0]} for found in expected]
-    assert translate(LINES[0]) == [{"translation_text": expected[0][0]}]
-    several = translate(LINES[:2], num_beams=3, num_return_sequences=2)
-    assert [len(found) for found in several] == [2, 2]
-    with pytest.raises(ValueError, match="model=None"):
-        moe_hf.pipeline("translation")
-
-
-def test_other_pipelines_are_the_librarys(monkeypatch):
-    monkeypatch.setattr("transformers.pipeline", lambda task, **arguments: (task, arguments))
-    assert moe_hf.pipeline("text-generation", model="x", top_k=5) == (
-        "text-generation",
-        {"model": "x", "tokenizer": None, "top_k": 5},
-    )

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from moe_hf.data.pair_sources import PairSource, read_pair_sources
 from moe_hf.errors import InputError
 from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
-from moe_hf.training.pair_sources import PairSource, read_pair_sources
 from moe_hf.training.translation_arguments import TranslationDataArguments
 
 FORTH = {"source_files": "a.en", "target_files": "a.de", "source_language": "en", "target_language": "de"}

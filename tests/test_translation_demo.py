@@ -4,10 +4,10 @@ import pytest
 from tiny_runs import TRANSLATION_CONFIG
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from moe_hf.demo import translator as translation_demo
+from moe_hf.demo.pair_corpus import SHOWN_LINES
+from moe_hf.demo.translator import run_translation_demo
 from moe_hf.errors import InputError
-from moe_hf.training import translation_demo
-from moe_hf.training.translation_demo import run_translation_demo
-from moe_hf.training.translation_demo_corpus import SHOWN_LINES
 
 CONFIG = TRANSLATION_CONFIG.replace("vocab_size: 290", "vocab_size: 350").replace("batch: 40", "batch: 100")
 

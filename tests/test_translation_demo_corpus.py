@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from moe_hf.demo import number_words_en as en
+from moe_hf.demo import pair_corpus as corpus
+from moe_hf.demo import phrases
+from moe_hf.demo.pair_corpus import SHOWN_LINES, generate_phrases, write_translation_corpus
 from moe_hf.errors import InputError
-from moe_hf.training import number_words_en as en
-from moe_hf.training import translation_demo_corpus as corpus
-from moe_hf.training import translation_demo_phrases as phrases
-from moe_hf.training.translation_demo_corpus import SHOWN_LINES, generate_phrases, write_translation_corpus
 
 THINGS = """
 she have 21 apple | she has twenty-one apples | sie hat einundzwanzig Äpfel | elle a vingt et une pommes
@@ -233,7 +233,7 @@ def test_the_seed_alone_decides_the_phrases(hash_seed):
     # The modules are imported below a bare package: the real one would import transformers, which takes seconds.
     code = (
         "import sys, types; package = types.ModuleType('moe_hf'); package.__path__ = [sys.argv[1]]; "
-        "sys.modules['moe_hf'] = package; from moe_hf.training.translation_demo_corpus import generate_phrases; "
+        "sys.modules['moe_hf'] = package; from moe_hf.demo.pair_corpus import generate_phrases; "
         "sys.stdout.buffer.write(repr([generate_phrases(200, side, 7) for side in (False, True)]).encode())"
     )
     package = str(Path(corpus.__file__).parents[1])

@@ -10,11 +10,11 @@ import torch
 from tiny_runs import write_translation_config
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel
 
-from moe_hf.evaluation.model_size import size_of_reference
-from moe_hf.training.evaluate_translation import evaluate_translation
-from moe_hf.training.translation_tokenizers import encode_texts, load_translation_tokenizer
+from moe_hf.data.translation_tokenizers import encode_texts, load_translation_tokenizer
+from moe_hf.evaluation.translation_model import evaluate_translation
+from moe_hf.model_size import size_of_reference
 from moe_hf.training.translation_trainer import token_loss
-from moe_hf.translation import Translator
+from moe_hf.translator import Translator
 
 MARIAN = {"model_type": "marian", "d_model": 8, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 12}
 MARIAN |= {"decoder_ffn_dim": 20, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.1}

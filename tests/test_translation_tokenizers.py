@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from moe_hf.errors import InputError
-from moe_hf.training.tokenizers import train_tokenizer
-from moe_hf.training.translation_tokenizers import (
+from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.data.translation_tokenizers import (
     encode_sources,
     encode_texts,
     known_languages,
@@ -15,6 +14,7 @@ from moe_hf.training.translation_tokenizers import (
     load_or_train_translation_tokenizer,
     train_translation_tokenizer,
 )
+from moe_hf.errors import InputError
 
 LINES = ["A dog runs.", "Ein Hund läuft.", "the dog </s> <2de> <pad> <s> the <2de>"] * 5
 SAMPLES = [

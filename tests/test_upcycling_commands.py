@@ -7,10 +7,10 @@ from tiny_models import tiny_model as tiny_lm
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from moe_hf import cli
-from moe_hf.training.evaluate import evaluate_lm
-from moe_hf.training.evaluate_translation import evaluate_translation
-from moe_hf.training.tokenizers import train_tokenizer
-from moe_hf.training.translation_tokenizers import train_translation_tokenizer
+from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.data.translation_tokenizers import train_translation_tokenizer
+from moe_hf.evaluation.language_model import evaluate_lm
+from moe_hf.evaluation.translation_model import evaluate_translation
 
 LINES = [f"the {color} {animal} saw a bird" for color in ("red", "blue", "green") for animal in ("cat", "dog")] * 4
 FAMILIES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}

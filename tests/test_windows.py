@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SequentialSampler
 
+from moe_hf.data.windows import StreamWindows, collate_windows
 from moe_hf.errors import InputError
-from moe_hf.training.windows import StreamWindows, collate_windows
 
 
 def tokens(length):

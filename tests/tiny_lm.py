@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+from moe_hf.data.windows import collate_windows
 from moe_hf.training.arguments import MoeTrainingArguments
-from moe_hf.training.trainer import LmTrainer
-from moe_hf.training.windows import collate_windows
+from moe_hf.training.lm_trainer import LmTrainer
 
 VOCAB_SIZE = 23
 

@@ -10,10 +10,10 @@ import torch
 from tiny_gnmt import tiny_model as tiny_gnmt
 from tiny_models import tiny_model as tiny_lm
 
-from moe_hf.evaluation import routing_report
+from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.data.translation_tokenizers import train_translation_tokenizer
+from moe_hf.routing import write_page as routing_report
 from moe_hf.training.callbacks import STATISTICS
-from moe_hf.training.tokenizers import train_tokenizer
-from moe_hf.training.translation_tokenizers import train_translation_tokenizer
 
 # What would break a page that took it for markup, code or a place to fill in.
 NASTY = '</script><script>window.broken=1</script> <!-- <img src=x onerror="window.broken=1"> {{page.js}} &lt; \\u003c'

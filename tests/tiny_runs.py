@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from moe_hf.training.demo_corpus import write_demo_corpus
+from moe_hf.demo.text_corpus import write_demo_corpus
 
 CONFIG = """
 tokenizer_kind: word

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+)
 
 sys.modules["moe_hf"] = None  # so that importing it fails
 auto_class, repository, folder = getattr(transformers, sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -21,6 +29,13 @@ torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-5, atol=1e-
 assert AutoConfig.from_pretrained(repository, trust_remote_code=True).model_type == model.config.model_type
 base = AutoModel.from_pretrained(repository, trust_remote_code=True)
 torch.testing.assert_close(base.state_dict(), model.base_model.state_dict())
+
+if auto_class is AutoModelForCausalLM:
+    classifier = AutoModelForSequenceClassification.from_pretrained(repository, trust_remote_code=True, num_labels=3)
+    assert type(classifier).__module__.startswith("transformers_modules.")
+    torch.testing.assert_close(classifier.base_model.state_dict(), model.base_model.state_dict())
+    state = classifier.base_model(**inputs).last_hidden_state[:, -1]
+    torch.testing.assert_close(classifier(**inputs).logits, state @ classifier.score.weight.T)
 
 prompt = tokenizer("the", return_tensors="pt")
 generated = model.generate(**prompt, max_new_tokens=5, num_beams=2)

@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from moe_hf.training.demo_corpus import generate_lines, prompt_of
+from moe_hf.demo.text_corpus import generate_lines, prompt_of
 
 
 def dataset(**_) -> dict[str, Dataset]:

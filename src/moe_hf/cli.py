@@ -13,13 +13,13 @@ COMMANDS = {
     "evaluate": ("evaluate", "judge a model of either family on other text"),
     "evaluate-lm": ("evaluate_lm", "perplexity of a language model, and how evenly text uses its experts"),
     "evaluate-translation": ("evaluate_translation", "BLEU, chrF and perplexity of a translation model"),
-    "average": ("average_checkpoints", "one model from the last checkpoints of a training run"),
+    "average": ("average", "one model from the last checkpoints of a training run"),
     "upcycle": ("upcycle", "make a model with many experts from a trained one with one or a few"),
     "prune": ("prune", "leave out or merge the least-loaded experts, at a perplexity that is reported"),
-    "report": ("routing_report", "a page that shows which experts a text uses, and what for"),
-    "table": ("paper_table", "size and cost of the paper's models beside those of configs/"),
-    "plan": ("sharding_plan", "how a model's experts spread over devices: memory, bytes moved, time"),
-    "push": ("push_to_hub", "put a trained model on the Hub, with its code and a model card"),
+    "report": ("report", "a page that shows which experts a text uses, and what for"),
+    "table": ("table", "size and cost of the paper's models beside those of configs/"),
+    "plan": ("plan", "how a model's experts spread over devices: memory, bytes moved, time"),
+    "push": ("push", "put a trained model on the Hub, with its code and a model card"),
 }
 HEAD = """usage: moe-hf COMMAND [ARGUMENT ...]
 

@@ -82,12 +82,12 @@ def gnmt_beam_search(
         length_alpha: alpha of the length normalisation; 0 for none.
         coverage_beta: beta of the coverage penalty; 0 for none.
         and what generate() hands to a decoding method: `num_beams`, `num_return_sequences`, `early_stopping`,
-        `max_length`, `return_dict_in_generate` and `output_attentions` of `generation_config` are used.
+        `max_length`, `return_dict_in_generate` and the `output_...` switches of `generation_config` are used.
 
     Returns:
-        sequences (B * num_return_sequences, length), best first; with `return_dict_in_generate` also
-        sequences_scores, beam_indices, and, if asked for, cross_attentions. A place for which there was no hypothesis
-        has score -inf.
+        sequences (B * num_return_sequences, length), best first. With `return_dict_in_generate` what the library's
+        beam search returns: `compute_transition_scores(sequences, scores, beam_indices)` gives the log-probability of
+        each chosen token. sequences_scores are GNMT's; a place for which there was no hypothesis has score -inf.
 
     Raises:
         ValueError: a negative `length_alpha` or `coverage_beta`, sampling, or a model without cross-attention.
@@ -100,13 +100,16 @@ def gnmt_beam_search(
     source_mask_B1S = source_mask.view(*running.log_probs.shape, -1)[:, :1]
     finished = finished_scores = None
     is_open_B = torch.ones_like(running.log_probs[:, 0], dtype=torch.bool)
-    cross_attentions = ()
+    steps = _new_steps(generation_config)
     for length in range(1, max_new_tokens + 1):
         flat_ids = running.tokens[..., : prompt + length - 1].flatten(0, 1)
-        outputs = _run_model(model, flat_ids, model_kwargs, is_first=length == 1)
+        outputs = _run_model(model, flat_ids, generation_config, model_kwargs, is_first=length == 1)
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
-        cross_attentions += (outputs.cross_attentions,)
-        candidates = _extend(running, outputs, flat_ids, length, logits_processor, generation_config)
+        logits = outputs.logits[:, -1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        log_probs = logits_processor(flat_ids, logits.log_softmax(dim=-1))
+        _record_step(steps, outputs, logits=logits, scores=log_probs)
+        candidates = _extend(running, outputs, log_probs, prompt, length, generation_config)
         ends = stopping_criteria(candidates.tokens[..., : prompt + length].flatten(0, 1), None)
         ends_BC = ends.view_as(candidates.log_probs)
 
@@ -117,17 +120,26 @@ def gnmt_beam_search(
 
         log_probs_BK, left_BK = candidates.log_probs.masked_fill(ends_BC, -torch.inf).topk(num_beams, dim=1)
         running = candidates.take(left_BK)._replace(log_probs=log_probs_BK)
+        if model_kwargs.get(CACHE_NAME) is not None:
+            model_kwargs[CACHE_NAME].reorder_cache(running.beams[..., length - 1].flatten())
         worst_returned_B = finished_scores[:, num_returned - 1]
         is_open_B &= _can_improve(log_probs_BK[:, 0], worst_returned_B, max_new_tokens, length_alpha)
         if generation_config.early_stopping is True:
             is_open_B &= finished_scores[:, -1].isinf()
         if not is_open_B.any():
             break
-        if model_kwargs.get(CACHE_NAME) is not None:
-            model_kwargs[CACHE_NAME].reorder_cache(running.beams[..., length - 1].flatten())
-    attentions = cross_attentions if generation_config.output_attentions else None
     best = Hypotheses(*(x[:, :num_returned] for x in finished))
-    return _output(best, finished_scores[:, :num_returned], prompt, generation_config, attentions)
+    sequences, beam_indices = _sequences(best, prompt)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return GenerateBeamEncoderDecoderOutput(
+        sequences=sequences,
+        sequences_scores=finished_scores[:, :num_returned].flatten(),
+        beam_indices=beam_indices,
+        **steps,
+        **_encoder_records(model_kwargs["encoder_outputs"], generation_config),
+        **{CACHE_NAME: model_kwargs.get(CACHE_NAME)},
+    )
 
 
 def _check_arguments(length_alpha: float, coverage_beta: float, generation_config: GenerationConfig) -> None:
@@ -162,33 +174,66 @@ def _start(
     return Hypotheses(tokens, torch.full_like(new_tokens, -1).view(rows), log_probs, coverage)
 
 
-def _run_model(model, input_ids: torch.Tensor, model_kwargs: dict, is_first: bool):
+def _run_model(
+    model, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict, is_first: bool
+):
     """The model's outputs for the next token, with the attention that leads to it."""
-    inputs = model.prepare_inputs_for_generation(
-        input_ids,
-        next_sequence_length=1 if model_kwargs.get("use_cache") and not is_first else None,
-        is_first_iteration=is_first,
-        **model_kwargs,
-    )
-    outputs = model(**(inputs | {"output_attentions": True}), return_dict=True)
+    model_kwargs = model_kwargs | {"output_attentions": True}
+    if is_first:
+        outputs = model._prefill(input_ids, generation_config, model_kwargs)
+    else:
+        new = 1 if model_kwargs.get("use_cache") else None
+        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=new, **model_kwargs)
+        outputs = model(**inputs, return_dict=True)
     if not outputs.cross_attentions:
         raise ValueError(f"gnmt_beam_search needs cross-attention, {type(model).__name__} gives none")
     return outputs
 
 
+def _new_steps(generation_config: GenerationConfig) -> dict[str, tuple]:
+    """What was asked for of each step, by the library's names: a tuple with an entry for each step."""
+    config = generation_config
+    asked = {
+        "scores": config.output_scores,
+        "logits": config.output_logits,
+        "decoder_attentions": config.output_attentions,
+        "cross_attentions": config.output_attentions,
+        "decoder_hidden_states": config.output_hidden_states,
+    }
+    return {name: () for name, is_asked in asked.items() if is_asked and config.return_dict_in_generate}
+
+
+def _record_step(steps: dict[str, tuple], outputs, **computed: torch.Tensor) -> None:
+    """Append a step's `computed` scores and logits (B * K, V), and what the model gave."""
+    for name in steps:
+        steps[name] += (computed[name] if name in computed else outputs.get(name),)
+
+
+def _encoder_records(encoder_outputs, generation_config: GenerationConfig) -> dict:
+    """What was asked for of the encoder, by the library's names."""
+    asked = {
+        "attentions": generation_config.output_attentions,
+        "hidden_states": generation_config.output_hidden_states,
+    }
+    return {f"encoder_{name}": encoder_outputs.get(name) for name, is_asked in asked.items() if is_asked}
+
+
 def _extend(
     running: Hypotheses,
     outputs,
-    flat_ids: torch.Tensor,
+    log_probs: torch.Tensor,
+    prompt: int,
     length: int,
-    logits_processor: LogitsProcessorList,
     generation_config: GenerationConfig,
 ) -> Hypotheses:
-    """The best continuations by one token, the `length`-th new one, of all hypotheses of each source."""
+    """The best continuations by one token, the `length`-th new one, of all hypotheses of each source.
+
+    Args:
+        log_probs: (B * K, V), of the next token.
+        prompt: tokens before the first new one.
+    """
     batch, num_beams = running.log_probs.shape
-    logits = outputs.logits[:, -1]
-    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-    log_probs = logits_processor(flat_ids, log_probs).view(batch, num_beams, -1)
+    log_probs = log_probs.view(batch, num_beams, -1)
     vocab_size = log_probs.shape[-1]
     eos = generation_config._eos_token_tensor
     num_kept = min((1 + max(1, 0 if eos is None else len(eos))) * num_beams, num_beams * vocab_size)
@@ -197,7 +242,7 @@ def _extend(
 
     attention = outputs.cross_attentions[-1][:, :, -1].mean(dim=1).view_as(running.coverage)
     candidates = running._replace(coverage=running.coverage + attention).take(beam_BC)
-    candidates.tokens[..., flat_ids.shape[1]] = token_BC
+    candidates.tokens[..., prompt + length - 1] = token_BC
     candidates.beams[..., length - 1] = beam_BC + num_beams * torch.arange(batch, device=index.device)[:, None]
     return candidates._replace(log_probs=values)
 
@@ -234,21 +279,11 @@ def _can_improve(
     return log_probs_B / length_penalty(max_new_tokens, length_alpha) > worst_returned_B
 
 
-def _output(
-    finished: Hypotheses, scores: torch.Tensor, prompt: int, generation_config: GenerationConfig, cross_attentions
-):
-    """What generate() returns."""
+def _sequences(finished: Hypotheses, prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (rows, prompt + longest) and beams (rows, longest), as generate() returns them."""
     beams = finished.beams.flatten(0, 1)
     longest = int((beams >= 0).sum(dim=1).max())
-    sequences = finished.tokens.flatten(0, 1)[:, : prompt + longest]
-    if not generation_config.return_dict_in_generate:
-        return sequences
-    return GenerateBeamEncoderDecoderOutput(
-        sequences=sequences,
-        sequences_scores=scores.flatten(),
-        beam_indices=beams[:, :longest],
-        cross_attentions=cross_attentions,
-    )
+    return finished.tokens.flatten(0, 1)[:, : prompt + longest], beams[:, :longest]
 
 
 __all__ = ["coverage_penalty", "gnmt_beam_search", "length_penalty"]

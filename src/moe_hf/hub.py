@@ -16,22 +16,11 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
+from .evaluation.extra_packages import require_packages
 from .model_card import write_model_card
+from .model_code import AUTO_MAPS, add_code
+from .routing.history_plot import HISTORY_FILE
 from .training.runs import load_model_and_tokenizer, reason
-
-# What each Auto class loads, by model type.
-AUTO_MAPS = {
-    "lstm_moe": {
-        "AutoConfig": "configuration_lstm_moe.LstmMoeConfig",
-        "AutoModel": "modeling_lstm_moe.LstmMoeModel",
-        "AutoModelForCausalLM": "modeling_lstm_moe.LstmMoeForCausalLM",
-    },
-    "gnmt_moe": {
-        "AutoConfig": "configuration_gnmt_moe.GnmtMoeConfig",
-        "AutoModel": "modeling_gnmt_moe.GnmtMoeModel",
-        "AutoModelForSeq2SeqLM": "modeling_gnmt_moe.GnmtMoeForConditionalGeneration",
-    },
-}
 
 
 def with_code(model: PreTrainedModel) -> PreTrainedModel:
@@ -78,13 +67,18 @@ def export(
         language: codes of the languages, for the card; by default those of the training's sentence pairs.
 
     Raises:
-        InputError: `folder` has something in it, or `source` cannot be loaded.
+        InputError: `folder` has something in it, `source` cannot be loaded, or the package for the plot is missing.
     """
     folder = require_new_folder(folder)
+    if Path(source, HISTORY_FILE).is_file():  # which the card has a plot of
+        require_packages("matplotlib")
     model, tokenizer = load_model_and_tokenizer(source)
-    with_code(model).save_pretrained(folder, max_shard_size=max_shard_size)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    add_code(folder)
     save_tokenizer(tokenizer, folder)
-    write_model_card(model, source, folder, repo_id=repo_id or folder.name, license=license, language=language)
+    write_model_card(
+        model, tokenizer, source, folder, repo_id=repo_id or folder.name, license=license, language=language
+    )
 
 
 def require_new_folder(folder: str | Path) -> Path:

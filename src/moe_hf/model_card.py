@@ -6,14 +6,18 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .evaluation.history_plot import HISTORY_FILE, plot_expert_history
-from .evaluation.model_size import count_embedding_parameters, count_parameters, ops_per_timestep
+from .averaging import AVERAGED_FILE
+from .data.translation_tokenizers import known_languages
 from .evaluation.records import command_line, read_evaluations
-from .training.arguments import TranslationTrainingArguments
-from .training.averaging import AVERAGED_FILE
+from .model_card_run import directions, evaluation_files, for_others, languages, read_run, search, without_folders
+from .model_card_sample import write_sample
+from .model_size import count_embedding_parameters, count_parameters, ops_per_timestep
+from .models.versions import TESTED_WITH, TRANSFORMERS
+from .routing.history_plot import HISTORY_FILE, plot_expert_history
 from .training.runs import CONFIG_FILE
+from .version import __version__
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 HISTORY_PLOT = "expert_history.png"
@@ -58,15 +62,27 @@ outputs = model.generate(**inputs, num_beams=4, max_new_tokens=100)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
     },
 }
+# In the place of the example's last lines: the language to translate into is told by a token before the source.
+TAGGED_EXAMPLE = """source = [tokenizer.convert_tokens_to_ids("<2{language}>")]
+source += tokenizer("A sentence to translate.").input_ids
+outputs = model.generate(torch.tensor([source]), num_beams=4, max_new_tokens=100)
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
 
 
 def write_model_card(
-    model: PreTrainedModel, source: str, folder: Path, *, repo_id: str, license: str, language: list[str] | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    folder: Path,
+    *,
+    repo_id: str,
+    license: str,
+    language: list[str] | None = None,
 ) -> None:
     """Write README.md, and a plot of the experts' balance if there is a history, into `folder`.
 
     Args:
-        model: its configuration and size go on the card.
+        model: its configuration and size go on the card, and with its tokenizer a sample of what it writes.
         source: the `output_dir` of a training, whose files have the numbers, and those of `evaluate-lm --record` and
             `evaluate-translation --record`; from another source there are none.
         folder: of the repository.
@@ -75,40 +91,47 @@ def write_model_card(
         language: codes of the languages, such as ["en"]; by default those of the training's sentence pairs.
     """
     family, source = FAMILIES[model.config.model_type], Path(source)
-    run = _read(source / CONFIG_FILE, yaml.safe_load)
+    run = read_run(source)
     results = _plain_names(_read(source / "eval_results.json"))
-    evaluated_on = ", ".join(_evaluation_files(run))
-    evaluations = [record | {"metrics": _plain_names(record["metrics"])} for record in read_evaluations(source)]
+    evaluated_on = ", ".join(without_folders(evaluation_files(run)))
+    dataset = run.get("dataset_name") or "text"
+    evaluations = [
+        without_folders(record) | {"metrics": _plain_names(record["metrics"])} for record in read_evaluations(source)
+    ]
     name = repo_id.rpartition("/")[2]
     card = ModelCard.from_template(
         card_data=ModelCardData(
             model_name=name,
-            language=language or _languages(run) or None,
+            language=language or languages(run) or None,
             license=license,
             library_name="transformers",
             pipeline_tag=family["task"],
             tags=["mixture-of-experts", "moe", "lstm", "moe_hf"],
             eval_results=[
-                *_measured(family, results, evaluated_on),
-                *(m for e in evaluations for m in _measured(family, e["metrics"], ", ".join(e["files"]))),
+                *_measured(family, results, evaluated_on, without_folders(dataset)),
+                *(m for e in evaluations for m in _measured(family, e["metrics"], ", ".join(e["files"]), "text")),
             ]
             or None,
         ),
         template_path=str(TEMPLATE),
         model_name=name,
         summary=family["summary"],
-        facts=_facts(model),
-        example=family["example"].replace("{repo}", repo_id),
+        facts=_facts(model, directions(run, tokenizer)),
+        example=_example(family["example"], model, tokenizer).replace("{repo}", repo_id),
+        package=f"moe_hf {__version__}",
+        versions=", ".join(f"{name} {version}" for name, version in TESTED_WITH.items()),
+        transformers=TRANSFORMERS,
+        sample=write_sample(model, tokenizer, run),
         metrics=_metric_rows(results),
         evaluated_on=evaluated_on,
-        search=_search(run) if "bleu" in results else None,
+        search=search(run) if "bleu" in results else None,
         evaluations=[(command_line(e, repo_id), _metric_rows(e["metrics"])) for e in evaluations],
         loads=_last_loads(source / HISTORY_FILE),
         last_step=_read(source / "trainer_state.json").get("global_step"),
         command=f"python scripts/{family['script']} {CONFIG_FILE}" if run else None,
         averaging=_averaging(_read(source / AVERAGED_FILE), name),
         training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
-        run_yaml=yaml.safe_dump(_for_others(run, repo_id), sort_keys=False, allow_unicode=True),
+        run_yaml=yaml.safe_dump(for_others(run, repo_id), sort_keys=False, allow_unicode=True),
         limits=family["limits"],
     )
     card.save(folder / "README.md")
@@ -120,49 +143,24 @@ def _read(path: Path, parse=json.loads) -> dict:
     return parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _evaluation_files(run: dict) -> list[str]:
-    """The files, or the dataset of the Hub, that the run was evaluated on."""
-    files = [*(run.get("validation_files") or []), *(run.get("validation_source_files") or [])]
-    files += run.get("validation_target_files") or []
-    for source in run.get("validation_pairs") or []:
-        files += [path for value in source.values() if isinstance(value, dict) for path in value.values()]
-    if not files and run.get("dataset_name"):
-        files = [f"{run['dataset_name']} ({run.get('validation_split') or 'validation'})"]
-    return files
-
-
-def _languages(run: dict) -> list[str]:
-    """Those that a training of a translation model names, in their order."""
-    names = []
-    for pairs in [run, *(run.get("train_pairs") or [])]:
-        names += [pairs.get("source_language"), pairs.get("target_language"), *(pairs.get("parallel_files") or {})]
-    return list(dict.fromkeys(name for name in names if name))
-
-
-def _search(run: dict) -> str:
-    """How a training's translations were found that its scores are of."""
-    beams = run.get("eval_num_beams", TranslationTrainingArguments.eval_num_beams)
-    return "greedy search" if beams == 1 else f"{beams} beams"
-
-
-def _for_others(run: dict, repo_id: str) -> dict:
-    """The arguments of a training without the folders of whoever ran it; its tokenizer is the repository's."""
-    run = {key: value for key, value in run.items() if key != "cache_dir"}
-    tokenizer = run.get("tokenizer_name_or_path")
-    if tokenizer and (Path(tokenizer).exists() or Path(tokenizer).is_absolute() or tokenizer.count("/") > 1):
-        run["tokenizer_name_or_path"] = repo_id
-    return run | {"output_dir": f"runs/{repo_id.rpartition('/')[2]}"}
-
-
 def _plain_names(metrics: dict) -> dict:
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
-def _measured(family: dict, results: dict, evaluated_on: str) -> list[EvalResult]:
+def _example(example: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    if known := known_languages(tokenizer):
+        head = example.partition("inputs = ")[0]
+        example = f"import torch\n{head}{TAGGED_EXAMPLE.replace('{language}', known[0])}"
+    if model.generation_config.max_length is not None:  # generate() warns of a second limit
+        example = example.replace(", max_new_tokens=100", "")
+    return example
+
+
+def _measured(family: dict, results: dict, evaluated_on: str, dataset: str) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=family["task"],
-            dataset_type="text" if "/" in evaluated_on else evaluated_on or "text",
+            dataset_type=dataset,
             dataset_name=evaluated_on or "unknown",
             dataset_config=evaluated_on or None,  # what tells evaluations on files apart: their type is the same
             metric_type=metric,
@@ -175,14 +173,15 @@ def _measured(family: dict, results: dict, evaluated_on: str) -> list[EvalResult
     ]
 
 
-def _facts(model: PreTrainedModel) -> dict[str, str]:
+def _facts(model: PreTrainedModel, translates: str) -> dict[str, str]:
     config = model.config
     patterns = ["layer_pattern", "encoder_layer_pattern", "decoder_layer_pattern"]
     gate = config.gating
     if config.num_expert_groups is not None:
         gate = f"hierarchical, {config.num_expert_groups} groups of which {config.num_groups_per_tok} are used"
     average = " on average" if config.gating == "strictly_balanced" else ""
-    facts = {
+    facts = {"translates": translates} if translates else {}
+    return facts | {
         "layers": "; ".join(", ".join(getattr(config, name)) for name in patterns if hasattr(config, name)),
         "width": f"{config.hidden_size}",
         "experts of a MoE layer": f"{config.num_experts}, {config.num_experts_per_tok} for a token{average}; "
@@ -193,7 +192,6 @@ def _facts(model: PreTrainedModel) -> dict[str, str]:
         "multiply-adds for a token": f"{ops_per_timestep(config) / 1e6:,.2f} M, without embedding and softmax",
         "vocabulary": f"{config.vocab_size:,} tokens",
     }
-    return facts
 
 
 def _metric_rows(results: dict) -> list[tuple[str, str, str]]:

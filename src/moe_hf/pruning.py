@@ -2,7 +2,7 @@
 
 Both leave m of the n experts of each MoE layer, with their rows of the gate; behind a hierarchical gate m / G in each
 of its G groups. The gate's softmax is over these from then on. Loads are those on a text, in evaluation
-(`moe_hf.evaluation.routing.routing_totals`), and each layer has its own.
+(`moe_hf.routing.observe.routing_totals`), and each layer has its own.
 
 - prune: the m most loaded experts stay. Exact on a text whose tokens choose none of the others.
 - merge: clusters of experts become their load-weighted means, and so do their rows of the gate. Ward's criterion names
@@ -21,8 +21,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .errors import InputError
-from .evaluation.routing import RoutingTotals
 from .models.hierarchical_gating import HierarchicalGate
+from .routing.observe import RoutingTotals
 from .upcycling import moe_blocks, with_other_experts
 
 METHODS = ("prune", "merge")

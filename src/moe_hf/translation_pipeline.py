@@ -1,13 +1,20 @@
 """`moe_hf.pipeline("translation", ...)`: Transformers 5 has no translation pipeline and refuses the name."""
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 import transformers
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from .training.translation_tokenizers import load_translation_tokenizer
-from .translation import Translator, move_to_device
+from .data.translation_tokenizers import load_translation_tokenizer
+from .translator import Translator, move_to_device
 
 
 class TranslationPipeline:
@@ -15,9 +22,15 @@ class TranslationPipeline:
 
     Args:
         model, tokenizer: of a translation model.
-        target_language: of a multilingual model: the language to translate into.
+        target_language: of a multilingual model: the language to translate into; `tgt_lang` is another name of it.
         device: where to, see `move_to_device`.
-        arguments: as for `Translator`; GNMT's score, `length_alpha`, needs `num_beams` as well.
+        arguments: as for `Translator`, such as `batch_size`, `max_length` or `num_beams`; GNMT's score,
+            `length_alpha`, needs `num_beams` as well. `src_lang` is accepted and changes nothing, as the models read
+            every language that they were trained on.
+
+    Raises:
+        TypeError: an argument that neither `Translator` nor `generate()` has.
+        ValueError: `target_language` and `tgt_lang` differ, and what `Translator` and `move_to_device` raise.
     """
 
     task = "translation"
@@ -30,8 +43,8 @@ class TranslationPipeline:
         device: str | int | torch.device | None = None,
         **arguments,
     ):
+        self.arguments = _translator_arguments(target_language, arguments)
         self.model, self.tokenizer = move_to_device(model, device), tokenizer
-        self.target_language, self.arguments = target_language, arguments
 
     def __call__(self, texts: str | Sequence[str], target_language: str | None = None, **arguments) -> list:
         """Translate one text, or each of several.
@@ -44,14 +57,26 @@ class TranslationPipeline:
             [{"translation_text": ...}, ...] with `num_return_sequences` entries for one text, a list of these entries,
             or of lists of them when there are several for each text, for a list of texts.
         """
-        translator = Translator(
-            self.model, self.tokenizer, target_language or self.target_language, **(self.arguments | arguments)
-        )
+        arguments = self.arguments | _translator_arguments(target_language, arguments)
+        translator = Translator(self.model, self.tokenizer, **arguments)
         lines = [texts] if isinstance(texts, str) else list(texts)
         results = [[{"translation_text": one.text} for one in found] for found in translator.translate(lines)]
         if isinstance(texts, str):
             return results[0]
         return [found[0] for found in results] if translator.num_results == 1 else results
+
+
+def _translator_arguments(target_language: str | None, arguments: dict) -> dict:
+    """The arguments by the names of `Translator`, with the target language if one is given."""
+    arguments = {name: value for name, value in arguments.items() if name != "src_lang"}
+    tgt_lang = arguments.pop("tgt_lang", None)
+    if None not in (target_language, tgt_lang) and target_language != tgt_lang:
+        raise ValueError(f"target_language={target_language!r} and tgt_lang={tgt_lang!r} differ, give one of them")
+    known = {*inspect.signature(Translator).parameters, *inspect.signature(GenerationMixin.generate).parameters}
+    if unknown := sorted(arguments.keys() - known - vars(GenerationConfig()).keys()):
+        raise TypeError(f"the translation pipeline got unexpected arguments: {', '.join(unknown)}")
+    language = target_language or tgt_lang
+    return arguments if language is None else arguments | {"target_language": language}
 
 
 def pipeline(task: str, model=None, tokenizer=None, **arguments):
@@ -60,7 +85,13 @@ def pipeline(task: str, model=None, tokenizer=None, **arguments):
     Args:
         task: "translation", or a task of Transformers'.
         model, tokenizer: objects, or a folder or Hub name; the tokenizer is by default that beside the model.
+        dtype (by name, in the library's older code `torch_dtype`): of a model that is given by name; by default that
+            in which it was saved.
         arguments: of `TranslationPipeline`, or of `transformers.pipeline`.
+
+    Raises:
+        ValueError: no model, no tokenizer, a `dtype` for a model that is loaded already, and what
+            `TranslationPipeline` raises.
     """
     if not task.startswith("translation"):
         return transformers.pipeline(task, model=model, tokenizer=tokenizer, **arguments)
@@ -69,10 +100,15 @@ def pipeline(task: str, model=None, tokenizer=None, **arguments):
     tokenizer = tokenizer or (model if isinstance(model, str) else model.name_or_path)
     if not tokenizer:
         raise ValueError("tokenizer=None: this model was not loaded from anywhere, give the model's tokenizer")
+    older, dtype = arguments.pop("torch_dtype", None), arguments.pop("dtype", None)
+    dtype = older if dtype is None else dtype
     if isinstance(model, str):
-        model = AutoModelForSeq2SeqLM.from_pretrained(model)
+        model = AutoModelForSeq2SeqLM.from_pretrained(model, dtype="auto" if dtype is None else dtype)
+    elif dtype not in (None, "auto"):
+        raise ValueError(f"dtype={dtype} is for a model given by name, this one is loaded: call model.to(...) first")
     if isinstance(tokenizer, str):
         tokenizer = load_translation_tokenizer(tokenizer)
     if task.startswith("translation_") and "_to_" in task and getattr(tokenizer, "extra_special_tokens", None):
-        arguments.setdefault("target_language", task.rpartition("_to_")[2])
+        if not {"target_language", "tgt_lang"} & arguments.keys():
+            arguments["target_language"] = task.rpartition("_to_")[2]
     return TranslationPipeline(model, tokenizer, **arguments)

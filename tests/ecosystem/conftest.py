@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+from moe_hf.data.tokenizers import train_tokenizer
+from moe_hf.demo.text_corpus import generate_lines
 from moe_hf.hub import export
-from moe_hf.training.demo_corpus import generate_lines
-from moe_hf.training.tokenizers import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))

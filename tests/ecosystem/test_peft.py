@@ -4,17 +4,26 @@ import pytest
 import tiny_gnmt
 import tiny_models
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from tiny_lm import ArrayStream, tiny_trainer
 from tiny_models import assert_same, random_ids, tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import moe_hf
-from moe_hf.evaluation.routing import routing_totals
+from moe_hf.data.windows import StreamWindows
+from moe_hf.routing.observe import routing_totals
 from moe_hf.training.arguments import TranslationTrainingArguments
 from moe_hf.training.callbacks import STATISTICS, AuxLossCallback
 from moe_hf.training.translation_trainer import TranslationTrainer
-from moe_hf.training.windows import StreamWindows
 
 # PEFT 0.21.2 reads the name that Transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -258,3 +267,122 @@ def test_a_translator_with_adapters_trains_by_its_own_loss(tmp_path):
     outputs = model(**batch, num_items_in_batch=8)
     assert outputs.aux_loss > 0.01
     assert_same(found, outputs.loss)
+
+
+# What PEFT finds by itself: no weight of a MoE or LSTM layer is a linear module, so it has to be told.
+@pytest.mark.parametrize("family", ["lm", "gnmt"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "specify `target_modules` or `target_parameters`"), ({"target_modules": "all-linear"}, "target_parameters")],
+)
+def test_adapters_without_targets_are_refused(family, options, message):
+    task_type = "CAUSAL_LM" if family == "lm" else "SEQ_2_SEQ_LM"
+    with pytest.raises(ValueError, match=message) as error:
+        get_peft_model(base_model(family), LoraConfig(task_type=task_type, **options))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["lm", "gnmt"])
+def test_all_linear_adds_nothing_to_the_parameters_that_are_named(family):
+    """The softmax is the only linear module, and PEFT leaves that out."""
+    model = adapted(base_model(family), {"target_parameters": EXPERTS}, target_modules="all-linear")
+    assert all("experts" in name for name in trained_parameters(model))
+    assert len(trained_parameters(model)) == len(trained_parameters(adapted(base_model(family), GNMT["experts"][1])))
+
+
+PROMPTS = {
+    "prompt tuning": lambda task: PromptTuningConfig(task_type=task, num_virtual_tokens=2),
+    "p-tuning": lambda task: PromptEncoderConfig(task_type=task, num_virtual_tokens=2, encoder_hidden_size=8),
+}
+FAMILY_AND_PROMPT = pytest.mark.parametrize(
+    ("family", "how"), [(family, how) for family in ("lm", "gnmt") for how in PROMPTS]
+)
+
+
+def prompted(family, how, model=None):
+    torch.manual_seed(3)
+    task = "CAUSAL_LM" if family == "lm" else "SEQ_2_SEQ_LM"
+    return get_peft_model(model or base_model(family), PROMPTS[how](task)).double().eval()
+
+
+def with_prompt(model, inputs) -> dict:
+    """The inputs of the base model, written out by hand: virtual embeddings first, then those of the tokens."""
+    ids = inputs["input_ids"]
+    prompt = model.get_prompt(batch_size=len(ids)).to(torch.float64)[:, :2]
+    embeddings = model.get_base_model().get_input_embeddings()(ids)
+    mask = torch.cat([torch.ones(len(ids), 2, dtype=torch.long), inputs["attention_mask"]], dim=1)
+    return {"inputs_embeds": torch.cat([prompt, embeddings], dim=1), "attention_mask": mask}
+
+
+@FAMILY_AND_PROMPT
+def test_virtual_tokens_stand_before_the_real_ones(family, how):
+    model, inputs = prompted(family, how), batch(family)
+    labels = inputs["labels"]
+    if family == "lm":
+        labels = torch.cat([torch.full((len(labels), 2), -100), labels], dim=1)
+    outputs, base = model(**inputs), model.get_base_model()
+    expected = base(**with_prompt(model, inputs), labels=labels)
+    assert_same(outputs.loss, expected.loss)
+    assert_same(outputs.logits, expected.logits)
+    parameters = trained_parameters(model)
+    assert all("prompt_encoder" in name for name in parameters)
+    gradients = torch.autograd.grad(model.train()(**inputs).loss, list(parameters.values()), allow_unused=True)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+
+
+@FAMILY_AND_PROMPT
+@torch.no_grad()
+def test_generation_reads_the_virtual_tokens_once(family, how):
+    model, inputs = prompted(family, how), {name: value for name, value in batch(family).items() if name != "labels"}
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    tokens, base = model.generate(**inputs, **options), model.get_base_model()
+    given = with_prompt(model, inputs)
+    if family == "gnmt":
+        assert torch.equal(tokens, base.generate(**given, **options))
+        return
+    for expected in tokens[:, inputs["input_ids"].shape[1] :].T:  # all of it read again for each token
+        assert torch.equal(base(**given).logits[:, -1].argmax(-1), expected)
+        embeddings = base.get_input_embeddings()(expected[:, None])
+        given["inputs_embeds"] = torch.cat([given["inputs_embeds"], embeddings], dim=1)
+        given["attention_mask"] = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
+
+
+@FAMILY_AND_PROMPT
+def test_a_prompt_is_saved_and_loaded_again(family, how, tmp_path):
+    model, inputs = prompted(family, how).float(), batch(family)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 5_000
+    loaded = PeftModel.from_pretrained(base_model(family).float(), tmp_path).eval()
+    assert_same(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
+    with loaded.disable_adapter():
+        assert not torch.allclose(loaded(**inputs).loss, model(**inputs).loss)
+
+
+@pytest.mark.parametrize("family", ["lm", "gnmt"])
+def test_prefix_tuning_is_refused(family):
+    """It writes keys and values of an attention over the past, which an LSTM's state has not."""
+    task = "CAUSAL_LM" if family == "lm" else "SEQ_2_SEQ_LM"
+    model = get_peft_model(base_model(family), PrefixTuningConfig(task_type=task, num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="keeps no LSTM state"):
+        model(**batch(family))
+
+
+def test_a_classifier_has_adapters_and_a_head(tmp_path):
+    config = tiny_models.tiny_config(gating="softmax_top_k", num_labels=3)
+    tiny_models.randomize(moe_hf.LstmMoeForSequenceClassification(config)).save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False, target_parameters=EXPERTS, target_modules=[])
+    model = get_peft_model(base, lora).eval()
+    names = set(trained_parameters(model))
+    assert any("score.modules_to_save" in name for name in names) and any("experts" in name for name in names)
+    with torch.no_grad():
+        model.base_model.model.score.modules_to_save["default"].weight.mul_(1.5)
+    ids, labels = random_ids(3, 7), torch.tensor([2, 0, 1])
+    expected = model(input_ids=ids, labels=labels)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3).eval()
+    assert_same(loaded(input_ids=ids, labels=labels).loss, expected.loss, rtol=1e-5, atol=1e-6)
+    merged = loaded.merge_and_unload()
+    assert type(merged) is moe_hf.LstmMoeForSequenceClassification
+    assert_same(merged(ids, labels=labels).logits, expected.logits, rtol=1e-5, atol=1e-5)

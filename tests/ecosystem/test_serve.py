@@ -1,19 +1,18 @@
-"""`transformers serve` and `transformers chat` on a folder, started as docs/ecosystem.md says."""
+"""`transformers serve` and `transformers chat` on a folder that brings its code, started as docs/ecosystem.md says."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).parents[2]
 PROMPT = "one , two , three ,"
 LAST_MESSAGE = "{{ messages[-1]['content'] }}"
 # The chat speaks to the local server through a client that refuses to in offline mode.
@@ -21,15 +20,16 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "HF_
 
 
 def command(*arguments) -> list[str]:
-    return [sys.executable, *map(str, (ROOT / "examples" / "serve.py", *arguments))]
+    return [sys.executable, "-m", "transformers.cli.transformers", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
-def folder(folders):
-    tokenizer = AutoTokenizer.from_pretrained(folders["saved"])
+def folder(folders, tmp_path_factory):
+    folder = shutil.copytree(folders["exported"], tmp_path_factory.mktemp("served") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = LAST_MESSAGE
-    tokenizer.save_pretrained(folders["saved"])
-    return folders["saved"]
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def address(folder, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            command("serve", folder, "--port", port, "--device", "cpu"), stdout=output, stderr=output
+            command("serve", folder, "--port", port, "--device", "cpu", "--trust-remote-code"),
+            stdout=output,
+            stderr=output,
         )
     try:
         deadline = time.time() + 300

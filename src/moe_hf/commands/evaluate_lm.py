@@ -6,8 +6,8 @@ moe-hf evaluate-lm MODEL FILE [FILE ...]
 import argparse
 
 from ..errors import run_command
+from ..evaluation.language_model import evaluate_lm
 from ..evaluation.records import check_recordable, record_evaluation
-from ..training.evaluate import evaluate_lm
 
 
 def main() -> int:

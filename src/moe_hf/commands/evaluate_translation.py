@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..errors import InputError, run_command
 from ..evaluation.records import check_recordable, record_evaluation
-from ..training.evaluate_translation import evaluate_translation
-from ..translation import on_one_line
+from ..evaluation.translation_model import evaluate_translation
+from ..translator import on_one_line
 
 
 def main() -> int:
@@ -21,6 +21,9 @@ def main() -> int:
     parser.add_argument("source_file", help="text file, a sentence a line: plain, .gz, .xz")
     parser.add_argument("target_file", help="its translations, line by line")
     parser.add_argument("--target_language", help="of a multilingual model: the language of TARGET_FILE")
+    parser.add_argument(
+        "--tokenize", help="sacrebleu's tokenizer for BLEU, such as 13a, zh or char (default: by the target language)"
+    )
     parser.add_argument("--num_beams", type=int, default=4, help="beams; 1 is greedy search (default: 4)")
     parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
     parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")

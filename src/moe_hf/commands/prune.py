@@ -10,10 +10,12 @@ see, and no test data; `moe-hf evaluate` tells the perplexity on other text.
 import argparse
 
 from ..errors import InputError, run_command
+from ..evaluation.language_model import measure_lm
+from ..evaluation.metrics import load_metric
+from ..evaluation.translation_model import measure_translation
 from ..hub import require_new_folder, save_tokenizer
+from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
-from ..training.evaluate import measure_lm
-from ..training.evaluate_translation import measure_translation
 from ..training.runs import load_model_and_tokenizer
 
 
@@ -33,6 +35,7 @@ def main() -> int:
 
 def prune_folder(model: str, text: list[str], out: str, *, target_language: str | None = None, **options) -> dict:
     """`prune` from folder to folder; what to print."""
+    load_metric("stream_perplexity")  # better now than after the text
     folder = require_new_folder(out)
     source, tokenizer = load_model_and_tokenizer(model)
     sizes_of_pruned(source, options["keep"], options["num_experts_per_tok"])  # better now than after the text
@@ -46,6 +49,7 @@ def prune_folder(model: str, text: list[str], out: str, *, target_language: str 
     del source
     after, _ = _measure(result, tokenizer, text, target_language)
     result.save_pretrained(folder)
+    add_code(folder)
     save_tokenizer(tokenizer, folder)
     for name in ("perplexity_per_token", "perplexity_per_word"):
         report[name] = " -> ".join(f"{values[f'eval_{name}']:.4f}" for values in (before, after))

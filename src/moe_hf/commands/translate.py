@@ -14,12 +14,12 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM
 
+from ..data.text import read_lines
+from ..data.translation_tokenizers import load_translation_tokenizer
 from ..errors import run_command
 from ..evaluation.attention_plot import check_plot_file, plot_attention
 from ..training.runs import load_pretrained
-from ..training.text_data import read_lines
-from ..training.translation_tokenizers import load_translation_tokenizer
-from ..translation import Translator, move_to_device, on_one_line
+from ..translator import Translator, move_to_device, on_one_line
 
 
 def parse() -> argparse.Namespace:

@@ -10,8 +10,9 @@ Tokenizer and generation settings go along; an optimizer's state does not. Train
 import argparse
 
 from ..errors import run_command
-from ..evaluation.model_size import ops_per_timestep
 from ..hub import require_new_folder, save_tokenizer
+from ..model_code import add_code
+from ..model_size import ops_per_timestep
 from ..models.configuration_moe import GATINGS
 from ..training.runs import load_model_and_tokenizer
 from ..upcycling import exactness, upcycle
@@ -44,6 +45,7 @@ def upcycle_folder(model: str, out: str, num_experts: int, **options) -> dict[st
     source, tokenizer = load_model_and_tokenizer(model)
     result = upcycle(source, num_experts, **options)
     result.save_pretrained(folder)
+    add_code(folder)
     save_tokenizer(tokenizer, folder)
     pair = (source, result)
     same = exactness(source.config, result.config, options["gate_std"], options["expert_std"])

@@ -1,5 +1,5 @@
 """Metrics, tables and pictures that judge a trained model."""
 
-from .model_size import count_embedding_parameters, count_parameters, ops_per_timestep
+from ..model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 
 __all__ = ["count_embedding_parameters", "count_parameters", "ops_per_timestep"]

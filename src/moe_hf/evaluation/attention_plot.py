@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from ..errors import InputError
+from .extra_packages import require_packages
 
 
 def check_plot_file(file: str | Path) -> None:
-    """InputError: a plot cannot be written there."""
+    """InputError: a plot cannot be written there, or nothing to draw it with is installed."""
+    require_packages("matplotlib")
     from matplotlib.figure import Figure
 
     folder, kind = Path(file).parent, Path(file).suffix.removeprefix(".").lower()

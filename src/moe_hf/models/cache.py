@@ -1,7 +1,7 @@
 """The LSTM's state as a layer of a Transformers cache, and the cache's name."""
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 # What the library calls the cache, in the outputs of a model and when it hands one over: "cache" from 5.24 on.
@@ -27,10 +27,10 @@ def cache_of(outputs) -> Cache | None:
 class LstmCacheLayer(CacheLayerMixin):
     """Output h and cell c of one LSTM layer after the tokens seen so far: constant size, whatever their number.
 
-    `keys` holds h (B, D), `values` holds c (B, units), so that the library's beam reordering and offloading apply.
+    `keys` holds h (B, D), `values` holds c (B, units), so that the library's beam reordering applies.
     Registered under the layer type "lstm": `DynamicCache(config=model.config)` builds one for each layer, also for MoE
     layers, whose stay empty. The translation model's decoder keeps two other tensors in one of them, which follow the
-    beams just so: the attention's keys and the source.
+    beams just so: the attention's keys and the source. A `StaticCache` has the same layers: their size is fixed.
     """
 
     _layer_type = "lstm"
@@ -86,6 +86,12 @@ class LstmCacheLayer(CacheLayerMixin):
         self.is_initialized = False
         self._count_from_zero()
 
+    def offload(self) -> None:
+        """Does nothing: the state is small, and a forward reads it before the cache could bring it back."""
+
+    def prefetch(self) -> None:
+        """Does nothing, see `offload`."""
+
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove != 0:
             raise ValueError(f"tokens_to_remove={tokens_to_remove}: an LSTM's state cannot go back, only 0 is allowed")
@@ -98,6 +104,10 @@ class LstmCacheLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.is_initialized:
             self.keys, self.values = self.keys[indices, ...], self.values[indices, ...]
+
+
+# The library enters a class here by itself only if its tensors are allocated at the longest sequence's length.
+STATIC_LAYER_TYPE_MAPPING[LstmCacheLayer._layer_type] = LstmCacheLayer
 
 
 def keeps_lstm_state(layer: CacheLayerMixin) -> bool:

@@ -1,5 +1,9 @@
 """Configuration of the GNMT-MoE translation model."""
 
+# First: with another Transformers one of the imports below would fail, with an error that names no version.
+from .versions import TRANSFORMERS  # noqa: F401
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 
 from .configuration_moe import MoeConfig
@@ -45,7 +49,15 @@ class GnmtMoeConfig(MoeConfig):
     """
 
     model_type = "gnmt_moe"
-    keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]
+    # What the Trainer leaves out of predictions; router logits have a row for each position, not for each text.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "cache",
+        "aux_loss",
+        "encoder_last_hidden_state",
+        "encoder_router_logits",
+        "decoder_router_logits",
+    ]
     base_model_fsdp_plan = {}  # the plans stand with the encoder and the decoder, here they would get a wrong prefix
 
     dropout: float | int = 0.4

@@ -1,5 +1,9 @@
 """Configuration of the LSTM-MoE language model."""
 
+# First: with another Transformers one of the imports below would fail, with an error that names no version.
+from .versions import TRANSFORMERS  # noqa: F401
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 
 from .configuration_moe import EXPERTS_EP_PLAN, EXPERTS_TP_PLAN, MoeConfig
@@ -36,7 +40,8 @@ class LstmMoeConfig(MoeConfig):
     """
 
     model_type = "lstm_moe"
-    keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]
+    # What the Trainer leaves out of predictions; router logits have a row for each position, not for each text.
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "aux_loss", "router_logits"]
     base_model_tp_plan = EXPERTS_TP_PLAN
     base_model_ep_plan = EXPERTS_EP_PLAN
 

@@ -93,6 +93,34 @@ class MoeConfig(PreTrainedConfig):
         if self.num_experts_per_tok is None:
             self.num_experts_per_tok = self.num_experts if self.gating == "softmax" else 4
         super().__post_init__(**kwargs)
+        if getattr(self, "auto_map", None) is None:
+            self.auto_map = {}  # TRL reads it without asking whether it is there
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Always 1, for libraries that ask for it, such as PEFT's prompt tuning.
+
+        The attention of the translation model has one head. The language model has no attention.
+        """
+        return 1
+
+    @num_attention_heads.setter
+    def num_attention_heads(self, value: int):
+        if value != 1:
+            raise NotImplementedError(f"num_attention_heads={value} cannot be set: it is always 1")
+
+    def to_dict(self) -> dict:
+        """The arguments, and `num_attention_heads`, which PEFT looks for here."""
+        output = super().to_dict() | {"num_attention_heads": self.num_attention_heads}
+        if not output.get("auto_map"):
+            output.pop("auto_map", None)
+        return output
+
+    def to_diff_dict(self) -> dict:
+        """What is saved: the arguments that differ from the library's defaults."""
+        output = super().to_diff_dict()
+        del output["num_attention_heads"]
+        return output
 
     def validate_experts(self):
         """Experts and gating."""

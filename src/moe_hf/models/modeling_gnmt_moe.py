@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput, Seq2SeqMoEModelOutput, Seq2SeqMoEOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .cache import CACHE_NAME, cache_of, one_cache
 from .configuration_gnmt_moe import GnmtMoeConfig
+from .generation_moe import MoeGenerationMixin
 from .gnmt_decoder import GnmtMoeDecoder
 from .gnmt_encoder import GnmtMoeEncoder, GnmtMoeEncoderOutput
 from .inputs import check_ids
@@ -134,7 +134,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         )
 
 
-class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, GenerationMixin):
+class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin):
     """The translation model: `GnmtMoeModel` and the softmax over the target's vocabulary."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}

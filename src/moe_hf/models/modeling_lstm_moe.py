@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_outputs import ModelOutput, MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache import CACHE_NAME, cache_of, keeps_lstm_state, one_cache
+from .classification import last_token, problem_type_of, summed_classification_loss
 from .configuration_lstm_moe import LstmMoeConfig
 from .embedding import TokenEmbedding
+from .generation_moe import MoeGenerationMixin
 from .inputs import check_ids, check_keywords, padding_mask
 from .lstm import LstmLayer
 from .moe import MoeBlock, layer_balancing_loss
@@ -31,6 +32,17 @@ class LstmMoeModelOutput(MoeModelOutputWithPast):
     """Output of `LstmMoeModel`: the library's fields, and `aux_loss`, the weighted balancing losses (a scalar)."""
 
     aux_loss: torch.Tensor | None = None
+
+
+@dataclass
+class LstmMoeSequenceClassifierOutput(ModelOutput):
+    """Output of `LstmMoeForSequenceClassification`; `aux_loss` is the weighted balancing losses (a scalar)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class LstmMoePreTrainedModel(MoePreTrainedModel):
@@ -133,7 +145,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         return LstmMoeModelOutput(last_hidden_state=hidden_states, aux_loss=aux_loss, **{CACHE_NAME: past_key_values})
 
     def _documents(self, inputs_embeds, mask, *boundaries) -> DocumentLanes | None:
-        starts = document_starts(inputs_embeds.shape[:2], *boundaries)
+        starts = document_starts(inputs_embeds.shape[:2], *boundaries, mask_BS=mask)
         if starts is None:
             return None
         # Only the kernel for the CPU can start anew within a lane.
@@ -149,7 +161,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 )
 
 
-class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
+class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
     """The language model: `LstmMoeModel` and the softmax over the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -231,7 +243,9 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, GenerationMixin):
         logits = loss = targets = nats = None
         label_smoothing = self.config.label_smoothing if self.training else 0.0
         if has_labels:
-            starts = document_starts(outputs.last_hidden_state.shape[:2], position_ids, seq_idx, cu_seq_lens_q)
+            shape = outputs.last_hidden_state.shape[:2]
+            mask = None if attention_mask is None else attention_mask[:, -shape[1] :]
+            starts = document_starts(shape, *boundaries.values(), mask_BS=mask)
             targets = _targets(labels, shift_labels, attention_mask, starts)
             if self._computes_loss_without_logits():
                 nats = self._nats_without_logits(hidden_states, targets, label_smoothing)
@@ -296,4 +310,81 @@ def _targets(
     return shift_labels
 
 
-__all__ = ["LstmMoePreTrainedModel", "LstmMoeModel", "LstmMoeForCausalLM"]
+class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
+    """`LstmMoeModel` and a linear layer on each text's last token: classes, several labels at once, or numbers."""
+
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]  # a language model is what it is trained from
+
+    def __init__(self, config: LstmMoeConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = LstmMoeModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> LstmMoeSequenceClassifierOutput:
+        """
+        Args:
+            input_ids, attention_mask, inputs_embeds: see `LstmMoeModel`. Without a mask the last token that is not
+                `pad_token_id` speaks for a text.
+            labels: (B,) classes, -100 where nothing is scored; (B, num_labels) for several labels at once or several
+                numbers; (B,) numbers with `num_labels=1`. `config.problem_type` says which, or else their type.
+            num_items_in_batch: number of labels in the whole batch of an optimizer step, over all micro-batches and
+                processes: the task loss is divided by it, and the balancing losses are weighed by this micro-batch's
+                share of it.
+            output_hidden_states, output_router_logits (by name): whether to return them.
+
+        Returns:
+            loss: the mean cross-entropy, binary cross-entropy or squared error; while training with
+                `config.label_smoothing` (of classes) and plus the balancing losses. aux_loss: the balancing losses,
+                already weighted. logits: (B, num_labels).
+
+        Raises:
+            ValueError: labels of another shape, a class that there is not, nothing that tells padding apart, and what
+                `LstmMoeModel` raises.
+            TypeError: another keyword.
+        """
+        if kwargs.pop("use_cache", None):  # TRL says False
+            raise ValueError("use_cache=True: a text is read once and no state returned, only False is allowed")
+        check_keywords(self, kwargs)
+        check_loss_is_ours(num_items_in_batch, labels is not None)
+        outputs: LstmMoeModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            output_aux_loss=labels is not None or self.training,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        last = last_token(input_ids, attention_mask, self.config.pad_token_id)
+        rows = torch.arange(len(hidden_states), device=hidden_states.device)
+        logits = self.score(hidden_states[rows, last])
+
+        loss = None
+        if labels is not None:
+            labels = labels.to(logits.device)
+            # Kept in the configuration, as the library does: pipelines choose between softmax and sigmoid by it.
+            self.config.problem_type = problem_type_of(self.config, labels)
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            total = summed_classification_loss(logits, labels, self.config.problem_type, smoothing)
+            loss = loss_of_batch(total, labels, num_items_in_batch, outputs.aux_loss if self.training else None)
+        return LstmMoeSequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            aux_loss=outputs.aux_loss,
+            hidden_states=outputs.hidden_states,
+            router_logits=outputs.router_logits,
+        )
+
+
+__all__ = ["LstmMoePreTrainedModel", "LstmMoeModel", "LstmMoeForCausalLM", "LstmMoeForSequenceClassification"]

@@ -40,14 +40,16 @@ def document_starts(
     position_ids: torch.Tensor | None = None,
     seq_idx: torch.Tensor | None = None,
     cu_seq_lens: torch.Tensor | None = None,
+    mask_BS: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Where a row goes on with another document, by any of the ways in which the library's collators say so.
 
     Args:
         shape: (B, S) of the rows.
-        position_ids: (B, S) or (1, S); a document begins where they do not rise.
+        position_ids: (B, S) or (1, S); a document begins where they do not rise, padding left out.
         seq_idx: (B, S), the number of each position's document.
         cu_seq_lens: (documents + 1,), where each document begins in the one row, and the end of the last one.
+        mask_BS: (B, S), 0 for padding, whose positions mean nothing; None when there is none.
 
     Returns:
         (B, S) bool, always False at a row's first position; None when every row is one document, so always for S = 1.
@@ -63,8 +65,10 @@ def document_starts(
             continue
         if ids.dim() != 2 or ids.shape[0] not in (1, shape[0]) or ids.shape[1] != shape[1]:
             raise ValueError(f"{name} has shape {tuple(ids.shape)}, expected {tuple(shape)}")
-        steps = ids.diff(dim=1)
-        is_other = steps <= 0 if name == "position_ids" else steps != 0
+        if name == "position_ids":
+            is_other = _do_not_rise(ids.expand(shape), mask_BS)
+        else:
+            is_other = ids.diff(dim=1) != 0
         found.append(torch.nn.functional.pad(is_other, (1, 0)).expand(shape))
     if cu_seq_lens is not None:
         starts = torch.as_tensor(cu_seq_lens).long()
@@ -83,6 +87,17 @@ def document_starts(
     for other in found[1:]:
         starts_BS = starts_BS | other.to(starts_BS.device)
     return starts_BS if starts_BS.any() else None
+
+
+def _do_not_rise(ids_BS: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+    """(B, S - 1) bool, whether a real position, from the second on, is not above the real one before it."""
+    if mask_BS is None:
+        return ids_BS.diff(dim=1) <= 0
+    mask_BS = mask_BS.to(ids_BS.device).bool()
+    positions_BS = torch.arange(mask_BS.shape[1], device=ids_BS.device).expand_as(mask_BS)
+    last_real_BS = positions_BS.masked_fill(~mask_BS, 0).cummax(dim=1).values
+    has_real_before = mask_BS.cumsum(dim=1)[:, :-1] > 0
+    return (ids_BS.gather(1, last_real_BS).diff(dim=1) <= 0) & mask_BS[:, 1:] & has_real_before
 
 
 def lay_out(starts_BS: torch.Tensor, mask_BS: torch.Tensor | None, one_a_lane: bool) -> DocumentLanes | None:

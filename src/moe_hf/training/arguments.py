@@ -11,9 +11,9 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import OptimizerNames
 
+from ..data.paths import expand_path
 from ..errors import InputError
 from .optimizer import FACTORED_ADAM
-from .paths import expand_path
 
 # Where `~` and `${VARIABLE}` mean something, besides the files of data.
 PATH_ARGUMENTS = ("output_dir", "cache_dir", "tokenizer_name_or_path", "model_name_or_path", "resume_from_checkpoint")
@@ -183,6 +183,10 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
     eval_num_beams: int = field(
         default=1,
         metadata={"help": "beams of the translations that are judged; 1: greedy (moe-hf evaluate-translation has 4)"},
+    )
+    tokenize: str | None = field(
+        default=None,
+        metadata={"help": "sacrebleu's tokenizer for BLEU, such as 13a, zh or char; default: by the target language"},
     )
 
     def __post_init__(self):

@@ -8,8 +8,8 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import InputError
-from ..evaluation.routing import moe_layers
 from ..models.balancing import cv_squared
+from ..routing.observe import moe_layers
 
 STATISTICS = ("importance_loss", "load_loss", "cv_importance", "cv_load", "max_over_mean_load", "dead_experts")
 THRESHOLD_STATISTICS = ("threshold_loss",)  # of layers with strictly balanced gating, besides the others

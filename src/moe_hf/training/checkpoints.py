@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
+from ..distributed.sharded_checkpoints import check_sharded_optimizer
 from ..errors import InputError
-from .sharded_checkpoints import check_sharded_optimizer
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "run_arguments.json"

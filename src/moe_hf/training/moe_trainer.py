@@ -3,10 +3,11 @@
 import torch
 from transformers import TrainerCallback
 
+from ..distributed.global_batch import CombinedBatchCallback
+from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
-from .combined_batch import CombinedBatchCallback
+from ..model_code import add_code
 from .optimizer import FACTORED_ADAM, create_factored_adam
-from .sharded_checkpoints import ShardedCheckpointMixin
 
 
 class OwnNoiseCallback(TrainerCallback):
@@ -41,6 +42,12 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
             model = self.model if model is None else model
             self.optimizer = create_factored_adam(model, self.args, self.get_decay_parameter_names(model))
         return super().create_optimizer(model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        is_checkpoint = _internal_call and output_dir is not None
+        if self.args.should_save and not is_checkpoint:  # before an upload too, which calls this with neither
+            add_code(output_dir or self.args.output_dir)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step

@@ -19,15 +19,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ..data.tokenizers import load_tokenizer
+from ..distributed.sharding import distributed_config, shard_new_model
 from ..errors import InputError
-from ..evaluation.history_plot import HISTORY_FILE
+from ..routing.history_plot import HISTORY_FILE
 from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
-from .sharding import distributed_config, shard_new_model
-from .tokenizers import load_tokenizer
 
 # The arguments of a run, in its folder: a configuration file that repeats it.
 CONFIG_FILE = "run.yaml"
@@ -165,6 +165,8 @@ def load_pretrained(auto_class, path: str, config_arguments: dict | None = None,
     try:
         config = AutoConfig.from_pretrained(path, **(config_arguments or {}))
         config.validate()
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+            raise ValueError(f"a classifier without a softmax over the vocabulary, {config.architectures[0]}")
         return auto_class.from_pretrained(path, config=config, **arguments)
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error

@@ -2,7 +2,7 @@
 
 from torch.utils.data import DataLoader
 
-from .token_batches import TokenBatchSampler
+from ..data.token_batches import TokenBatchSampler
 
 
 class TokenBatchTrainerMixin:

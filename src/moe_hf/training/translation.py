@@ -11,18 +11,19 @@ from transformers import (
     set_seed,
 )
 
+from ..data.sentence_pairs import load_sentence_pairs
+from ..data.token_batches import TokenBatchSampler
+from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
+from ..data.translation_tokenizers import load_or_train_translation_tokenizer
+from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
 from ..errors import InputError
+from ..evaluation.bleu_tokenizers import check_tokenizer, language_of_file, tokenizer_for
 from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
-from .parallel_data import load_sentence_pairs
 from .runs import build_model, course_of_run, quiet_logs, run_training
-from .sharding import check_same_run_everywhere, made_by_first_process
-from .token_batches import TokenBatchSampler
-from .tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from .translation_arguments import TranslationDataArguments
-from .translation_tokenizers import load_or_train_translation_tokenizer
 from .translation_trainer import EvaluationPairs, TranslationTrainer, evaluation_batches
 
 
@@ -67,6 +68,7 @@ def train_translation(
 
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
+    set_output_length(model, int(lengths[1].max()))
     longest = max(int(side.max()) for side in lengths)
     batches = TokenBatchSampler(
         *lengths,
@@ -103,11 +105,25 @@ def check_positions(model: PreTrainedModel, *tokens) -> None:
                 raise InputError(f"max_position_embeddings={positions}, but a {side} sentence has {longest} tokens")
 
 
+def set_output_length(model: PreTrainedModel, longest_target: int) -> None:
+    """Let `generate()` write more than the library's 20 tokens: `max_length` of the model's generation configuration.
+
+    It becomes twice the longest training target plus ten, at most the model's positions. A longer one, of a model that
+    is trained on, stays.
+
+    Args:
+        longest_target: tokens, with the end.
+    """
+    length = max(2 * longest_target + 10, model.generation_config.max_length or 0)
+    model.generation_config.max_length = min(length, getattr(model.config, "max_position_embeddings", length))
+
+
 def load_pairs(model_args, data_args, training_args, checkpoint):
     """The tokenizer, the training pairs as tokens, and the validation pairs or None."""
     train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
     if validation_sources:
         load_metric("sacrebleu_metrics")  # better now than after hours of training
+        check_tokenizer(training_args.tokenize)
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation pairs")
     # The other processes find in the cache what the first one has read.
@@ -125,7 +141,13 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
     with training_args.main_process_first(desc="tokenisation"):
         tokens = tokenize_pairs(train, tokenizer, num_proc=data_args.preprocessing_num_workers)
         if validation is not None:
-            validation = evaluation_pairs(validation, tokenizer, data_args.preprocessing_num_workers)
+            validation = evaluation_pairs(
+                validation,
+                tokenizer,
+                data_args.preprocessing_num_workers,
+                tokenize=training_args.tokenize,
+                target_files=validation_sources[0].target_files,
+            )
     if validation is not None:
         evaluation_batches(validation, training_args)  # which refuses pairs that the processes cannot share
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
@@ -145,10 +167,30 @@ def load_pairs_of(part: str, sources, data_args):
     return pairs
 
 
-def evaluation_pairs(pairs, tokenizer, num_proc: int | None = None) -> EvaluationPairs:
-    """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long."""
+def evaluation_pairs(
+    pairs,
+    tokenizer,
+    num_proc: int | None = None,
+    *,
+    tokenize: str | None = None,
+    target_files: list[str] | str | None = None,
+) -> EvaluationPairs:
+    """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long.
+
+    Args:
+        tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
+        target_files: whose names tell the language (text.zh) where the pairs do not.
+    """
+    first = target_files if isinstance(target_files, str) else next(iter(target_files or []), "")
+    languages = [target or language_of_file(first) for _, target in pairs.directions]
+    tokenizers = {language: tokenize or tokenizer_for(language) for language in dict.fromkeys(languages)}
     directions = [f"{source or '?'}-{target or '?'}" for source, target in pairs.directions]
-    return EvaluationPairs(tokenize_pairs(pairs, tokenizer, num_proc=num_proc), pairs.dataset["target"][:], directions)
+    return EvaluationPairs(
+        tokenize_pairs(pairs, tokenizer, num_proc=num_proc),
+        pairs.dataset["target"][:],
+        directions,
+        {name: tokenizers[language] for name, language in zip(directions, languages)},
+    )
 
 
 def report(model) -> None:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..data.pair_sources import PairSource, read_pair_sources
 from ..errors import InputError
-from .pair_sources import PairSource, read_pair_sources
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,24 +12,30 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Seq2SeqTrainer
 
+from ..data.token_batches import TokenBatchSampler
 from ..errors import InputError
+from ..evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, merge_signatures
 from ..evaluation.metrics import load_metric
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
-from ..translation import Translator
+from ..translator import Translator
 from .arguments import TranslationTrainingArguments
 from .moe_trainer import MoeTrainerMixin
 from .schedule import warmup_constant_inverse_sqrt
 from .token_batch_trainer import TokenBatchTrainerMixin
-from .token_batches import TokenBatchSampler
 
 
 @dataclass(frozen=True)
 class EvaluationPairs:
-    """Held-out pairs: `tokens` of `tokenize_pairs`, the `references` as text, and a name for each direction."""
+    """Held-out pairs.
+
+    tokens: of `tokenize_pairs`. references: the targets as text. directions: a name of each.
+    bleu_tokenizers: sacrebleu's name of the tokenizer of each direction; one that is not there has "13a".
+    """
 
     tokens: Dataset
     references: list[str]
     directions: list[str]
+    bleu_tokenizers: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.references)
@@ -158,20 +164,26 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
 
 def score_translations(translations: list[str], pairs: EvaluationPairs) -> dict[str, float | str]:
-    """BLEU, lower-case BLEU and chrF with their signatures; of each direction too when there are several."""
+    """BLEU, lower-case BLEU and chrF with their signatures; of each direction too when there are several.
+
+    The signature of a mean of directions with different tokenizers names each tokenizer with its directions.
+    """
     metric = load_metric("sacrebleu_metrics")
     directions = pairs.tokens["direction"]
-    scores, means = {}, {}
+    scores, found = {}, {}
     for number, name in enumerate(pairs.directions):
         rows = [row for row, direction in enumerate(directions) if direction == number]
         values = metric.compute(
-            predictions=[translations[row] for row in rows], references=[pairs.references[row] for row in rows]
+            predictions=[translations[row] for row in rows],
+            references=[pairs.references[row] for row in rows],
+            tokenize=pairs.bleu_tokenizers.get(name, DEFAULT_TOKENIZER),
         )
         for key, value in values.items():
-            means.setdefault(key, []).append(value)
+            found.setdefault(key, {})[name] = value
             if len(pairs.directions) > 1 and not isinstance(value, str):
                 scores[f"{key}_{name}"] = value
     means = {
-        key: values[0] if isinstance(values[0], str) else sum(values) / len(values) for key, values in means.items()
+        key: merge_signatures(values) if key.endswith("_signature") else sum(values.values()) / len(values)
+        for key, values in found.items()
     }
     return means | scores

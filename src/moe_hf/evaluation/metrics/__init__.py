@@ -2,22 +2,19 @@
 
 from pathlib import Path
 
-from ...errors import InputError
+from ..extra_packages import require_packages
+
+# The packages of the extra `eval` that each metric needs.
+METRICS = {"sacrebleu_metrics": ("evaluate", "sacrebleu"), "stream_perplexity": ("evaluate",)}
 
 
 def load_metric(name: str):
-    """Load one of the metrics of this folder; needs no network.
+    """Load one of `METRICS`; needs no network.
 
     Raises:
-        InputError: the package `evaluate`, or one that the metric needs, is missing (`pip install 'moe_hf[eval]'`).
+        InputError: a package that it needs is missing.
     """
-    try:
-        import evaluate
-    except ImportError as error:
-        reason = "evaluation needs the package 'evaluate', which is missing: pip install 'moe_hf[eval]'"
-        raise InputError(reason) from error
-    try:
-        return evaluate.load(str(Path(__file__).parent / name / f"{name}.py"))
-    except ImportError as error:
-        reason = f"the metric {name!r} needs a package that is missing: pip install 'moe_hf[eval]' ({error})"
-        raise InputError(reason) from error
+    require_packages(*METRICS[name])
+    import evaluate
+
+    return evaluate.load(str(Path(__file__).parent / name / f"{name}.py"))

@@ -5,6 +5,7 @@ import evaluate
 from sacrebleu.metrics import BLEU, CHRF
 
 from moe_hf.errors import InputError
+from moe_hf.evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer
 
 _DESCRIPTION = """
 Corpus BLEU (Post, 2018) and chrF of detokenised translations against one reference each.
@@ -18,15 +19,17 @@ _INPUTS = """
 Args:
     predictions: translations, detokenised; one may be empty.
     references: as many reference translations, one for each.
+    tokenize: sacrebleu's name of the tokenizer of BLEU. The default, 13a (mteval-v13a), parts words by spaces; Chinese
+        wants zh, Japanese ja-mecab, Korean ko-mecab, and other languages without spaces char. chrF takes none.
 
 Returns:
-    bleu: case-sensitive BLEU with the tokenisation 13a (mteval-v13a), 0 to 100.
+    bleu: case-sensitive BLEU, 0 to 100.
     bleu_lowercase: the same after lowercasing both sides.
     chrf: chrF2, 0 to 100.
     bleu_signature, bleu_lowercase_signature, chrf_signature: sacrebleu's descriptions, to be given with a score.
 
 Raises:
-    InputError: no predictions, or another number of references.
+    InputError: no predictions, another number of references, or an unknown tokenizer, or one that cannot be used here.
 """
 
 
@@ -47,9 +50,14 @@ class SacrebleuMetrics(evaluate.Metric):
         _check(predictions, references)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions, references, tokenize=DEFAULT_TOKENIZER):
+        check_tokenizer(tokenize)
         values = {}
-        metrics = {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True), "chrf": CHRF()}
+        metrics = {
+            "bleu": BLEU(tokenize=tokenize),
+            "bleu_lowercase": BLEU(lowercase=True, tokenize=tokenize),
+            "chrf": CHRF(),
+        }
         for name, metric in metrics.items():
             values[name] = metric.corpus_score(predictions, [references]).score
             values[f"{name}_signature"] = str(metric.get_signature())

@@ -1,0 +1,38 @@
+"""Average the weights of the last checkpoints of a training run into one model.
+
+    moe-hf average runs/en-de runs/en-de-averaged --last 10
+
+The run needs --save_total_limit of at least as many; with --load_best_model_at_end an old checkpoint, the best, may be
+among those that are left: the names are printed. Tokenizer, generation settings and what a model card tells of the
+training go along; an optimizer's state and the run's own results do not. Whether the average is better than the last
+checkpoint, `moe-hf evaluate` tells on validation data.
+"""
+
+import argparse
+
+from ..averaging import average_checkpoints, keep_training, last_checkpoints
+from ..data.tokenizers import load_tokenizer
+from ..errors import run_command
+from ..hub import require_new_folder, save_tokenizer
+from ..model_code import add_code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="output folder of a training, with folders checkpoint-N")
+    parser.add_argument("out", help="new folder for the result")
+    parser.add_argument("--last", type=int, default=10, help="how many checkpoints (default: 10)")
+    arguments = parser.parse_args()
+    return run_command(lambda: average(arguments.run, arguments.out, arguments.last))
+
+
+def average(run: str, out: str, last: int) -> dict:
+    """`average_checkpoints` from folder to folder; what to print."""
+    output = require_new_folder(out)
+    folders = last_checkpoints(run, last)
+    tokenizer = load_tokenizer(str(folders[-1]))
+    average_checkpoints(folders).save_pretrained(output)
+    add_code(output)
+    save_tokenizer(tokenizer, output)
+    keep_training(run, folders, output)
+    return {"averaged": ", ".join(folder.name for folder in folders), "written to": str(output)}

@@ -1,0 +1,91 @@
+"""Print size and cost of the paper's models (its tables 7 and 8, and those of translation) beside ours.
+
+    moe-hf table [CONFIGS]
+
+CONFIGS is a folder with lm/ and translation/ (default: that of the package, which configs/ of a checkout points to).
+Nothing is allocated, for 137 billion parameters neither. Exit status 1 when a row is not the paper's.
+"""
+
+import argparse
+from pathlib import Path
+
+from .. import GnmtMoeConfig, LstmMoeConfig
+from ..errors import InputError, run_command
+from ..evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
+from ..evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
+from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from ..training.translation_arguments import TranslationDataArguments
+
+CONFIGS = Path(__file__).parents[1] / "paper_configs"  # travels with the package; configs/ of a checkout points here
+LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
+ROUNDED_DOWN = (
+    "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/evaluation/paper_tables.py."
+)
+
+
+def read_config(path: Path) -> LstmMoeConfig:
+    """The model that a file for scripts/train_lm.py describes."""
+    model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"])
+    return LstmMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
+
+
+def read_translation_config(path: Path) -> GnmtMoeConfig:
+    """The model that a file for scripts/train_translation.py describes."""
+    classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+    model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"], classes)
+    return GnmtMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
+
+
+def print_row(row: PaperRow, configs: Path) -> bool:
+    """Print one row, and tell whether it is the paper's."""
+    config = read_config(configs / "lm" / row.config)
+    ops, params = ops_per_timestep(config), count_parameters(config)
+    matches = row.has_ops(ops) and row.has_params(params) and config.dropout == (row.dropout or 0)
+    mark = ("✓ *" if row.ops_rounded_down else "✓") if matches else "differs"
+    numbers = [config.num_expert_groups or "-", row.mops, f"{ops / 1e6:.3f}", row.mparams, f"{params / 1e6:.3f}"]
+    print(LINE.format(row.name, *numbers, config.dropout, row.test_ppl, mark))
+    return matches
+
+
+def print_translation_row(row: TranslationRow, configs: Path) -> bool:
+    """Print one row, and tell whether it is the paper's."""
+    config = read_translation_config(configs / "translation" / row.config)
+    ops, params = ops_per_timestep(config), count_parameters(config) + count_embedding_parameters(config)
+    matches = row.has_ops(ops) and row.has_params(params)
+    paper = "-" if row.gparams is None else f"{row.gparams * 1e3:.0f}"
+    numbers = [config.num_expert_groups or "-", row.mops, f"{ops / 1e6:.3f}", paper, f"{params / 1e6:.3f}"]
+    print(LINE.format(row.name, *numbers, config.dropout, "-", "✓" if matches else "differs"))
+    return matches
+
+
+def print_heads(title: str) -> None:
+    names = ("model", "groups", "ops: paper", "ours", "params: paper", "ours", "dropout", "ppl", "")
+    print(f"\n{title}\n{LINE.format(*names).rstrip()}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="?", type=Path, help="folder with lm/ and translation/")
+    configs = parser.parse_args().configs
+    matches = []
+    status = run_command(lambda: matches.extend(print_tables(find_configs(configs))))
+    return status or int(not all(matches))
+
+
+def find_configs(given: Path | None) -> Path:
+    """The folder given, else the package's."""
+    folder = given or CONFIGS
+    if not ((folder / "lm").is_dir() and (folder / "translation").is_dir()):
+        raise InputError(f"configs={folder} has no lm/ and translation/: give configs/ of a checkout of this project")
+    return folder
+
+
+def print_tables(configs: Path) -> list[bool]:
+    """Print all rows, and tell of each whether it is the paper's."""
+    matches = []
+    for title, rows in (("1 billion words", BILLION_WORDS_1), ("100 billion words", BILLION_WORDS_100)):
+        print_heads(f"{title}; in millions, without embedding and softmax; ppl is the paper's")
+        matches += [print_row(row, configs) for row in rows]
+    print(ROUNDED_DOWN)
+    print_heads("translation; in millions, parameters with embedding and softmax; operations to 3 %")
+    return matches + [print_translation_row(row, configs) for row in TRANSLATION]

@@ -1,0 +1,226 @@
+"""Sentence pairs for translation: from files or the Hub to a memory-mapped dataset; what is left out is counted."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+from ..errors import InputError
+from .pair_sources import PairSource
+from .paths import expand_file_patterns
+from .text import dataset_of_rows, file_version, fingerprint, load_hub_dataset, read_lines
+
+PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
+
+
+@dataclass(frozen=True)
+class SentencePairs:
+    """Pairs of one or more directions.
+
+    dataset: columns "source", "target" (text), "direction" (int32, an index into `directions`) and "row" (int64, the
+        number of the pair among those read from its source, from 0).
+    directions: (source language, target language), either None if not named.
+    num_read, num_empty: pairs read, and those of them left out because a side is empty (white space only).
+    """
+
+    dataset: Dataset
+    directions: list[tuple[str | None, str | None]]
+    num_read: int
+    num_empty: int
+
+    @property
+    def tagged_languages(self) -> list[str]:
+        """The target languages that a tokenizer needs tags for: none when there is a single direction."""
+        return sorted({target for _, target in self.directions}) if len(self.directions) > 1 else []
+
+    def texts(self) -> Iterator[str]:
+        """Both sides of every pair; an aligned sentence appears in each of its pairs."""
+        for batch in self.dataset.iter(batch_size=1000):
+            yield from batch["source"]
+            yield from batch["target"]
+
+    def __str__(self) -> str:
+        return f"{len(self.dataset):,} pairs, {self.num_empty:,} of {self.num_read:,} left out as a side is empty"
+
+
+def load_sentence_pairs(
+    sources: Sequence[PairSource],
+    *,
+    max_pairs: int | None = None,
+    cache_dir: str | None = None,
+    num_proc: int | None = None,
+) -> SentencePairs:
+    """Load all pairs of `sources`; the same direction may come from several of them.
+
+    Text is UTF-8; lines end at "\\n" or "\\r\\n" only. A TSV line is source, one tab, target, with no quoting. A JSONL
+    line is {"translation": {language: text, ...}} or {"source": text, "target": text}. A Hub data set has a column
+    "translation" with a mapping of languages, or a column for each language; None there counts as empty. Texts of
+    JSONL and of the Hub keep their line breaks: what learns from them may write some. `max_pairs` reads the first
+    pairs of each source only. Pairs of which a side is empty are left out and counted.
+
+    Raises InputError: no source, languages missing where there are several directions or the data are keyed by
+    language, files that cannot be read, are not UTF-8 or have unequal numbers of lines, malformed lines, no pair left.
+    """
+    if max_pairs is not None and max_pairs < 1:
+        raise InputError(f"max_pairs={max_pairs} must be at least 1 (or None for all pairs)")
+    if not sources:
+        raise InputError("no sentence pairs are named, at least one source is needed")
+    directions = list(dict.fromkeys((source.source_language, source.target_language) for source in sources))
+    if len(directions) > 1 and any(None in direction for direction in directions):
+        names = ", ".join(source.direction for source in sources)
+        raise InputError(f"several directions need source_language and target_language each, got: {names}")
+    parts, num_read = [], 0
+    for source in sources:
+        part = _load_source(source, cache_dir, num_proc)
+        if max_pairs is not None:
+            part = part.select(range(min(max_pairs, len(part))))
+        num_read += len(part)
+        direction = directions.index((source.source_language, source.target_language))
+        parts.append(_without_empty(part, direction, num_proc))
+    dataset = concatenate_datasets(parts)
+    if len(dataset) == 0:
+        raise InputError(f"{_name(sources[0])}: no pair has text on both sides, of {num_read} read")
+    return SentencePairs(dataset, directions, num_read, num_read - len(dataset))
+
+
+def _load_source(source: PairSource, cache_dir, num_proc) -> Dataset:
+    if source.dataset_name:
+        return _load_hub_pairs(source, cache_dir, num_proc)
+    languages = (source.source_language, source.target_language)
+    if source.files:
+        paths = expand_file_patterns(source.files)
+        generate, options = _generate_from_files, {"languages": languages}
+    else:
+        pair = [expand_file_patterns(files) for files in (source.source_files, source.target_files)]
+        if len(pair[0]) != len(pair[1]):
+            raise InputError(
+                f"source_files={source.source_files} are {len(pair[0])} files, "
+                f"target_files={source.target_files} are {len(pair[1])}: they must be equally many"
+            )
+        paths, generate, options = list(zip(*pair)), _generate_from_aligned_files, {}
+    versions = [file_version(path) for entry in paths for path in ([entry] if source.files else entry)]
+    return dataset_of_rows(
+        generate,
+        paths,
+        features=PAIR_FEATURES,
+        fingerprint=fingerprint("pairs", generate.__name__, versions, options),
+        cache_dir=cache_dir,
+        num_proc=num_proc,
+        **options,
+    )
+
+
+def _generate_from_aligned_files(paths: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    for source_path, target_path in paths:
+        counts = [0, 0]
+        for source, target in zip_longest(read_lines(source_path), read_lines(target_path)):
+            counts[0] += source is not None
+            counts[1] += target is not None
+            if counts[0] == counts[1]:
+                yield {"source": source, "target": target}
+        if counts[0] != counts[1]:
+            raise InputError(
+                f"{source_path} has {counts[0]} lines and {target_path} has {counts[1]}: "
+                "aligned files must have equally many"
+            )
+
+
+def _generate_from_files(paths: Sequence[str], languages: tuple[str | None, str | None]) -> Iterator[dict[str, str]]:
+    for path in paths:
+        parse = _parser_for(path)
+        for number, line in enumerate(read_lines(path), start=1):
+            if not line.strip():
+                yield {"source": "", "target": ""}
+                continue
+            try:
+                source, target = parse(line, languages)
+            except ValueError as error:
+                raise InputError(f"{path}: line {number}: {error}") from None
+            yield {"source": source, "target": target}
+
+
+def _parser_for(path: str) -> Callable:
+    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in (".gz", ".xz")]
+    parsers = {".tsv": _parse_tsv, ".jsonl": _parse_jsonl}
+    if not suffixes or suffixes[-1] not in parsers:
+        raise InputError(f"{path}: files with both sides must be .tsv or .jsonl (or .gz, .xz of them)")
+    return parsers[suffixes[-1]]
+
+
+def _parse_tsv(line: str, languages) -> tuple[str, str]:
+    columns = line.split("\t")
+    if len(columns) != 2:
+        raise ValueError(f"{len(columns)} columns, expected 2: source, one tab, target")
+    return columns[0], columns[1]
+
+
+def _parse_jsonl(line: str, languages) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    keys, texts = ("source", "target"), row
+    if isinstance(row, dict) and "translation" in row:
+        if None in languages:
+            raise ValueError(f'"translation" needs source_language and target_language, got {languages}')
+        keys, texts = languages, row["translation"]
+    if not isinstance(texts, dict) or not all(isinstance(texts.get(key), str) for key in keys):
+        raise ValueError(f"no text under the keys {keys[0]!r} and {keys[1]!r}")
+    for key in keys:
+        texts[key].encode()  # JSON can spell half a character, "\\ud83d", which UTF-8 cannot
+    return texts[keys[0]], texts[keys[1]]
+
+
+def _load_hub_pairs(source: PairSource, cache_dir, num_proc) -> Dataset:
+    name, languages = source.dataset_name, (source.source_language, source.target_language)
+    if None in languages:
+        raise InputError(f"dataset_name={name} needs source_language and target_language, got {languages}")
+    dataset = load_hub_dataset(name, source.dataset_config_name, source.split, cache_dir=cache_dir, num_proc=num_proc)
+    nested = "translation" in dataset.column_names
+    feature = dataset.features["translation"] if nested else dataset.features
+    known = getattr(feature, "languages", None) or list(feature)
+    for language in languages:
+        if language not in known:
+            raise InputError(f"dataset_name={name} has no language {language!r}, it has {', '.join(map(str, known))}")
+    return dataset.map(
+        _pick_languages_of_batch,
+        batched=True,
+        remove_columns=dataset.column_names,
+        features=PAIR_FEATURES,
+        fn_kwargs={"languages": languages, "nested": nested},
+        num_proc=num_proc,
+        new_fingerprint=fingerprint("hub pairs", dataset._fingerprint, languages),
+        desc="Picking languages",
+    )
+
+
+def _pick_languages_of_batch(batch, languages: tuple[str, str], nested: bool) -> dict[str, list[str]]:
+    rows = batch["translation"] if nested else None
+    texts = [[row[language] for row in rows] if nested else batch[language] for language in languages]
+    return {name: [text or "" for text in side] for name, side in zip(("source", "target"), texts)}
+
+
+def _without_empty(dataset: Dataset, direction: int, num_proc) -> Dataset:
+    return dataset.map(
+        _keep_full_pairs_of_batch,
+        batched=True,
+        with_indices=True,
+        features=Features({**PAIR_FEATURES, "direction": Value("int32"), "row": Value("int64")}),
+        fn_kwargs={"direction": direction},
+        num_proc=num_proc,
+        new_fingerprint=fingerprint("full pairs, numbered", dataset._fingerprint, direction),
+        desc="Leaving out empty pairs",
+    )
+
+
+def _keep_full_pairs_of_batch(batch, rows: list[int], direction: int) -> dict[str, list]:
+    pairs = zip(batch["source"], batch["target"], rows)
+    kept = [(source, target, direction, row) for source, target, row in pairs if source.strip() and target.strip()]
+    return {name: [pair[i] for pair in kept] for i, name in enumerate(("source", "target", "direction", "row"))}
+
+
+def _name(source: PairSource) -> str:
+    return str(source.dataset_name or source.files or source.source_files)

@@ -1,0 +1,268 @@
+"""What a model needs when its experts are spread over devices, one copy of each (section 3): memory, bytes, time.
+
+The layout is that of `DistributedConfig(fsdp_size=P, ep_size=P)`: P devices with as many tokens each; n / P experts on
+each of them, which tokens reach by an all-to-all; all other weights cut into P parts, which every device gathers when
+it needs them. docs/sharding.md has the formulas, and benchmarks/sharding.py counts the bytes that really move.
+
+Letters: d width, h an expert's hidden size, k experts per token, n experts, P devices, T tokens of a device and step.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..errors import InputError
+from ..model_size import count_embedding_parameters, count_parameters, layers_without_memory, ops_per_timestep
+from ..models.configuration_moe import MoeConfig
+from ..models.experts import MoeExperts
+from ..models.lstm import Lstm
+from ..models.moe import MoeBlock
+
+OPTIMIZERS = ("adam", "factored_adam")
+FLOAT32 = 4
+VALUES_PER_NOISY_LOGIT = 5  # clean and noisy logit, deviation, probability and the like; a test counts them
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal devices.
+
+    Args:
+        devices: their number.
+        flops: floating-point operations of each per second; a multiply-and-add is two.
+        bandwidth: bytes per second that each sends while it receives as many.
+        memory: bytes of each, or None if that does not matter.
+    """
+
+    devices: int
+    flops: float
+    bandwidth: float
+    memory: float | None = None
+
+    def __post_init__(self):
+        if self.devices < 1:
+            raise InputError(f"devices={self.devices} must be at least 1")
+        for name in ("flops", "bandwidth", "memory"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name}={value} must be above 0")
+
+    @property
+    def remote_share(self) -> float:
+        """Share of what all devices have that one of them lacks: (P - 1) / P."""
+        return (self.devices - 1) / self.devices
+
+
+class Bytes(NamedTuple):
+    """Of one device, for one kind of weights."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+
+
+@dataclass(frozen=True)
+class ShardingPlan:
+    """A device's share of a training step. Bytes moved are those it sends; it receives as many."""
+
+    config: MoeConfig
+    cluster: Cluster
+    tokens: int
+    optimizer: str
+    value_bytes: int
+    experts: Bytes
+    dense: Bytes  # layers without experts
+    embeddings: Bytes  # embedding and softmax
+    gathered: float  # the largest matrix of the rest, whole, and its gradient
+    activations: float  # kept for the backward pass, and the logits
+    all_to_all: float  # bytes of a step
+    dense_exchange: float  # bytes of a step
+    compute_seconds: float
+    all_to_all_seconds: float
+    dense_seconds: float
+
+    @property
+    def experts_per_device(self) -> int:
+        """n / P, rounded up."""
+        return math.ceil(self.config.num_experts / self.cluster.devices)
+
+    @property
+    def tokens_per_expert(self) -> float:
+        """k T P / n, the combined batch."""
+        return self.config.num_experts_per_tok * self.tokens * self.cluster.devices / self.config.num_experts
+
+    @property
+    def memory(self) -> float:
+        """All of it, in bytes."""
+        weights = (*self.experts, *self.dense, *self.embeddings)
+        return sum(weights) + self.gathered + self.activations
+
+    @property
+    def bound(self) -> str:
+        """What takes longest; they may overlap."""
+        seconds = {
+            "compute": self.compute_seconds,
+            "all-to-all": self.all_to_all_seconds,
+            "exchange of dense weights": self.dense_seconds,
+        }
+        return max(seconds, key=seconds.get)
+
+
+def plan_sharding(
+    config: MoeConfig,
+    cluster: Cluster,
+    tokens: int,
+    optimizer: str = "factored_adam",
+    value_bytes: int = FLOAT32,
+) -> ShardingPlan:
+    """The plan of a training step.
+
+    Args:
+        config: of either family; a token of a translation model is one of the source and one of the target.
+        tokens: T, of each device.
+        optimizer: "adam", or "factored_adam", which is factored for the experts and Adam for the rest.
+        value_bytes: of a parameter, gradient, activation or moment; factored moments have 4 always.
+
+    Raises:
+        InputError: tokens or value_bytes below 1, or an unknown optimizer.
+    """
+    for name, value in (("tokens", tokens), ("value_bytes", value_bytes)):
+        if value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer={optimizer!r} is not known, use {' or '.join(OPTIMIZERS)}")
+    experts = expert_weights(config)
+    num_experts = sum(param.numel() for param in experts)
+    num_dense, num_embedding = count_parameters(config) - num_experts, count_embedding_parameters(config)
+
+    def of_device(number: int, share: float) -> Bytes:
+        return Bytes(*(times * number * share * value_bytes for times in (1, 1, 2)))  # Adam keeps two moments
+
+    share = math.ceil(config.num_experts / cluster.devices) / config.num_experts
+    expert_bytes = of_device(num_experts, share)
+    if optimizer == "factored_adam":
+        expert_bytes = expert_bytes._replace(optimizer=sum(factored_bytes(param.shape) for param in experts) * share)
+    logits = min(getattr(config, "loss_chunk_size", None) or tokens, tokens) * num_classes(config)
+    values_kept = tokens * activation_values(config, is_sharded=cluster.devices > 1) + logits
+    all_to_all = all_to_all_values(config) * tokens * value_bytes * cluster.remote_share
+    exchange = dense_exchange_values(config) * value_bytes * cluster.remote_share
+    return ShardingPlan(
+        config=config,
+        cluster=cluster,
+        tokens=tokens,
+        optimizer=optimizer,
+        value_bytes=value_bytes,
+        experts=expert_bytes,
+        dense=of_device(num_dense, 1 / cluster.devices),
+        embeddings=of_device(num_embedding, 1 / cluster.devices),
+        gathered=2 * config.vocab_size * config.hidden_size * value_bytes if cluster.devices > 1 else 0,
+        activations=values_kept * value_bytes,
+        all_to_all=all_to_all,
+        dense_exchange=exchange,
+        compute_seconds=step_flops(config) * tokens / cluster.flops,
+        all_to_all_seconds=all_to_all / cluster.bandwidth,
+        dense_seconds=exchange / cluster.bandwidth,
+    )
+
+
+def expert_weights(config: MoeConfig) -> list[torch.Tensor]:
+    """The experts' parameters, on the meta device."""
+    modules = layers_without_memory(config).modules()
+    return [param for module in modules if isinstance(module, MoeExperts) for param in module.parameters()]
+
+
+def factored_bytes(shape: torch.Size) -> int:
+    """Bytes of the row and column means that `FactoredAdam` keeps for a stack of matrices (..., H, D)."""
+    number = math.prod(shape)
+    return FLOAT32 * (number // shape[-1] + number // shape[-2])
+
+
+def expert_ops(config: MoeConfig) -> int:
+    """Multiply-and-adds of an expert for one token: 2 d h, and h^2 for every further hidden layer."""
+    hidden = config.moe_intermediate_size
+    return 2 * config.hidden_size * hidden + (config.num_expert_layers - 1) * hidden**2
+
+
+def compute_to_transfer(config: MoeConfig) -> float:
+    """Multiply-and-adds of an expert over the values of its input and output (section 3.2): h for one hidden layer."""
+    return expert_ops(config) / (2 * config.hidden_size)
+
+
+def needed_compute_to_transfer(cluster: Cluster, value_bytes: int = FLOAT32) -> float:
+    """The device's multiply-and-adds per second over the values that it can send in that time.
+
+    `compute_to_transfer` has to exceed it so that the experts, and not the network, take the time (section 3.2).
+    """
+    return (cluster.flops / 2) / (cluster.bandwidth / value_bytes)
+
+
+def num_moe_layers(config: MoeConfig) -> int:
+    """MoE layers of the model."""
+    return sum(isinstance(module, MoeExperts) for module in layers_without_memory(config).modules())
+
+
+def all_to_all_values(config: MoeConfig) -> int:
+    """Values that a training step moves for a token if all experts are elsewhere: 4 k d for each MoE layer.
+
+    2 k d forward (k copies of the input to the experts, k outputs back) and as much backward, their gradients. With
+    `recompute_experts` 6 k d: the backward pass repeats the experts' call, and with it both exchanges.
+    """
+    passes = 3 if config.recompute_experts else 2
+    return passes * 2 * config.num_experts_per_tok * config.hidden_size * num_moe_layers(config)
+
+
+def dense_exchange_values(config: MoeConfig) -> int:
+    """Values of the weights outside of the experts that a step gathers, and of gradients that it sums and scatters.
+
+    Every weight is gathered for the forward pass and again for the backward pass, but the softmax's is kept between
+    them, and its gradient goes to the device that has that part. An embedding that source and target share is
+    gathered for each.
+    """
+    num_softmax = config.vocab_size * config.hidden_size
+    num_experts = sum(param.numel() for param in expert_weights(config))
+    num_dense = count_parameters(config) - num_experts + count_embedding_parameters(config)
+    return 3 * num_dense - num_softmax + (num_softmax if getattr(config, "share_embeddings", False) else 0)
+
+
+def num_classes(config: MoeConfig) -> int:
+    """Classes of the softmax while training."""
+    return getattr(config, "num_sampled", None) or config.vocab_size
+
+
+def step_flops(config: MoeConfig) -> int:
+    """Floating-point operations of a training step for a token: forward, twice that backward, recomputed experts."""
+    forward = ops_per_timestep(config) + num_classes(config) * config.hidden_size
+    experts = config.num_experts_per_tok * expert_ops(config) * num_moe_layers(config)
+    return 2 * (3 * forward + (experts if config.recompute_experts else 0))
+
+
+def activation_values(config: MoeConfig, is_sharded: bool = True) -> int:
+    """Values that the layers keep for the backward pass for each token; ids, masks and dropout are left out.
+
+    An LSTM: its input, 4 gates and the cell (5 units), its output. A MoE layer: input and output (2 d), the gate's k
+    values and what follows from its logits, and, unless they are recomputed, the experts' hidden units (k h) and, when
+    sharded, the rows that come in and that come back (2 k d).
+    """
+    width, k, total = config.hidden_size, config.num_experts_per_tok, 0
+    for module in layers_without_memory(config).modules():
+        if isinstance(module, Lstm):
+            total += module.weight_ih.shape[1] + 5 * module.units + width
+        elif isinstance(module, MoeBlock):
+            total += 2 * width + k + _gate_values(config)
+            if not config.recompute_experts:
+                total += k * (config.num_expert_layers * config.moe_intermediate_size + (2 * width * is_sharded))
+    return total
+
+
+def _gate_values(config: MoeConfig) -> int:
+    """What a gate keeps for a token: a noisy one some values for each logit, of all groups and of the chosen ones'."""
+    if config.gating == "strictly_balanced":
+        return 3 * config.num_experts
+    if config.gating != "noisy_top_k":
+        return 0
+    if config.num_expert_groups is None:
+        return VALUES_PER_NOISY_LOGIT * config.num_experts
+    chosen, groups = config.num_groups_per_tok, config.num_expert_groups
+    return VALUES_PER_NOISY_LOGIT * (groups + chosen * config.num_experts // groups) + chosen * config.hidden_size

@@ -1,0 +1,132 @@
+"""What scripts/sharding_plan.py prints: a plan in words, and the memory of the paper's largest models."""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from ..errors import InputError
+from ..evaluation.paper_tables import BILLION_WORDS_100
+from ..models.configuration_gnmt_moe import GnmtMoeConfig
+from ..models.configuration_lstm_moe import LstmMoeConfig
+from ..models.configuration_moe import MoeConfig
+from .plan import (
+    OPTIMIZERS,
+    Cluster,
+    ShardingPlan,
+    compute_to_transfer,
+    needed_compute_to_transfer,
+    num_moe_layers,
+    plan_sharding,
+)
+
+GB = 1e9
+FEW_TOKENS = 64  # for an expert; below it its weights take longer to fetch than to use (benchmarks/results/experts.md)
+# The others have 32. Appendix D's numbers as remembered, not checked against its text.
+PAPER_DEVICES = {"MoE-65536-h": 64, "MoE-131072-h": 128}
+PAPER_BATCH = 2_500_000
+
+
+def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
+    """The model that a file for scripts/train_lm.py or train_translation.py describes, or the defaults, with changes.
+
+    Raises:
+        InputError: the file is missing or no mapping, or the configuration is refused.
+    """
+    values = {}
+    if file is not None:
+        if not file.is_file():
+            raise InputError(f"configuration file {file} does not exist")
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise InputError(f"configuration file {file} holds {type(values).__name__}, expected 'name: value' lines")
+    names = {cls: {field.name for field in dataclasses.fields(cls)} for cls in (LstmMoeConfig, GnmtMoeConfig)}
+    is_translation = bool(values.keys() & (names[GnmtMoeConfig] - names[LstmMoeConfig]))
+    config_class = GnmtMoeConfig if is_translation else LstmMoeConfig
+    try:
+        return config_class(**{name: values[name] for name in values.keys() & names[config_class]} | (changes or {}))
+    except Exception as error:  # the library wraps what a check raises in an error of its own, by another name
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def describe(plan: ShardingPlan) -> str:
+    """A plan as text."""
+    config, cluster = plan.config, plan.cluster
+    step = plan.compute_seconds + plan.all_to_all_seconds + plan.dense_seconds
+    head = "{:<28}{:>13}{:>13}{:>13}{:>13}"
+    lines = [
+        f"{cluster.devices} devices, {plan.tokens:,} tokens each; n = {config.num_experts:,}, k = "
+        f"{config.num_experts_per_tok}, d = {config.hidden_size}, h = {config.moe_intermediate_size}, MoE layers: "
+        f"{num_moe_layers(config)}",
+        f"experts per device: {plan.experts_per_device:,}; tokens per expert: {plan.tokens_per_expert:,.1f}",
+        "",
+        head.format("GB per device", "parameters", "gradients", "optimizer", "all").rstrip(),
+    ]
+    for name, size in (
+        ("experts", plan.experts),
+        ("other layers, cut", plan.dense),
+        ("embedding and softmax, cut", plan.embeddings),
+    ):
+        lines.append(head.format(name, *(f"{value / GB:.3f}" for value in (*size, sum(size)))))
+    for name, size in (
+        ("softmax, gathered", plan.gathered),
+        ("kept for the backward pass", plan.activations),
+        ("in all", plan.memory),
+    ):
+        lines.append(head.format(name, "", "", "", f"{size / GB:.3f}"))
+    lines += [
+        "",
+        f"sent per token: {plan.all_to_all / plan.tokens:,.0f} bytes to and from experts, "
+        f"{plan.dense_exchange / plan.tokens:,.0f} bytes of other weights and gradients",
+        f"sent per step: {plan.all_to_all / GB:.3f} GB and {plan.dense_exchange / GB:.3f} GB",
+        f"step: {step:.4f} s if nothing overlaps: compute {100 * plan.compute_seconds / step:.1f} %, all-to-all "
+        f"{100 * plan.all_to_all_seconds / step:.1f} %, other weights {100 * plan.dense_seconds / step:.1f} %; "
+        f"bound by {plan.bound}",
+        f"section 3.2: an expert has {compute_to_transfer(config):,.0f} multiply-and-adds for each value of its input "
+        f"and output; these devices want more than {needed_compute_to_transfer(cluster, plan.value_bytes):,.0f}",
+    ]
+    return "\n".join([*lines, *(f"warning: {text}" for text in warnings(plan))])
+
+
+def warnings(plan: ShardingPlan) -> list[str]:
+    """What is wrong with a plan, a line each."""
+    config, cluster, texts = plan.config, plan.cluster, []
+    if config.num_experts % cluster.devices:
+        texts.append(
+            f"num_experts={config.num_experts} is not a multiple of devices={cluster.devices}: Transformers refuses it"
+        )
+    elif config.num_expert_groups and config.num_expert_groups % cluster.devices:
+        texts.append(
+            f"num_expert_groups={config.num_expert_groups} is not a multiple of devices={cluster.devices}: a group is "
+            "spread over several (the paper has each on one)"
+        )
+    if plan.tokens_per_expert < FEW_TOKENS:
+        texts.append(f"{plan.tokens_per_expert:.1f} tokens per expert are few, below {FEW_TOKENS}: a larger batch")
+    if compute_to_transfer(config) < needed_compute_to_transfer(cluster, plan.value_bytes) and cluster.devices > 1:
+        texts.append("the network is slower than the experts (section 3.2): a larger moe_intermediate_size")
+    if cluster.memory is not None and plan.memory > cluster.memory:
+        texts.append(f"{plan.memory / GB:.2f} GB are more than the {cluster.memory / GB:.2f} GB of a device")
+    return texts
+
+
+def paper_memory_table(folder: Path) -> str:
+    """GB per device of the models for 100 billion words, on as many devices as the paper had, as Markdown.
+
+    Args:
+        folder: configs/lm.
+    """
+    names = ("model", "devices", "experts of a device", "tokens per expert", "parameters", "gradients")
+    names += ("factored state", "Adam's state", "gathered, kept", "in all, factored", "in all, Adam")
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for row in BILLION_WORDS_100:
+        config = read_config(folder / row.config)
+        cluster = Cluster(PAPER_DEVICES.get(row.name, 32), flops=1, bandwidth=1)
+        adam, factored = (plan_sharding(config, cluster, PAPER_BATCH // cluster.devices, name) for name in OPTIMIZERS)
+        cells = [row.name, str(cluster.devices), "-", "-"]
+        if num_moe_layers(config):
+            cells[2:] = f"{factored.experts_per_device:,}", f"{factored.tokens_per_expert:,.0f}"
+        values = [sum(parts) for parts in zip(factored.experts, factored.dense, factored.embeddings)]
+        values.append(adam.experts.optimizer + adam.dense.optimizer + adam.embeddings.optimizer)
+        values += [factored.gathered + factored.activations, factored.memory, adam.memory]
+        lines.append("| " + " | ".join([*cells, *(f"{value / GB:.2f}" for value in values)]) + " |")
+    return "\n".join(lines)

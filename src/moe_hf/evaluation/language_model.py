@@ -1,0 +1,76 @@
+"""Judge a trained language model on a text: perplexity, and how evenly the text uses the experts."""
+
+import tempfile
+
+from transformers import AutoModelForCausalLM
+
+from ..data.text import load_text_dataset, tokenize_to_stream
+from ..data.tokenizers import load_tokenizer
+from ..data.windows import StreamWindows, collate_windows
+from ..models.balancing import cv_squared
+from ..routing.observe import RoutingTotals, load_statistics, routing_totals
+from ..training.arguments import MoeTrainingArguments
+from ..training.lm_trainer import LmTrainer
+from ..training.runs import load_pretrained
+from .metrics import load_metric
+
+
+def evaluate_lm(
+    model_name_or_path: str, files: list[str], window_length: int = 64, carry_state: bool = True, batch_size: int = 16
+) -> dict[str, float]:
+    """Evaluate a model on text files.
+
+    Args:
+        model_name_or_path: folder or Hub name of the model and its tokenizer.
+        files, window_length, carry_state, batch_size: as for `measure_lm`.
+
+    Returns:
+        the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_importance, cv_load, max_over_mean_load and
+        dead_experts over the whole text.
+
+    Raises:
+        InputError: the model, its tokenizer or a file cannot be read, the text is shorter than the rows, or a package
+            for the metrics is missing.
+    """
+    load_metric("stream_perplexity")  # better now than after the text
+    tokenizer = load_tokenizer(model_name_or_path)
+    model = load_pretrained(AutoModelForCausalLM, model_name_or_path)
+    metrics, totals = measure_lm(model, tokenizer, files, window_length, carry_state, batch_size)
+    for layer, total in totals.items():
+        values = {"cv_importance": cv_squared(total.importance).sqrt().item(), **load_statistics(total.tokens)}
+        metrics |= {f"{layer}/{name}": value for name, value in values.items()}
+    return metrics
+
+
+def measure_lm(
+    model, tokenizer, files: list[str], window_length: int = 64, carry_state: bool = True, batch_size: int = 16
+) -> tuple[dict[str, float], dict[str, RoutingTotals]]:
+    """One pass of a model over text files, in evaluation mode.
+
+    Args:
+        files: text files, see `load_text_dataset`.
+        window_length: tokens of a window; with `carry_state` it changes speed and memory, not the result.
+        carry_state: go on from the state of the window before; otherwise each window starts from zero.
+        batch_size: rows that the text is cut into (fewer for a short text); each starts from a state of zero, so that
+            perplexities compare exactly only at the same number of rows.
+
+    Returns:
+        the metrics of `LmTrainer.evaluate`, and what each expert got from the text (`routing_totals`).
+
+    Raises:
+        InputError: a file cannot be read, or the text is shorter than the rows.
+    """
+    stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
+    batch_size = max(1, min(batch_size, (len(stream) - 1) // max(1, window_length)))
+    with tempfile.TemporaryDirectory() as folder, routing_totals(model) as totals:
+        arguments = MoeTrainingArguments(output_dir=folder, per_device_eval_batch_size=batch_size, report_to="none")
+        trainer = LmTrainer(
+            model=model,
+            args=arguments,
+            eval_dataset=StreamWindows(stream, window_length, num_rows=batch_size * arguments.world_size),
+            data_collator=collate_windows,
+            carry_state=carry_state,
+        )
+        metrics = trainer.evaluate()
+    metrics.pop("epoch", None)  # of a training that there was none of
+    return metrics, totals

@@ -1,0 +1,112 @@
+"""A model of Transformers' own beside ours: the same text, tokenizer, tokens per step and optimizer."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..errors import InputError
+from ..training.arguments import DataArguments, MoeTrainingArguments, TranslationTrainingArguments
+from ..training.lm import train_lm
+from ..training.lm_trainer import LmTrainer
+from ..training.translation import train_translation
+from ..training.translation_arguments import TranslationDataArguments
+from ..training.translation_trainer import TranslationTrainer
+
+# What a configuration keeps without knowing it.
+NOTES = ("label_smoothing", "attn_implementation")
+
+
+@dataclass
+class ReferenceArguments:
+    """A model of Transformers: {"model_type": "gpt2", "n_embd": 64, ...}; the vocabulary is the tokenizer's."""
+
+    reference: dict = field(default_factory=dict)
+    model_name_or_path: str | None = None
+
+    def config(self, **vocabulary) -> PreTrainedConfig:
+        """Its configuration; InputError: there is no such model, or it has no such arguments."""
+        try:
+            return AutoConfig.for_model(**self.reference, **vocabulary)
+        except (TypeError, ValueError) as error:
+            raise self._error(f"is no model: {' '.join(str(error).split())[:300]}") from error
+
+    def check(self, translates: bool) -> None:
+        """Make the model without memory.
+
+        Args:
+            translates: whether it has to be an encoder-decoder model.
+
+        Raises:
+            InputError: it cannot be made, is of the wrong kind, or an argument is not one of its configuration.
+        """
+        config = self.config()
+        known = ReferenceArguments({"model_type": config.model_type}).config()
+        for name in self.reference:
+            if not hasattr(known, name) and name not in NOTES:  # which the configuration would take for a note
+                raise self._error(f"is no model: {name!r} is no argument of {config.model_type}")
+        smoothing = self.reference.get("label_smoothing", 0.0)
+        if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
+            raise InputError(f"label_smoothing={smoothing!r} must be a number of at least 0 and below 1")
+        if translates and not config.is_encoder_decoder:
+            raise self._error("is no encoder-decoder model")
+        auto_class = AutoModelForSeq2SeqLM if translates else AutoModelForCausalLM
+        try:
+            with torch.device("meta"):
+                model = auto_class.from_config(config)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise self._error(f"cannot be made: {str(error).partition(chr(10))[0][:300]}") from error
+        if translates and not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            raise self._error("cannot be trained here: it does not shift labels; marian, bart, t5 and others do")
+
+    def _error(self, reason: str) -> InputError:
+        return InputError(f"reference={self.reference} {reason}")
+
+
+def train_reference(
+    model_args: ReferenceArguments, data_args: DataArguments, training_args: MoeTrainingArguments
+) -> tuple[LmTrainer, dict[str, float]]:
+    """`train_lm` for another causal language model, such as GPT-2, from random weights.
+
+    It sees each window by itself, since only an LSTM's state can be carried: choose a `window_length` that is fair.
+
+    Args:
+        data_args, training_args: as for `train_lm`, with carry_state=False.
+
+    Raises:
+        InputError: something in the arguments or the data is wrong.
+    """
+    if data_args.carry_state:
+        raise InputError("carry_state=True needs an LSTM, a reference model is trained on each window by itself")
+
+    def new_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return AutoModelForCausalLM.from_config(model_args.config(vocab_size=len(tokenizer), **special))
+
+    return train_lm(model_args, data_args, training_args, new_model)
+
+
+def train_translation_reference(
+    model_args: ReferenceArguments, data_args: TranslationDataArguments, training_args: TranslationTrainingArguments
+) -> tuple[TranslationTrainer, dict[str, float | str]]:
+    """`train_translation` for another encoder-decoder model that shifts labels, such as Marian's Transformer or BART.
+
+    Its loss is ours: `label_smoothing` may stand among the arguments of its configuration, which keeps it.
+
+    Raises:
+        InputError: something in the arguments or the data is wrong.
+    """
+
+    def new_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        special |= {"decoder_start_token_id": tokenizer.bos_token_id, "forced_eos_token_id": tokenizer.eos_token_id}
+        return AutoModelForSeq2SeqLM.from_config(model_args.config(vocab_size=len(tokenizer), **special))
+
+    return train_translation(model_args, data_args, training_args, new_model)

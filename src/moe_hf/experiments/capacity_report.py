@@ -1,0 +1,110 @@
+"""Figure 2 and table 7 of the paper for runs of ours: perplexity against capacity or computation per token."""
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from ..model_size import size_of_any
+from .numbers import mean_and_range
+from .run_curves import Curves, read_curves
+
+MEASURES = {"perplexity_per_word": "eval_perplexity_per_word", "perplexity_per_token": "eval_perplexity_per_token"}
+SIZES = {"parameters": "parameters without embedding and softmax", "ops": "operations per token"}
+
+
+@dataclass
+class CapacityRow:
+    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last perplexities on the
+    validation text (`perplexities` per word), `seconds` of a step, and the `curves` of `MEASURES`."""
+
+    name: str
+    parameters: int
+    ops: int
+    seeds: list[int] = field(default_factory=list)
+    perplexities: list[float] = field(default_factory=list)
+    token_perplexities: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
+
+
+def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
+    """Put what a finished training left in `folder` into the row of its model."""
+    config = AutoConfig.from_pretrained(folder)
+    row = rows.setdefault(name, CapacityRow(name, *size_of_any(config)))
+    # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
+    speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
+    curves = read_curves(folder, MEASURES)
+    row.seeds.append(seed)
+    row.perplexities.append(curves["perplexity_per_word"][-1][1])
+    row.token_perplexities.append(curves["perplexity_per_token"][-1][1])
+    row.seconds.append(1 / speed if speed else float("nan"))
+    row.curves.append(curves)
+
+
+def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
+    """The rows as a Markdown table; means over the seeds and, from two seeds on, the range.
+
+    Args:
+        baseline: the model that the others' perplexity and time are compared with.
+    """
+    base = next(row for row in rows if row.name == baseline)
+    lines = [
+        f"| model | parameters | operations per token | perplexity per word | over {baseline} | per token | "
+        f"over {baseline} | s a step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        measured = [
+            *_compared(row.perplexities, base.perplexities),
+            *_compared(row.token_perplexities, base.token_perplexities),
+        ]
+        lines.append(
+            f"| {row.name} | {row.parameters / 1e6:.2f} M | {row.ops / 1e6:.3f} M | {' | '.join(measured)} | "
+            f"{statistics.median(row.seconds):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _compared(values: list[float], baseline: list[float]) -> tuple[str, str]:
+    """The mean, with the range if there is one, and how far it is from the baseline's."""
+    return mean_and_range(values), f"{100 * (statistics.fmean(values) / statistics.fmean(baseline) - 1):+.1f} %"
+
+
+def _ratio(sizes: list[int]) -> float:
+    return max(sizes) / min(sizes)
+
+
+def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
+    """Perplexity against the number of parameters (figure 2, left), and while training.
+
+    For models that differ more in computation, against the operations per token (figure 2, right).
+    """
+    from matplotlib.figure import Figure
+
+    spread = {name: _ratio([getattr(row, name) for row in rows]) for name in SIZES}
+    size = max(SIZES, key=spread.get)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    from_lowest = sorted(rows, key=lambda row: statistics.fmean(row.perplexities))
+    for number, row in enumerate(rows):
+        color, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
+        left.plot([getattr(row, size)] * len(row.perplexities), row.perplexities, marker, color=color)
+        place = (getattr(row, size), statistics.fmean(row.perplexities))
+        # On either side in turn, from the lowest up, as models of the same size may be close to each other.
+        offset, side = ((5, 4), "left") if from_lowest.index(row) % 2 else ((-5, -10), "right")
+        left.annotate(row.name, place, xytext=offset, textcoords="offset points", ha=side, fontsize="small")
+        for seed_number, curves in enumerate(row.curves):
+            label = row.name if seed_number == 0 else None
+            right.plot(*zip(*curves["perplexity_per_word"]), color=color, linewidth=1, label=label)
+    left.set_xscale("log")
+    left.margins(x=0.25)
+    left.set_xlabel(SIZES[size])
+    right.set_xlabel("step")
+    right.set_yscale("log")
+    right.legend(fontsize="x-small")
+    for axes in (left, right):
+        axes.set_ylabel("validation perplexity per word")
+    figure.savefig(file, dpi=110)

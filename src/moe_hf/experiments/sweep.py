@@ -1,0 +1,268 @@
+"""Several training runs one after the other, as one experiment that can be stopped and taken up again."""
+
+import copy
+import gc
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..data.tokenizers import load_or_train_tokenizer
+from ..errors import InputError
+from ..training.arguments import DataArguments, MoeTrainingArguments
+from ..training.checkpoints import check_same_run
+from ..training.lm import load_text, train_lm
+from ..training.runs import course_of_run
+from .baselines import ReferenceArguments, train_reference, train_translation_reference
+
+# What decides the tokenizer, with the arguments of its training in tokenizers.py.
+TOKENIZER_ARGUMENTS = (
+    *("tokenizer_kind", "vocab_size", "train_files", "max_train_lines"),
+    *("dataset_name", "dataset_config_name", "train_split", "text_column"),
+)
+# What a model of a sweep may have of its own, besides its model arguments. (Others decide what is set up before.)
+DATA_ARGUMENTS = ("train_pairs", "validation_pairs")
+TRAINING_ARGUMENTS = {"max_steps": int, "warmup_steps": int, "learning_rate": float}
+
+
+@dataclass
+class SweepArguments:
+    """What is varied."""
+
+    variants: dict | str | None = field(
+        default_factory=dict, metadata={"help": "{name: {argument: value}}; on the command line as JSON"}
+    )
+    references: dict | str | None = field(
+        default_factory=dict,
+        metadata={
+            "help": "{name: {model_type: of Transformers, argument of its configuration or of the training: value}}: "
+            "models beside ours; on the command line as JSON"
+        },
+    )
+    only: list[str] | None = field(
+        default=None, metadata={"help": "names of the variants and references to train (default: all)"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
+
+    def __post_init__(self):
+        self.variants = _named(self.variants, "variants")
+        self.references = _named(self.references, "references")
+
+    def check_names(self) -> None:
+        """InputError: there is no model, two have one name, or `only` names one that is not there."""
+        names = [*self.variants, *self.references]
+        if both := self.variants.keys() & self.references.keys():
+            raise InputError(f"references: {min(both)!r} is the name of a variant too")
+        for name in self.only or []:
+            if name not in names:
+                raise InputError(f"only={name} is none of {', '.join(names)}")
+        if not names:
+            raise InputError("variants is empty: name at least one model")
+
+
+def _named(value: dict | str, argument: str) -> dict[str, dict]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{argument} is not valid JSON: {error}") from error
+    if not isinstance(value, dict) or not all(isinstance(changes, dict) for changes in value.values()):
+        raise InputError(f"{argument}={value!r} must be {{name: {{argument: value}}}}")
+    for name in value:
+        if not re.fullmatch(r"[\w.,=+-]+", name):
+            raise InputError(f"{argument}: name {name!r} must consist of letters, digits and ._,=+-")
+    return value
+
+
+def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingArguments) -> DataArguments:
+    """The same data for all runs, with a tokenizer that is trained once, into the folder `tokenizer` of `output_dir`.
+
+    Raises:
+        InputError: there is one that was trained otherwise, or it cannot be trained.
+    """
+    if data_args.tokenizer_name_or_path:
+        return data_args
+    folder = Path(training_args.output_dir) / "tokenizer"
+    arguments = {name: getattr(data_args, name) for name in TOKENIZER_ARGUMENTS}
+    if not folder.is_dir():
+        print(f"{folder}: training", flush=True)
+        text = load_text(data_args, "train")
+        tokenizer = load_or_train_tokenizer(None, text, kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size)
+        unfinished = folder.with_name(f"tokenizer-{os.getpid()}")
+        tokenizer.save_pretrained(unfinished)
+        check_same_run(str(unfinished), None, arguments)
+        try:
+            unfinished.replace(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(unfinished)
+    check_same_run(str(folder), str(folder / "finished"), arguments)
+    return replace(data_args, tokenizer_name_or_path=str(folder))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`."""
+
+    name: str
+    seed: int
+    train: Callable
+    model_args: object
+    data_args: object
+    training_args: MoeTrainingArguments
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.training_args.output_dir)
+
+    def is_finished(self) -> bool:
+        """Whether the folder has the model and its last results; InputError: those of a run of other arguments."""
+        folder = self.folder
+        if not all((folder / file).is_file() for file in ("eval_results.json", "trainer_state.json")):
+            return False
+        course = course_of_run(self.model_args, self.data_args, self.training_args)
+        check_same_run(str(folder), str(folder / "finished"), course)
+        steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+        asked = self.training_args.max_steps
+        if asked > 0 and asked != steps:
+            raise InputError(f"max_steps={asked} differs from the {steps} of the finished run {folder}")
+        return True
+
+
+def train_runs(runs: list[Run], only: list[str] | None = None) -> list[Run]:
+    """Train what is not finished yet; a run that was killed goes on.
+
+    Args:
+        only: names of those to train, all if there are none.
+
+    Returns:
+        all that are finished then, in their order.
+
+    Raises:
+        InputError: a run of other arguments stands in one of the folders; finished ones are looked at first.
+    """
+    are_finished = [run.is_finished() for run in runs]
+    for run, is_finished in zip(runs, are_finished, strict=True):
+        if only and run.name not in only:
+            continue
+        print(f"{run.folder}: {'finished before' if is_finished else 'training'}", flush=True)
+        if not is_finished:
+            run.train(run.model_args, run.data_args, run.training_args)
+            gc.collect()
+    return [run for run in runs if run.is_finished()]
+
+
+def variant_runs(
+    model_args,
+    data_args,
+    training_args: MoeTrainingArguments,
+    variants: dict[str, dict],
+    seeds: list[int],
+    train: Callable = train_lm,
+) -> list[Run]:
+    """One run for each variant and seed.
+
+    Args:
+        model_args, data_args, training_args: what all runs have in common; each gets a folder in `output_dir`.
+        variants: {name: {argument: value}}: model arguments, `DATA_ARGUMENTS` and `TRAINING_ARGUMENTS`; the names
+            become folders'.
+        seeds: of the initial weights, the order of the data, the gating noise and the dropout.
+        train: `train_translation` for translation models.
+
+    Raises:
+        InputError: an argument that a variant cannot have.
+    """
+    runs = []
+    for seed in seeds:
+        for name, changes in variants.items():
+            own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
+            of_data = {key: own.pop(key) for key in DATA_ARGUMENTS if key in own and hasattr(data_args, key)}
+            if unknown := own.keys() - vars(model_args).keys():
+                allowed = ", ".join([*DATA_ARGUMENTS, *TRAINING_ARGUMENTS])
+                raise InputError(
+                    f"variant {name!r}: {min(unknown)!r} is no argument of the model, and none of {allowed}"
+                )
+            run_training_args = _of_one_run(training_args, name, seed, changes)
+            run_args = (replace(model_args, **own), replace(data_args, **of_data), run_training_args)
+            runs.append(Run(name, seed, train, *run_args))
+    return runs
+
+
+def reference_runs(
+    data_args: DataArguments, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+) -> list[Run]:
+    """`variant_runs` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
+
+    Raises:
+        InputError: a model that cannot be made, or whose windows do not divide the tokens of a step.
+    """
+    runs = []
+    for seed in seeds:
+        for name, changes in references.items():
+            model_args = _reference(name, changes, data_args, training_args, translates=False)
+            run_training_args = _of_one_run(training_args, name, seed, changes)
+            window = model_args.config().max_position_embeddings
+            tokens = training_args.per_device_train_batch_size * data_args.window_length
+            if tokens % window:
+                raise InputError(
+                    f"reference {name!r}: its windows of {window} must divide the {tokens} tokens of a step"
+                )
+            run_training_args.per_device_train_batch_size = tokens // window
+            run_data_args = replace(data_args, window_length=window, carry_state=False)
+            runs.append(Run(name, seed, train_reference, model_args, run_data_args, run_training_args))
+    return runs
+
+
+def translation_reference_runs(
+    data_args, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+) -> list[Run]:
+    """`variant_runs` for translation models of Transformers' own, on the same batches.
+
+    Raises:
+        InputError: a model that cannot be made, does not translate, or has an argument that it cannot have.
+    """
+    runs = []
+    for seed in seeds:
+        for name, changes in references.items():
+            model_args = _reference(name, changes, data_args, training_args, translates=True)
+            run_training_args = _of_one_run(training_args, name, seed, changes)
+            runs.append(Run(name, seed, train_translation_reference, model_args, data_args, run_training_args))
+    return runs
+
+
+def _reference(name: str, changes: dict, data_args, training_args, translates: bool) -> ReferenceArguments:
+    """The model's own arguments, looked at now rather than after another model's training."""
+    own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
+    if wrong := own.keys() & (vars(training_args).keys() | vars(data_args).keys()):
+        allowed = ", ".join(TRAINING_ARGUMENTS)
+        raise InputError(f"reference {name!r}: {min(wrong)!r} is no argument of the model, and none of {allowed}")
+    model_args = ReferenceArguments(own)
+    try:
+        model_args.check(translates)
+    except InputError as error:
+        raise InputError(f"reference {name!r}: {error}") from error
+    return model_args
+
+
+def _of_one_run(training_args: MoeTrainingArguments, name: str, seed: int, changes: dict) -> MoeTrainingArguments:
+    training_args = copy.copy(training_args)
+    training_args.output_dir = str(Path(training_args.output_dir) / f"{name}-seed{seed}")
+    training_args.seed = seed
+    training_args.resume_from_checkpoint = "last"
+    for argument, kind in TRAINING_ARGUMENTS.items():
+        if argument in changes:
+            setattr(training_args, argument, _number(kind, changes[argument], f"{name!r}: {argument}"))
+    return training_args
+
+
+def _number(kind: type, value, argument: str) -> int | float:
+    """The value as an int or float; YAML reads 1e-3 as text."""
+    try:
+        number = kind(float(value))
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool) or number != float(value):
+        raise InputError(f"{argument}={value!r} must be of type {kind.__name__}")
+    return number

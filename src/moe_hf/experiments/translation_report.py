@@ -1,0 +1,106 @@
+"""Tables 2, 3 and 5 of the paper for runs of ours: translation models of the same computation per token."""
+
+import json
+import re
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from ..model_size import size_of_any
+from .numbers import mean_and_range
+from .run_curves import Curves, read_curves
+
+MEASURES = {
+    "bleu": "BLEU",
+    "bleu_lowercase": "lowercased",
+    "chrf": "chrF",
+    "perplexity_per_word": "perplexity per word",
+}
+CURVES = {"loss": "loss", "bleu": "eval_bleu", "perplexity_per_word": "eval_perplexity_per_word"}
+DIRECTION = re.compile("eval_bleu_(?!lowercase)(.+-.+)")  # eval_bleu_en-de
+
+
+@dataclass
+class TranslationRow:
+    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last evaluation's `metrics`,
+    the `seconds` of a step, and the `curves` of `CURVES`."""
+
+    name: str
+    parameters: int
+    ops: int
+    metrics: list[dict] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
+
+    def bleu(self, direction: str | None = None) -> list[float]:
+        """BLEU of each seed, of one direction or of all."""
+        return [metrics[f"eval_bleu_{direction}" if direction else "eval_bleu"] for metrics in self.metrics]
+
+    def directions(self) -> list[str]:
+        """Of a multilingual model; empty for one pair of languages."""
+        return [found[1] for name in self.metrics[0] if (found := DIRECTION.fullmatch(name))]
+
+
+def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, folder: str | Path) -> None:
+    """Put what a finished training left in `folder` into the row of its model."""
+    folder = Path(folder)
+    config = AutoConfig.from_pretrained(folder)
+    row = rows.setdefault(name, TranslationRow(name, *size_of_any(config)))
+    row.seeds.append(seed)
+    row.curves.append(read_curves(folder, CURVES))
+    row.metrics.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8")))
+    # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
+    speed = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
+    row.seconds.append(1 / speed if speed else float("nan"))
+
+
+def translation_table(rows: list[TranslationRow]) -> str:
+    """The rows as a Markdown table, then BLEU by direction if there are several, whose mean the first table has.
+
+    All numbers are means over the seeds, with the ranges. By direction: a column for each multilingual model, and one
+    for the bilingual models, which are those with a direction's name, such as "en-de". The last line counts the
+    directions in which a mean is above the first model's.
+    """
+    heads = ["model", "parameters", "operations per time step", *MEASURES.values(), "s a step"]
+    lines = _head(heads)
+    for row in rows:
+        size = [f"{row.parameters / 1e6:.2f} M", f"{row.ops / 1e6:.3f} M"]
+        measured = [mean_and_range([metrics[f"eval_{name}"] for metrics in row.metrics]) for name in MEASURES]
+        lines.append(_line([row.name, *size, *measured, f"{statistics.median(row.seconds):.2f}"]))
+    several = [row for row in rows if row.directions()]
+    if several:
+        lines += ["", *_by_direction(several, bilingual_rows(rows))]
+    return "\n".join(lines)
+
+
+def bilingual_rows(rows: list[TranslationRow]) -> dict[str, TranslationRow]:
+    """{direction: the model with that name}, of the directions of the multilingual models among the rows."""
+    directions = {name for row in rows for name in row.directions()}
+    return {row.name: row for row in rows if row.name in directions}
+
+
+def _by_direction(rows: list[TranslationRow], bilingual: dict[str, TranslationRow]) -> list[str]:
+    directions = rows[0].directions()
+    columns = {row.name: {name: row.bleu(name) for name in directions} for row in rows}
+    if bilingual:
+        columns["bilingual"] = {name: row.bleu() for name, row in bilingual.items()}
+    lines = _head(["BLEU", *columns])
+    for name in directions:
+        lines.append(_line([name, *(mean_and_range(of[name]) if name in of else "-" for of in columns.values())]))
+    (_, base), *others = columns.items()
+    counts = [
+        f"{sum(statistics.fmean(of[name]) > statistics.fmean(base[name]) for name in of)} of {len(of)}"
+        for _, of in others
+    ]
+    return lines + [_line([f"above {rows[0].name}", "-", *counts])]
+
+
+def _head(names: list[str]) -> list[str]:
+    return [_line(names), "|---" * len(names) + "|"]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,86 @@
+"""What a model card tells of a training's arguments: data, languages, search; and no folder of whoever ran it."""
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from .data.pair_sources import PairSource, read_pair_sources
+from .data.translation_tokenizers import known_languages
+from .training.arguments import TranslationTrainingArguments
+from .training.runs import CONFIG_FILE
+
+
+def read_run(folder: Path) -> dict:
+    """The arguments that a training left in its folder, {} without any; lists of pairs that are JSON text as lists."""
+    path = folder / CONFIG_FILE
+    run = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in ("train_pairs", "validation_pairs"):
+        if isinstance(run.get(name), str):
+            run[name] = json.loads(run[name])
+    return run
+
+
+def pair_sources(run: dict, part: str) -> list[PairSource]:
+    """The sentence pairs that `{part}_pairs` names."""
+    return read_pair_sources(run[f"{part}_pairs"], f"{part}_pairs") if run.get(f"{part}_pairs") else []
+
+
+def evaluation_files(run: dict) -> list[str]:
+    """The files, or the dataset of the Hub, that the run was evaluated on."""
+    files = [path for side in ("", "source_", "target_") for path in run.get(f"validation_{side}files") or []]
+    for source in pair_sources(run, "validation"):
+        for value in (source.source_files, source.target_files, source.files):
+            files += [value] if isinstance(value, str) else value or []
+        if source.dataset_name:
+            files.append(f"{source.dataset_name} ({source.split})")
+    if not files and run.get("dataset_name"):
+        files = [f"{run['dataset_name']} ({run.get('validation_split') or 'validation'})"]
+    return list(dict.fromkeys(files))
+
+
+def languages(run: dict) -> list[str]:
+    """Those that a training of a translation model names, in their order."""
+    names = [run.get("source_language"), run.get("target_language")]
+    for source in pair_sources(run, "train"):
+        names += [source.source_language, source.target_language]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def directions(run: dict, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a translation model translates, such as "en → de"; "" if neither the training nor the tokenizer tells."""
+    pairs = [(source.source_language, source.target_language) for source in pair_sources(run, "train")]
+    pairs = pairs or [(run.get("source_language"), run.get("target_language"))]
+    named = dict.fromkeys(f"{source} → {target}" for source, target in pairs if source and target)
+    if not named and (known := known_languages(tokenizer)):
+        return f"into {', '.join(known)}"
+    return ", ".join(named)
+
+
+def search(run: dict) -> str:
+    """How a training's translations were found that its scores are of."""
+    beams = run.get("eval_num_beams", TranslationTrainingArguments.eval_num_beams)
+    return "greedy search" if beams == 1 else f"{beams} beams"
+
+
+def for_others(run: dict, repo_id: str) -> dict:
+    """The arguments of a training without the folders of whoever ran it; its tokenizer is the repository's."""
+    run = {key: value for key, value in run.items() if key != "cache_dir"}
+    tokenizer = run.get("tokenizer_name_or_path")
+    if tokenizer and (Path(tokenizer).exists() or Path(tokenizer).is_absolute() or tokenizer.count("/") > 1):
+        run["tokenizer_name_or_path"] = repo_id
+    return without_folders(run) | {"output_dir": f"runs/{repo_id.rpartition('/')[2]}"}
+
+
+def without_folders(value):
+    """The value with the names alone of files that it names by absolute paths, also inside of lists and mappings."""
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_folders(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    option, equals, path = value.partition("=") if value.startswith("--") else ("", "", value)
+    return option + equals + (Path(path).name if os.path.isabs(path) else path)

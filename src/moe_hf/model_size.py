@@ -1,0 +1,77 @@
+"""How large a model is and what a token costs, by the paper's convention: embedding and softmax left out."""
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+
+from .models.configuration_gnmt_moe import GnmtMoeConfig
+from .models.configuration_moe import MoeConfig
+from .models.experts import MoeExperts
+from .models.hierarchical_gating import HierarchicalGate
+from .models.modeling_gnmt_moe import GnmtMoeModel
+from .models.modeling_lstm_moe import LstmMoeModel
+
+
+def count_parameters(config: MoeConfig) -> int:
+    """Number of parameters of all layers, without embedding and softmax. Nothing is allocated, whatever the size."""
+    return sum(parameter.numel() for parameter in layers_without_memory(config).parameters())
+
+
+def count_embedding_parameters(config: MoeConfig) -> int:
+    """Number of parameters of embedding and softmax, each matrix that is shared counted once."""
+    embeddings = 2 if isinstance(config, GnmtMoeConfig) and not config.share_embeddings else 1
+    return (embeddings + (not config.tie_word_embeddings)) * config.vocab_size * config.hidden_size
+
+
+def ops_per_timestep(config: MoeConfig) -> int:
+    """Multiply-and-adds of the forward pass for one token while training, without embedding and softmax.
+
+    Each matrix that a token meets counts with its number of elements: those of the LSTMs, of the k experts used, and
+    W_g and W_noise of the gates, of a hierarchical gate all over the groups and those of the chosen groups. Biases,
+    activations and the gate's choice are not multiply-and-adds. A translation's time step is one source token through
+    the encoder and one target token through the decoder, with the attention's U and W; what grows with the length of
+    the source, the scores and their weighted sum, is left out.
+    """
+    ops = 0
+    for module in layers_without_memory(config).modules():
+        size = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
+        if isinstance(module, MoeExperts):
+            size = size * config.num_experts_per_tok // config.num_experts
+        elif isinstance(module, HierarchicalGate):
+            size = size * config.num_groups_per_tok // config.num_expert_groups
+        ops += size
+    return ops
+
+
+def size_of_any(config: PreTrainedConfig) -> tuple[int, int]:
+    """Parameters and operations per token of a model of ours or of Transformers, without embedding and softmax."""
+    if isinstance(config, MoeConfig):
+        return count_parameters(config), ops_per_timestep(config)
+    return size_of_reference(config)
+
+
+def size_of_reference(config: PreTrainedConfig) -> tuple[int, int]:
+    """Parameters and operations per token of a model of Transformers, counted as those of ours.
+
+    Embeddings, those of positions too, and softmax are left out. A decoder-only model's attention over a window of all
+    its positions: each token scores and adds up half of them on average, a multiply-and-add each for every element of
+    the width. Of an encoder-decoder model it is left out, as of ours: a time step is one source and one target token.
+    """
+    with torch.device("meta"):
+        model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
+    left_out = {id(model.get_output_embeddings().weight)}
+    left_out |= {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in left_out]
+    matrices = sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
+    attention = 0
+    if not config.is_encoder_decoder:
+        attention = config.num_hidden_layers * config.hidden_size * (config.max_position_embeddings + 1)
+    return sum(parameter.numel() for parameter in parameters), matrices + attention
+
+
+def layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
+    """All layers of the model, without embedding and softmax, as modules on the meta device."""
+    with torch.device("meta"):
+        if isinstance(config, GnmtMoeConfig):
+            model = GnmtMoeModel(config)
+            return torch.nn.ModuleList([*model.encoder.layers, *model.decoder.layers])
+        return LstmMoeModel(config).layers

@@ -1,0 +1,143 @@
+"""generate() where a recurrent state differs from the keys and values that the library expects."""
+
+import copy
+import functools
+
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import (
+    GenerationConfig,
+    GenerationMixin,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from .cache import CACHE_NAME
+
+
+class MoeGenerationMixin(GenerationMixin):
+    """The library's `generate()`, and errors of one line for what a recurrent model cannot do."""
+
+    def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs: dict, *args, **kwargs) -> dict:
+        """Drops `labels`: `Seq2SeqTrainer` hands the whole batch to generate(), and the library to the encoder."""
+        model_kwargs.pop("labels", None)
+        return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+
+    def _expand_inputs_for_generation(self, *args, encoder_outputs=None, **kwargs):
+        """One row for each beam, in a copy of `encoder_outputs`: the library repeats rows in the caller's object."""
+        if encoder_outputs is not None:
+            kwargs["encoder_outputs"] = copy.copy(encoder_outputs)
+        return super()._expand_inputs_for_generation(*args, **kwargs)
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # the library reads the signature
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+        """The inputs of a forward, without the tokenizers that generate() hands on.
+
+        The state has its older name in every version of the library. PEFT 0.21 looks for that name alone, and where it
+        finds no state, puts a learnt prompt in again before each token.
+        """
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if "cache" in inputs:
+            inputs["past_key_values"] = inputs.pop("cache")
+        return {name: value for name, value in inputs.items() if name not in ("tokenizer", "assistant_tokenizer")}
+
+    def _prefill(self, input_ids, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
+        """Runs the first forward.
+
+        Raises:
+            ValueError: a cache that has seen tokens does not fit the rows or the tokens, or `prefill_chunk_size` for a
+                translation.
+        """
+        if self.config.is_encoder_decoder and generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                f"prefill_chunk_size={generation_config.prefill_chunk_size} is for the prompt of a language model, "
+                "leave it out for a translation"
+            )
+        cache = model_kwargs.get(CACHE_NAME)
+        if cache is not None and cache.get_seq_length() > 0:
+            self._check_filled_cache(cache, input_ids, generation_config, model_kwargs)
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    def _check_filled_cache(self, cache, input_ids, generation_config: GenerationConfig, model_kwargs: dict) -> None:
+        ids_name, mask_name = "input_ids", "attention_mask"
+        if self.config.is_encoder_decoder:
+            ids_name, mask_name = f"decoder_{ids_name}", f"decoder_{mask_name}"
+            cache = getattr(cache, "self_attention_cache", cache)  # the forward refuses another kind
+        rows, length = input_ids.shape
+        cached_rows = max(layer.batch_size for layer in cache.layers if hasattr(layer, "batch_size"))
+        if cached_rows != rows:
+            raise ValueError(
+                f"{CACHE_NAME} keeps the state of {cached_rows} rows, generate() needs {rows}, one for each beam of "
+                f"each text: call {CACHE_NAME}.batch_repeat_interleave(num_beams) first, or leave {CACHE_NAME} out"
+            )
+        if not self.config.is_encoder_decoder and model_kwargs.get("inputs_embeds") is not None:
+            return  # the library cuts the embeddings of seen tokens off
+        mask, past = model_kwargs.get(mask_name), cache.get_seq_length()
+        if mask is None and self.config.is_encoder_decoder:
+            # The library sets the length for language models only, and would read the seen tokens again.
+            generation_config._mask_length = length
+        is_whole = length == (generation_config._mask_length if mask is None else mask.shape[1])
+        if is_whole and length > past:
+            return
+        # The library puts the start token before a translation's new tokens.
+        if is_whole or self.config.is_encoder_decoder:
+            instead = "" if self.config.is_encoder_decoder else f", or the new ones with the whole text's {mask_name}"
+            raise ValueError(
+                f"{ids_name} has {length} tokens, {CACHE_NAME} has seen {past} already: give the whole text, seen "
+                f"tokens included{instead}"
+            )
+
+    def _get_static_cache_init_shape(self) -> None:
+        """Returns None: the library then lets the first forward make the state."""
+
+    def _get_stopping_criteria(
+        self,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> StoppingCriteriaList:
+        """The library's criteria; `stop_strings` work with a tokenizer of whole words too."""
+        stop_strings = generation_config.stop_strings
+        if tokenizer is None or stop_strings is None or not _knows_whole_words_only(tokenizer):
+            return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
+        generation_config.stop_strings = None
+        criteria = super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
+        generation_config.stop_strings = stop_strings
+        criteria.append(WordStopStringCriteria(tokenizer, stop_strings))
+        return criteria
+
+    def heal_tokens(self, input_ids, tokenizer: PreTrainedTokenizerBase | None = None):
+        """Heals the prompt's last token as the library does.
+
+        Raises:
+            ValueError: the tokenizer has no `bos_token`, which the library replaces without asking.
+        """
+        if tokenizer is not None and tokenizer.bos_token_id is None:
+            raise ValueError(
+                "token_healing=True needs a tokenizer with a bos_token, this one has bos_token=None: leave "
+                "token_healing out, and end the prompt with a whole word"
+            )
+        return super().heal_tokens(input_ids, tokenizer)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises a ValueError: continuous batching shares out pages of keys and values, a recurrent state has none."""
+        raise ValueError(
+            f"generate_batch and continuous batching need attention layers, {type(self).__name__} keeps an LSTM's "
+            "state: call generate() with a padded batch"
+        )
+
+
+def _knows_whole_words_only(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the text that the library's `StopStringCriteria` puts before a token is unknown to the tokenizer."""
+    return tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer("abcdef")["input_ids"]
+
+
+class WordStopStringCriteria(StopStringCriteria):
+    """`stop_strings` for a tokenizer whose tokens are whole words: the text of a token is a space and its word."""
+
+    @staticmethod
+    def clean_tokenizer_vocab(tokenizer, *args, **kwargs):
+        vocabulary = tokenizer.get_vocab()
+        return tuple(f" {word}" for word in vocabulary), tuple(vocabulary.values())
+
+
+__all__ = ["MoeGenerationMixin"]

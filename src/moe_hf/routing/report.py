@@ -1,0 +1,104 @@
+"""Read a text with a trained model, and write the report on what its gates did."""
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..evaluation.extra_packages import require_packages
+from .history_plot import HISTORY_FILE, read_expert_history
+from .inputs import batches_with_progress, load_for_routing, num_positions, open_text
+from .page_data import report_data
+from .statistics import choose_layers, collect_routing
+from .write_page import write_report
+
+# Candidates for each context that is shown, as equal ones are shown once.
+CANDIDATES = 4
+
+
+def routing_report(
+    model: str,
+    files: list[str],
+    output: str | Path,
+    *,
+    target_language: str | None = None,
+    layers: list[str] | None = None,
+    history: str | Path | None = None,
+    batch_size: int = 16,
+    window_length: int = 64,
+    carry_state: bool = True,
+    max_tokens: int = 200_000,
+    num_contexts: int = 8,
+    context_width: int = 6,
+) -> dict[str, str]:
+    """Write the page `output` and, beside it, PNGs of the same name.
+
+    Args:
+        model: folder or Hub name of a model of either family and its tokenizer.
+        files: for a language model text files, see `load_text_dataset`; for a translation model a file of sources
+            and one of their translations.
+        output: an .html file.
+        target_language: of a multilingual translation model.
+        layers: MoE layers to report on; None: all.
+        history: `AuxLossCallback`'s CSV file of the training; None: the one in the folder `model`, if there is one.
+        batch_size: rows of a text, or sentence pairs, at once.
+        window_length, carry_state: of a language model, as for `evaluate_lm`.
+        max_tokens: tokens read, of a translation model on either side.
+        num_contexts: contexts shown of each expert. context_width: tokens shown on each side of a context's middle.
+
+    Returns:
+        what was written: {"page": file, "plot": file}, and "history_plot" if there is a history.
+
+    Raises:
+        InputError: an argument is out of range, a file or the model cannot be read, or there is no package for plots.
+    """
+    require_packages("matplotlib")
+    output = _checked_output(output)
+    for name, value in (
+        ("batch_size", batch_size),
+        ("window_length", window_length),
+        ("max_tokens", max_tokens),
+        ("num_contexts", num_contexts),
+        ("context_width", context_width),
+    ):
+        if value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+    loaded, tokenizer = load_for_routing(model, target_language)
+    choose_layers(loaded, layers)  # a wrong name is refused before the text is read
+    curves = _history(model, history)
+    text = open_text(
+        loaded,
+        tokenizer,
+        files,
+        target_language=target_language,
+        batch_size=batch_size,
+        window_length=window_length,
+        carry_state=carry_state,
+        max_tokens=max_tokens,
+    )
+    routing = collect_routing(
+        loaded,
+        batches_with_progress(text, loaded),
+        num_positions(text),
+        layers,
+        CANDIDATES * num_contexts,
+    )
+    facts = {"model": str(model), "files": list(files), "family": loaded.config.model_type}
+    data = report_data(facts, loaded.config, routing, text.sides, tokenizer, curves, num_contexts, context_width)
+    return write_report(output, data, routing, curves)
+
+
+def _checked_output(output: str | Path) -> Path:
+    output = Path(output)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"output={output} must end in .html")
+    if not output.parent.is_dir():
+        raise InputError(f"output={output}: there is no folder {output.parent}")
+    return output
+
+
+def _history(model: str, history: str | Path | None) -> dict[str, dict[str, list[float]]]:
+    """The curves of the training by layer; none if the model brings no history."""
+    if history is None:
+        history = Path(model) / HISTORY_FILE
+        if not history.is_file():
+            return {}
+    return read_expert_history(history)

@@ -1,0 +1,48 @@
+"""The routing report: a page that needs nothing but itself, and pictures of the same numbers."""
+
+import json
+import re
+from pathlib import Path
+
+from ..errors import InputError
+from .history_plot import plot_curves
+from .plot import plot_routing
+from .statistics import LayerRouting
+
+PAGE = Path(__file__).parent / "page"
+
+
+def write_report(output: Path, data: dict, routing: dict[str, LayerRouting], history: dict) -> dict[str, str]:
+    """Write the page and its pictures.
+
+    Args:
+        output: the page's file; the pictures get its name with .png, and -history.png if there is a history.
+        data: what `report_data` returned.
+        routing: what `collect_routing` returned.
+        history: what `read_expert_history` returned, or {}.
+
+    Returns:
+        {"page": file, "plot": file}, and "history_plot" if there is a history.
+    """
+    written = {"page": str(output), "plot": str(output.with_suffix(".png"))}
+    try:
+        output.write_text(render_page(data), encoding="utf-8")
+        plot_routing(routing, written["plot"])
+        if history:
+            written["history_plot"] = str(output.with_name(f"{output.stem}-history.png"))
+            plot_curves(history, written["history_plot"])
+    except OSError as error:
+        raise InputError(f"output={output}: cannot be written ({error})") from error
+    return written
+
+
+def render_page(data: dict) -> str:
+    """The HTML, with styles, scripts and data inside.
+
+    The data come from a text that may hold anything, "</script>" and "<!--" too. In JSON "<" occurs inside strings
+    only, where its escape is the same string.
+    """
+    parts = {path.name: path.read_text(encoding="utf-8") for path in PAGE.iterdir() if path.suffix in (".css", ".js")}
+    parts["data.json"] = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    # In one pass, so that a part's text is not searched for places of other parts.
+    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts[match[1]], (PAGE / "page.html").read_text(encoding="utf-8"))

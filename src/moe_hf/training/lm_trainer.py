@@ -1,0 +1,165 @@
+"""The Trainer of language models: carried LSTM state, exact resumption, stream perplexity."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache, Trainer
+
+from ..errors import InputError
+from ..evaluation.metrics import load_metric
+from ..models.cache import CACHE_NAME, cache_of
+from .moe_trainer import MoeTrainerMixin
+
+
+class LmTrainer(MoeTrainerMixin, Trainer):
+    """`Trainer` for `StreamWindows` datasets.
+
+    Args:
+        carry_state: hand the LSTM state of every row from each window to the next, detached (truncated
+            back-propagation through time). Needs datasets with as many rows as an optimizer step has, see
+            `StreamWindows`. The state is part of a checkpoint, and starts from zero with each epoch.
+
+    The rest as for `Trainer`.
+    """
+
+    def __init__(self, *args, carry_state: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.args.remove_unused_columns = False  # `shift_labels` is no argument by name of the model
+        self.carry_state = carry_state
+        if carry_state:
+            self._check_rows()
+        # One state for each micro-batch of an optimizer step: its rows are its own.
+        self._carried: dict[int, DynamicCache] = {}
+        self._micro_batch = 0
+
+    def _check_rows(self) -> None:
+        """The rows of the batches must be the rows of the dataset, or each would get the state of another."""
+        args, rows = self.args, getattr(self.train_dataset, "num_rows", None)
+        if args.n_gpu > 1 or args.auto_find_batch_size:
+            raise InputError(
+                f"carry_state needs one GPU a process (now {args.n_gpu}; start one for each with torchrun) and "
+                f"auto_find_batch_size=False (now {args.auto_find_batch_size})"
+            )
+        if self.train_dataset is None:
+            return
+        expected = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if rows != expected or args.train_sampling_strategy != "sequential":
+            raise InputError(
+                f"carry_state needs a dataset with num_rows={expected} (batch size * accumulation steps * processes), "
+                f"not {rows}, and train_sampling_strategy='sequential', not {args.train_sampling_strategy!r}"
+            )
+
+    def _run_epoch(self, *args, **kwargs):
+        self._carried, self._micro_batch = {}, 0
+        return super()._run_epoch(*args, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not (self.carry_state and model.training):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        cache = self._carried.get(self._micro_batch)
+        if cache is None:
+            cache = DynamicCache(config=self.model.config)
+        inputs = {**inputs, CACHE_NAME: cache, "use_cache": True}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._carried[self._micro_batch] = detached(cache_of(outputs))
+        self._micro_batch = (self._micro_batch + 1) % self.args.gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    # The carried state is saved and restored with the random state: both belong to the process, not to the model,
+    # and both are written before trainer_state.json, which marks a checkpoint as whole.
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.carry_state:
+            at_epoch_end = float(self.state.epoch).is_integer()
+            carried = {} if at_epoch_end else {slot: _states(cache) for slot, cache in self._carried.items()}
+            os.makedirs(output_dir, exist_ok=True)
+            torch.save(carried, self._carried_file(output_dir))
+        super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self.carry_state and checkpoint is not None:
+            rank, world_size, rows = self.args.process_index, self.args.world_size, self.args.train_batch_size
+            for index, (h, c, length) in _states_of_all_rows(checkpoint).items():
+                # The rows of a step are in order of micro-batch and process, however many there are of each.
+                for slot in range(self.args.gradient_accumulation_steps):
+                    cache = self._carried.setdefault(slot, DynamicCache(config=self.model.config))
+                    start = (slot * world_size + rank) * rows
+                    state = (x[start : start + rows].to(self.args.device) for x in (h, c))
+                    cache.update(*state, index, num_tokens=length)
+
+    def _carried_file(self, folder: str) -> str:
+        return os.path.join(folder, f"carried_state_{self.args.process_index}.pt")
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss and perplexity over every token of a `StreamWindows` dataset with rows, per token and per word.
+
+        With `carry_state` each window goes on from the state of the one before it. Keys: `eval_loss` (nats per token),
+        `eval_perplexity_per_token`, `eval_perplexity_per_word`, `eval_bits_per_word`, `eval_runtime` (seconds),
+        `eval_tokens_per_second`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        expected = self.args.eval_batch_size * self.args.world_size
+        if self.carry_state and dataset.num_rows != expected:
+            raise InputError(f"the evaluation dataset has num_rows={dataset.num_rows}, not {expected}, a batch's rows")
+        dataloader = self.get_eval_dataloader(eval_dataset)
+        self.callback_handler.eval_dataloader = dataloader
+        start = time.time()
+        self.model.eval()
+        totals, cache = torch.zeros(2, dtype=torch.float64, device=self.args.device), None
+        # A DataLoader draws a random number, but a run resumed at an epoch's end skips this evaluation.
+        random_state = torch.get_rng_state()
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            num_scored = (batch["shift_labels"] != -100).sum()
+            if self.carry_state and cache is None:
+                cache = DynamicCache(config=self.model.config)
+            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+                # num_items_in_batch=1: the sum over the tokens, not the mean
+                state = {CACHE_NAME: cache, "use_cache": self.carry_state}
+                loss = self.model(**batch, **state, num_items_in_batch=1, skip_logits=True).loss
+            totals += torch.stack([loss.double(), num_scored.double()])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        torch.set_rng_state(random_state)
+        nll, num_tokens = self.accelerator.reduce(totals).tolist()
+
+        seconds = time.time() - start
+        metric = load_metric("stream_perplexity")
+        metric.add(nll=nll, num_tokens=int(num_tokens), num_words=dataset.stream.num_words)
+        values = {"loss": nll / num_tokens, **metric.compute()}
+        values |= {"runtime": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def detached(cache: DynamicCache) -> DynamicCache:
+    """The same cache, its states cut from the graph."""
+    for layer in cache.layers:
+        if hasattr(layer, "detach"):
+            layer.detach()
+    return cache
+
+
+def _states_of_all_rows(checkpoint: str) -> dict[int, tuple]:
+    """{layer: (h, c, length)} over all rows of an optimizer step, from the files of all processes; {} for zeros."""
+    files = sorted(Path(checkpoint).glob("carried_state_*.pt"), key=lambda file: int(file.stem.rpartition("_")[2]))
+    if not files:
+        raise InputError(f"checkpoint {checkpoint} has no carried_state_0.pt: its run had carry_state=False")
+    parts = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+    pieces = [part[slot] for slot in sorted(parts[0]) for part in parts]
+    states = {}
+    for index, (_, _, length) in pieces[0].items() if pieces else ():
+        h, c = (torch.cat([piece[index][i] for piece in pieces]) for i in range(2))
+        states[index] = (h, c, length)
+    return states
+
+
+def _states(cache: DynamicCache) -> dict[int, tuple]:
+    """{layer: (h, c, length)} of the layers that keep a state."""
+    return {
+        i: (*layer.state, layer.get_seq_length()) for i, layer in enumerate(cache.layers) if hasattr(layer, "state")
+    }
