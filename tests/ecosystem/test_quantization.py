@@ -25,7 +25,8 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig, LstmMoeForCausalLM
-from moe_hf.hub import AUTO_MAPS, with_code
+from moe_hf.hub import with_code
+from moe_hf.model_code import AUTO_MAPS
 from moe_hf.models.quantization import int8_linear
 
 AUTO = {"lm": AutoModelForCausalLM, "gnmt": AutoModelForSeq2SeqLM}
