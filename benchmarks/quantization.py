@@ -5,13 +5,14 @@
         [--lm FOLDER --lm_text FILE] [--translator FOLDER --source FILE --target FILE]
 
 Sizes and times are those of models with random weights. The variants generate in turn, in one process. Time is that of
-the processor, with one thread, so that other processes on the machine count less. The last table needs trained models:
-it has the mean over all tokens of the divergence KL(p || q) of the quantized model's distribution q from float32's p,
-in nats, and the perplexities.
+the processor, with one thread, so that other processes on the machine count less. The first table needs trained
+models: it has the mean over all tokens of the divergence KL(p || q) of the quantized model's distribution q from
+float32's p, in nats, and the perplexities.
 """
 
 import argparse
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -63,12 +64,14 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     facts = f"k = 4, prompts of 16 tokens, {arguments.new_tokens} new ones, median of {arguments.rounds} rounds"
     lines = heading("Weights of 8 bits", facts)
+    lines += divergences(arguments)
+    print("\n".join(lines), flush=True)
     for family in FAMILIES:
         for size in arguments.sizes:
-            lines += times(family, size, arguments)
-    lines += divergences(arguments)
-    print("\n".join(lines))
-    save(lines, arguments.output)
+            table = times(family, size, arguments)
+            print("\n".join(table), flush=True)
+            lines += table
+            save(lines, arguments.output)
 
 
 def loaded(auto_class, folder: str) -> dict:
@@ -170,7 +173,9 @@ def divergences(arguments) -> list[str]:
 
 def text_batches(tokenizer, arguments):
     """Windows of 128 tokens: inputs, and the tokens that follow (T,)."""
-    lines = [line for line in islice(read_lines(arguments.lm_text), 2 * arguments.lines) if line.strip()]
+    lines = [
+        line for line in islice(read_lines(os.path.expandvars(arguments.lm_text)), 2 * arguments.lines) if line.strip()
+    ]
     text = f" {tokenizer.eos_token} ".join(lines[: arguments.lines])
     ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
     for window in ids.split(128):
@@ -180,7 +185,7 @@ def text_batches(tokenizer, arguments):
 
 def pair_batches(tokenizer, arguments):
     """One pair at a time: inputs, and the target with its end (T,)."""
-    pairs = zip(read_lines(arguments.source), read_lines(arguments.target))
+    pairs = zip(read_lines(os.path.expandvars(arguments.source)), read_lines(os.path.expandvars(arguments.target)))
     for source, target in islice(pairs, arguments.lines):
         encoded = tokenizer(source, text_target=target, return_tensors="pt")
         yield dict(encoded), encoded["labels"][0]
