@@ -6,7 +6,7 @@
 
 Each file has a sentence a line, its translation on the same line of the other file. Without files English and German
 phrases are written: those with a date are the domain, ages, prices, times and others the general text. Without --model
-one is trained on the general text first. Further arguments are those of scripts/train_translation.py.
+one is trained on the general text first. Further arguments are those of `moe-hf train-translation`.
 
 The second row forgets the general text, the third trains on as many pairs of it as of the domain besides.
 """
@@ -23,7 +23,7 @@ from moe_hf.training.translation import train_translation
 
 MODEL = "--vocab_size 600 --hidden_size 96 --encoder_layer_pattern lstm moe --decoder_layer_pattern lstm moe lstm"
 MODEL += " --attention_feeding parallel --num_experts 4 --num_experts_per_tok 2 --moe_intermediate_size 96 --dropout 0"
-TRAINING = "--words_per_batch 600 --length_bucket_width 4 --learning_rate 4e-3 --lr_scheduler_type cosine"
+TRAINING = "--tokens_per_batch 600 --length_bucket_width 4 --learning_rate 4e-3 --lr_scheduler_type cosine"
 TRAINING += " --warmup_steps 50 --logging_steps 100 --save_strategy no --report_to none --max_steps 500"
 FILES = ("SOURCE", "TARGET", "VALID_SOURCE", "VALID_TARGET")
 

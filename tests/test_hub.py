@@ -15,19 +15,19 @@ from fake_hub import FakeHub
 from huggingface_hub import ModelCard
 from tiny_models import tiny_model as tiny_lm
 from tiny_runs import TRANSLATION_CONFIG, write_config
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from moe_hf.commands import evaluate_lm, evaluate_translation
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
-from moe_hf.hub import AUTO_MAPS, export, push, with_code
+from moe_hf.families import FAMILIES
+from moe_hf.hub import export, push, with_code
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
 from moe_hf.training.translation import train_translation
-from moe_hf.training.translation_arguments import TranslationDataArguments
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("classes_as_before")
-FAMILIES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +68,20 @@ def run_process(*arguments, **environment):
 def test_a_repository_is_complete_and_works_without_the_package(family, runs, tmp_path):
     export(str(runs[family]), tmp_path / "repository")
     config = json.loads((tmp_path / "repository" / "config.json").read_text())
-    assert config["auto_map"] == AUTO_MAPS[family]
+    assert config["auto_map"] == FAMILIES[family].auto_map
     assert "local" not in (tmp_path / "repository" / "tokenizer_config.json").read_text()
     names = {path.name for path in (tmp_path / "repository").iterdir()}
     assert {"model.safetensors", "generation_config.json", "tokenizer.json", "README.md", "moe.py"} <= names
 
-    model = FAMILIES[family].from_pretrained(runs[family])
+    model = FAMILIES[family].auto_class.from_pretrained(runs[family])
     inputs = {"input_ids": torch.tensor([[5, 7, 9, 4]])}
     if family == "gnmt_moe":
         inputs["decoder_input_ids"] = torch.tensor([[1, 5, 6]])
     torch.save((inputs, model(**inputs).logits.detach()), tmp_path / "expected.pt")
-    arguments = (FAMILIES[family].__name__, tmp_path / "repository", tmp_path)
-    output = run_process(ROOT / "tests" / "use_without_package.py", *arguments, HF_MODULES_CACHE=f"{tmp_path}/modules")
+    arguments = (FAMILIES[family].auto_class.__name__, tmp_path / "repository", tmp_path)
+    output = run_process(
+        ROOT / "tests" / "helpers" / "use_without_package.py", *arguments, HF_MODULES_CACHE=f"{tmp_path}/modules"
+    )
     assert "works without the package" in output
 
 
@@ -148,7 +150,7 @@ def test_the_card_says_how_the_training_translated(beams, shown, runs, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, tmp_path, monkeypatch, capsys):
+def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, tmp_path, capsys):
     model, text = shutil.copytree(runs[family], tmp_path / "model"), tmp_path / "other.txt"
     text.write_text("the dog sees the cat\nthe cat sleeps\n" * 20, encoding="utf-8")
     command, main, arguments = {
@@ -157,8 +159,7 @@ def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, 
     }[family]
     output = ["--output", str(tmp_path / "out.txt")] if family == "gnmt_moe" else []  # no part of the result
     for _ in range(2):  # the same evaluation again takes the place of the first
-        monkeypatch.setattr("sys.argv", [f"moe-hf {command}", str(model), "--record", *arguments, *output])
-        assert main() == 0
+        assert main([str(model), "--record", *arguments, *output]) == 0
     printed = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines() if " = " in line)
 
     export(str(model), tmp_path / "repository", repo_id="me/model")
@@ -172,9 +173,8 @@ def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, 
     assert value in [pytest.approx(result.metric_value, abs=1e-4) for result in recorded]
 
 
-def test_a_record_needs_a_folder(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["moe-hf evaluate-lm", "me/model", "text.txt", "--record"])
-    assert evaluate_lm.main() == 1
+def test_a_record_needs_a_folder(capsys):
+    assert evaluate_lm.main(["me/model", "text.txt", "--record"]) == 1
     assert "model='me/model' is not a folder" in capsys.readouterr().err
 
 
@@ -200,10 +200,10 @@ def test_large_weights_are_split(runs, tmp_path):
     torch.testing.assert_close(model.state_dict(), AutoModelForCausalLM.from_pretrained(runs["lstm_moe"]).state_dict())
 
 
-def test_the_script_uploads_a_repository(runs, tmp_path):
+def test_the_command_uploads_a_repository(runs, tmp_path):
     with FakeHub() as hub:
         arguments = (runs["gnmt_moe"], "me/translator", "--private", "--language", "de", "cs")
-        output = run_process(ROOT / "scripts" / "push_to_hub.py", *arguments, **hub.environment)
+        output = run_process("-m", "moe_hf", "push", *arguments, **hub.environment)
         assert f"{hub.url}/me/translator/commit" in output
         assert hub.private == {"me/translator": True}
         export(str(runs["gnmt_moe"]), tmp_path / "expected", repo_id="me/translator", language=["de", "cs"])

@@ -9,8 +9,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from test_bleu_tokenizers import GERMAN, SOURCES, train
-from test_hub import FAMILIES, runs, write_model_and_tokenizer  # noqa: F401, a fixture
 from tiny_runs import write_translation_config
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -18,6 +16,8 @@ from moe_hf.data.translation_tokenizers import train_translation_tokenizer
 from moe_hf.hub import export
 from moe_hf.model_card_run import directions, evaluation_files, read_run, without_folders
 from moe_hf.models.versions import TESTED_WITH, TRANSFORMERS
+from tests.evaluation.test_bleu_tokenizers import GERMAN, SOURCES, train
+from tests.test_hub import FAMILIES, runs, write_model_and_tokenizer  # noqa: F401, a fixture
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from test_hub import run_process, runs  # noqa: F401, a fixture
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -17,12 +16,14 @@ from moe_hf import GnmtMoeForConditionalGeneration, LstmMoeForCausalLM
 from moe_hf.commands.average import average
 from moe_hf.commands.prune import prune_folder
 from moe_hf.commands.upcycle import upcycle_folder
+from moe_hf.data.arguments import TranslationDataArguments
+from moe_hf.families import FAMILIES
 from moe_hf.hub import export
-from moe_hf.model_code import AUTO_MAPS, add_code
+from moe_hf.model_code import add_code
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
 from moe_hf.training.translation import train_translation
-from moe_hf.training.translation_arguments import TranslationDataArguments
+from tests.test_hub import run_process, runs  # noqa: F401, a fixture
 
 MODELS = {"lstm_moe": LstmMoeForCausalLM, "gnmt_moe": GnmtMoeForConditionalGeneration}
 AUTO_CLASSES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
@@ -43,7 +44,7 @@ def code_of(folder) -> dict[str, bytes]:
 
 def assert_has_code(folder, family):
     config = json.loads((Path(folder) / "config.json").read_text())
-    assert config["auto_map"] == AUTO_MAPS[family]
+    assert config["auto_map"] == FAMILIES[family].auto_map
     assert config["architectures"] == [AUTO_CLASSES[family].__name__]
     models = Path(moe_hf.__file__).parent / "models"
     assert code_of(folder) == {name: (models / name).read_bytes() for name in code_of(folder)}
@@ -146,6 +147,6 @@ def test_a_training_uploads_its_code(runs, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(HfApi, "create_repo", lambda api, name, **arguments: SimpleNamespace(repo_id=name))
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     train_on("lstm_moe", runs["lstm_moe"], tmp_path / "run", "--push_to_hub", "true", "--hub_model_id", "me/model")
-    assert json.loads(uploads[-1]["config.json"])["auto_map"] == AUTO_MAPS["lstm_moe"]
+    assert json.loads(uploads[-1]["config.json"])["auto_map"] == FAMILIES["lstm_moe"].auto_map
     code = code_of(runs["lstm_moe"])
     assert {name: data for name, data in uploads[-1].items() if name.endswith(".py")} == code

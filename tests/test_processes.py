@@ -1,4 +1,4 @@
-"""The processes of tests/processes.py meet on a port that no other process can take."""
+"""The processes of tests/helpers/processes.py meet on a port that no other process can take."""
 
 import os
 import socket

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from test_upcycling import BALANCED, BUILDERS, DENSE, FLAT, GROUPS, ONE, are_close, build, inputs, logits
 from tiny_models import assert_same
 from tiny_models import tiny_model as tiny_lm
 
@@ -12,6 +11,7 @@ from moe_hf.errors import InputError
 from moe_hf.pruning import prune, ward_clusters
 from moe_hf.routing.observe import routing_totals
 from moe_hf.upcycling import moe_blocks, upcycle
+from tests.test_upcycling import BALANCED, BUILDERS, DENSE, FLAT, GROUPS, ONE, are_close, build, inputs, logits
 
 
 @torch.no_grad()

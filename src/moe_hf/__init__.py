@@ -4,14 +4,11 @@ Importing the package registers its models with `AutoConfig`, `AutoModel`, `Auto
 `AutoModelForSequenceClassification` and `AutoModelForSeq2SeqLM`.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-)
+from importlib import import_module
 
+from transformers import AutoConfig, AutoModel
+
+from .families import FAMILIES
 from .models.balanced_gating import StrictlyBalancedGate
 from .models.configuration_gnmt_moe import GnmtMoeConfig
 from .models.configuration_lstm_moe import LstmMoeConfig
@@ -21,26 +18,42 @@ from .models.hierarchical_gating import HierarchicalGate
 from .models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration, GnmtMoeModel
 from .models.modeling_lstm_moe import LstmMoeForCausalLM, LstmMoeForSequenceClassification, LstmMoeModel
 from .models.moe import MoeBlock
+from .old_names import find_old_modules
 from .version import __version__
 
-AutoConfig.register("lstm_moe", LstmMoeConfig, exist_ok=True)
-AutoModel.register(LstmMoeConfig, LstmMoeModel, exist_ok=True)
-AutoModelForCausalLM.register(LstmMoeConfig, LstmMoeForCausalLM, exist_ok=True)
-AutoModelForSequenceClassification.register(LstmMoeConfig, LstmMoeForSequenceClassification, exist_ok=True)
-AutoConfig.register("gnmt_moe", GnmtMoeConfig, exist_ok=True)
-AutoModel.register(GnmtMoeConfig, GnmtMoeModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(GnmtMoeConfig, GnmtMoeForConditionalGeneration, exist_ok=True)
+find_old_modules()
+for _model_type, _family in FAMILIES.items():
+    AutoConfig.register(_model_type, _family.config_class, exist_ok=True)
+    AutoModel.register(_family.config_class, _family.base_class, exist_ok=True)
+    for _auto_class, _model_class in _family.heads.items():
+        _auto_class.register(_family.config_class, _model_class, exist_ok=True)
+
+# Imported when first asked for, as they need libraries that are slow to import.
+_LAZY = {
+    "AuxLossCallback": "training.callbacks",
+    "FactoredAdam": "training.optimizer",
+    "Translator": "translator",
+    "gnmt_beam_search": "generation",
+    "pipeline": "translation_pipeline",
+    "train_lm": "training.api",
+    "train_translation": "training.api",
+    "with_code": "hub",
+}
 
 
 def __getattr__(name: str):
-    if name == "pipeline":  # what it needs is slow to import
-        from .translation_pipeline import pipeline
-
-        return pipeline
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
+    "AuxLossCallback",
+    "FactoredAdam",
     "GnmtMoeConfig",
     "GnmtMoeForConditionalGeneration",
     "GnmtMoeModel",
@@ -54,6 +67,11 @@ __all__ = [
     "NoisyTopKGate",
     "SoftmaxTopKGate",
     "StrictlyBalancedGate",
+    "Translator",
     "__version__",
+    "gnmt_beam_search",
     "pipeline",
+    "train_lm",
+    "train_translation",
+    "with_code",
 ]

@@ -8,11 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from .errors import InputError
-from .routing.history_plot import HISTORY_FILE
-from .training.checkpoints import check_checkpoint, list_checkpoints
-from .training.runs import CONFIG_FILE, load_pretrained
-
-AVERAGED_FILE = "averaged_checkpoints.json"
+from .loading import load_pretrained
+from .run_folder import AVERAGED_FILE, CONFIG_FILE, HISTORY_FILE, check_checkpoint, list_checkpoints
 
 
 def last_checkpoints(run: str, number: int) -> list[Path]:
@@ -41,10 +38,16 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
 
 
 def average_checkpoints(folders: list[Path]) -> PreTrainedModel:
-    """The last of the models, of this package or of Transformers, with the mean of all of their weights.
+    """Average the weights of models of this package or of Transformers.
 
-    Sums are in float64, results in the last model's dtype; what is no floating-point number is the last model's. No
+    Sums are in float64, results in the last model's dtype; what is not a floating-point number is the last model's. No
     more than two models are in memory at a time, and the sums.
+
+    Args:
+        folders: the models.
+
+    Returns:
+        The last of the models, with the mean of all of their weights.
 
     Raises:
         InputError: one cannot be loaded, or their weights differ in name or shape.
@@ -70,6 +73,11 @@ def keep_training(run: str, folders: list[Path], output: Path) -> None:
     """Write into `output` what a model card tells of the training, and which checkpoints were averaged.
 
     Results of evaluations stay where they are: they are another model's.
+
+    Args:
+        run: the training's output folder.
+        folders: the checkpoints.
+        output: folder of the averaged model.
     """
     trained = [Path(run, name) for name in (CONFIG_FILE, HISTORY_FILE, "train_results.json")]
     for file in [*trained, folders[-1] / "trainer_state.json"]:

@@ -74,15 +74,21 @@ def gnmt_beam_search(
     """Beam search whose finished hypotheses are ranked by GNMT's score; give it to generate() as `custom_generate`.
 
     Unfinished hypotheses, which all have the same length, are ranked by log P. The search of a sentence ends when none
-    of them can beat the `num_return_sequences` best finished ones any more (log P only falls, lp is largest at the
-    maximal length, cp is at most 0), so a beam that is wide enough finds the very best; with `early_stopping=True` it
-    ends as soon as `num_beams` are finished. An output that reaches `max_length` counts as finished there.
+    of them can beat the `num_return_sequences` best finished ones any more: log P only falls, lp is largest at the
+    maximal length, and cp is at most 0. A beam that is wide enough therefore finds the very best. With
+    `early_stopping=True` the search ends as soon as `num_beams` are finished. An output that reaches `max_length`
+    counts as finished there.
 
     Args:
+        model (PreTrainedModel): an encoder-decoder model, from generate().
+        input_ids: the outputs' start, from generate().
+        logits_processor: from generate().
+        stopping_criteria: from generate().
+        generation_config: from generate(). `num_beams`, `num_return_sequences`, `early_stopping`, `max_length`,
+            `return_dict_in_generate` and the `output_...` switches are used.
         length_alpha: alpha of the length normalisation; 0 for none.
         coverage_beta: beta of the coverage penalty; 0 for none.
-        and what generate() hands to a decoding method: `num_beams`, `num_return_sequences`, `early_stopping`,
-        `max_length`, `return_dict_in_generate` and the `output_...` switches of `generation_config` are used.
+        **model_kwargs (Any): from generate(), likewise.
 
     Returns:
         sequences (B * num_return_sequences, length), best first. With `return_dict_in_generate` what the library's

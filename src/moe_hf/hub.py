@@ -15,12 +15,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .evaluation.extra_packages import require_packages
+from .families import FAMILIES
+from .loading import load_model_and_tokenizer
 from .model_card import write_model_card
-from .model_code import AUTO_MAPS, add_code
-from .routing.history_plot import HISTORY_FILE
-from .training.runs import load_model_and_tokenizer, reason
+from .model_code import add_code
+from .run_folder import HISTORY_FILE
 
 
 def with_code(model: PreTrainedModel) -> PreTrainedModel:
@@ -31,19 +32,18 @@ def with_code(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: it is none of this package's models.
     """
-    auto_map = AUTO_MAPS.get(model.config.model_type, {})
-    names = {value.partition(".")[2]: auto_class for auto_class, value in auto_map.items()}
+    auto_classes = {"AutoModel": [family.base_class for family in FAMILIES.values()]}
+    for family in FAMILIES.values():
+        for auto_class, model_class in family.heads.items():
+            auto_classes.setdefault(auto_class.__name__, []).append(model_class)
+    names = {cls.__name__: auto_class for auto_class, classes in auto_classes.items() for cls in classes}
+    # By name: a model loaded with trust_remote_code has a class of its own.
     if type(model).__name__ not in names:
-        raise ValueError(f"model={type(model).__name__} is none of {sorted(set(_class_names()))}")
+        raise ValueError(f"model={type(model).__name__} is none of {sorted(names)}")
     type(model).register_for_auto_class(names[type(model).__name__])
     type(model.config).register_for_auto_class()
-    model.config.auto_map = dict(auto_map)
+    model.config.auto_map = FAMILIES[model.config.model_type].auto_map
     return model
-
-
-def _class_names() -> list[str]:
-    values = [value for auto_map in AUTO_MAPS.values() for name, value in auto_map.items() if name != "AutoConfig"]
-    return [value.partition(".")[2] for value in values]
 
 
 def export(
@@ -82,7 +82,14 @@ def export(
 
 
 def require_new_folder(folder: str | Path) -> Path:
-    """The folder; raises InputError if it has something in it."""
+    """Check that a folder is new or empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: it has something in it.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} must be new or empty")
@@ -97,18 +104,24 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
-    """`export`, then upload; the repository is made if there is none. `options` are those of `export`.
+    """Export a model and upload it; the repository is made if there is none.
+
+    Args:
+        source: as for `export`.
+        repo_id: name of the repository.
+        private: whether a new repository is private.
+        **options (Any): the other arguments of `export`.
 
     Returns:
-        the address of the commit.
+        The address of the commit.
 
     Raises:
-        InputError: as `export`, or `repo_id` is no name of a repository.
+        InputError: as `export`, or `repo_id` is not the name of a repository.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(f"repo={repo_id!r}: {reason(error)}") from error
+        raise InputError(f"repo={repo_id!r}: {first_line(error)}") from error
     with TemporaryDirectory() as folder:
         export(source, folder, repo_id=repo_id, **options)
         api = HfApi()

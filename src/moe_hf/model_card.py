@@ -8,15 +8,15 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .averaging import AVERAGED_FILE
 from .data.translation_tokenizers import known_languages
 from .evaluation.records import command_line, read_evaluations
+from .families import FAMILIES
 from .model_card_run import directions, evaluation_files, for_others, languages, read_run, search, without_folders
 from .model_card_sample import write_sample
 from .model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 from .models.versions import TESTED_WITH, TRANSFORMERS
-from .routing.history_plot import HISTORY_FILE, plot_expert_history
-from .training.runs import CONFIG_FILE
+from .routing.history_plot import plot_expert_history
+from .run_folder import AVERAGED_FILE, CONFIG_FILE, HISTORY_FILE
 from .version import __version__
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -30,10 +30,10 @@ METRICS = {
     "perplexity_per_token": ("perplexity", "perplexity per token"),
     "bits_per_word": ("bits_per_word", "bits per word"),
 }
-FAMILIES = {
+# What a card says of each family, by model type.
+TEXTS = {
     "lstm_moe": {
-        "task": "text-generation",
-        "script": "train_lm.py",
+        "command": "train-lm",
         "summary": "An LSTM language model with sparsely-gated mixture-of-experts layers (Shazeer et al., 2017).",
         "limits": "It continues text in the manner of what it was trained on, true or not, and repeats what is wrong "
         "or hurtful there. It follows no instructions. Nothing was done against the biases of the text. An LSTM's "
@@ -46,8 +46,7 @@ inputs = tokenizer("The", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))""",
     },
     "gnmt_moe": {
-        "task": "translation",
-        "script": "train_translation.py",
+        "command": "train-translation",
         "summary": "A GNMT-like translation model with sparsely-gated mixture-of-experts layers (Shazeer et al., "
         "2017).",
         "limits": "It translates single sentences like those it was trained on; other text comes out wrong and does "
@@ -62,7 +61,7 @@ outputs = model.generate(**inputs, num_beams=4, max_new_tokens=100)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
     },
 }
-# In the place of the example's last lines: the language to translate into is told by a token before the source.
+# In the place of the example's last lines: a token before the source names the language to translate into.
 TAGGED_EXAMPLE = """source = [tokenizer.convert_tokens_to_ids("<2{language}>")]
 source += tokenizer("A sentence to translate.").input_ids
 outputs = model.generate(torch.tensor([source]), num_beams=4, max_new_tokens=100)
@@ -82,7 +81,8 @@ def write_model_card(
     """Write README.md, and a plot of the experts' balance if there is a history, into `folder`.
 
     Args:
-        model: its configuration and size go on the card, and with its tokenizer a sample of what it writes.
+        model: its configuration and size go on the card, and a sample of what it writes.
+        tokenizer: its tokenizer.
         source: the `output_dir` of a training, whose files have the numbers, and those of `evaluate-lm --record` and
             `evaluate-translation --record`; from another source there are none.
         folder: of the repository.
@@ -90,7 +90,8 @@ def write_model_card(
         license: of the weights, as the Hub names it.
         language: codes of the languages, such as ["en"]; by default those of the training's sentence pairs.
     """
-    family, source = FAMILIES[model.config.model_type], Path(source)
+    texts, source = TEXTS[model.config.model_type], Path(source)
+    task = FAMILIES[model.config.model_type].task
     run = read_run(source)
     results = _plain_names(_read(source / "eval_results.json"))
     evaluated_on = ", ".join(without_folders(evaluation_files(run)))
@@ -105,19 +106,19 @@ def write_model_card(
             language=language or languages(run) or None,
             license=license,
             library_name="transformers",
-            pipeline_tag=family["task"],
+            pipeline_tag=task,
             tags=["mixture-of-experts", "moe", "lstm", "moe_hf"],
             eval_results=[
-                *_measured(family, results, evaluated_on, without_folders(dataset)),
-                *(m for e in evaluations for m in _measured(family, e["metrics"], ", ".join(e["files"]), "text")),
+                *_measured(task, results, evaluated_on, without_folders(dataset)),
+                *(m for e in evaluations for m in _measured(task, e["metrics"], ", ".join(e["files"]), "text")),
             ]
             or None,
         ),
         template_path=str(TEMPLATE),
         model_name=name,
-        summary=family["summary"],
+        summary=texts["summary"],
         facts=_facts(model, directions(run, tokenizer)),
-        example=_example(family["example"], model, tokenizer).replace("{repo}", repo_id),
+        example=_example(texts["example"], model, tokenizer).replace("{repo}", repo_id),
         package=f"moe_hf {__version__}",
         versions=", ".join(f"{name} {version}" for name, version in TESTED_WITH.items()),
         transformers=TRANSFORMERS,
@@ -128,11 +129,11 @@ def write_model_card(
         evaluations=[(command_line(e, repo_id), _metric_rows(e["metrics"])) for e in evaluations],
         loads=_last_loads(source / HISTORY_FILE),
         last_step=_read(source / "trainer_state.json").get("global_step"),
-        command=f"python scripts/{family['script']} {CONFIG_FILE}" if run else None,
+        command=f"moe-hf {texts['command']} {CONFIG_FILE}" if run else None,
         averaging=_averaging(_read(source / AVERAGED_FILE), name),
         training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
         run_yaml=yaml.safe_dump(for_others(run, repo_id), sort_keys=False, allow_unicode=True),
-        limits=family["limits"],
+        limits=texts["limits"],
     )
     card.save(folder / "README.md")
     if (source / HISTORY_FILE).is_file():
@@ -156,10 +157,10 @@ def _example(example: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     return example
 
 
-def _measured(family: dict, results: dict, evaluated_on: str, dataset: str) -> list[EvalResult]:
+def _measured(task: str, results: dict, evaluated_on: str, dataset: str) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=family["task"],
+            task_type=task,
             dataset_type=dataset,
             dataset_name=evaluated_on or "unknown",
             dataset_config=evaluated_on or None,  # what tells evaluations on files apart: their type is the same
@@ -218,7 +219,7 @@ def _averaging(checkpoints: list[str], name: str) -> str:
     """Which checkpoints the weights are the mean of, and the command; empty for a model of one."""
     if not checkpoints:
         return ""
-    command = f"python scripts/average_checkpoints.py runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
+    command = f"moe-hf average runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
     steps = ", ".join(checkpoint.rpartition("-")[2] for checkpoint in checkpoints)
     return f"the mean of the weights of {len(checkpoints)} checkpoints (steps {steps}) by `{command}`"
 

@@ -9,14 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from .data.pair_sources import PairSource, read_pair_sources
 from .data.translation_tokenizers import known_languages
-from .training.arguments import TranslationTrainingArguments
-from .training.runs import CONFIG_FILE
+from .evaluation.held_out_pairs import EVAL_NUM_BEAMS
+from .old_names import with_new_names
+from .run_folder import CONFIG_FILE
 
 
 def read_run(folder: Path) -> dict:
     """The arguments that a training left in its folder, {} without any; lists of pairs that are JSON text as lists."""
     path = folder / CONFIG_FILE
-    run = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    run = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     for name in ("train_pairs", "validation_pairs"):
         if isinstance(run.get(name), str):
             run[name] = json.loads(run[name])
@@ -61,7 +62,7 @@ def directions(run: dict, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def search(run: dict) -> str:
     """How a training's translations were found that its scores are of."""
-    beams = run.get("eval_num_beams", TranslationTrainingArguments.eval_num_beams)
+    beams = run.get("eval_num_beams", EVAL_NUM_BEAMS)
     return "greedy search" if beams == 1 else f"{beams} beams"
 
 

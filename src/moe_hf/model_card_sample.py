@@ -17,7 +17,14 @@ PROMPT_WORDS, NEW_TOKENS, BEAMS = 3, 20, 4
 
 @dataclass(frozen=True)
 class Sample:
-    """`input` and `output` on one line each, `search`, and `is_held_out`: whether the input is validation data."""
+    """An input and what the model makes of it.
+
+    Attributes:
+        input: on one line.
+        output: on one line.
+        search: how the output was found.
+        is_held_out: whether the input is validation data.
+    """
 
     input: str
     output: str
@@ -29,6 +36,8 @@ def write_sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run
     """What the model goes on with after the first words of its validation text, or its translation of the first line.
 
     Args:
+        model: of either family.
+        tokenizer: its tokenizer.
         run: the arguments of the training. Where its validation text cannot be read, a fixed text is taken.
     """
     if not model.config.is_encoder_decoder:

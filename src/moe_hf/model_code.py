@@ -16,21 +16,9 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .families import FAMILIES
+
 MODELS = Path(__file__).parent / "models"
-# What each Auto class loads, by model type.
-AUTO_MAPS = {
-    "lstm_moe": {
-        "AutoConfig": "configuration_lstm_moe.LstmMoeConfig",
-        "AutoModel": "modeling_lstm_moe.LstmMoeModel",
-        "AutoModelForCausalLM": "modeling_lstm_moe.LstmMoeForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_lstm_moe.LstmMoeForSequenceClassification",
-    },
-    "gnmt_moe": {
-        "AutoConfig": "configuration_gnmt_moe.GnmtMoeConfig",
-        "AutoModel": "modeling_gnmt_moe.GnmtMoeModel",
-        "AutoModelForSeq2SeqLM": "modeling_gnmt_moe.GnmtMoeForConditionalGeneration",
-    },
-}
 
 
 def add_code(folder: str | Path) -> None:
@@ -44,14 +32,14 @@ def add_code(folder: str | Path) -> None:
     """
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    auto_map = AUTO_MAPS.get(config.get("model_type"))
-    if auto_map is None:  # another family's model, or an adapter, which has no config.json
+    family = FAMILIES.get(config.get("model_type"))
+    if family is None:  # another family's model, or an adapter, which has no config.json
         return
-    auto_classes = {value.partition(".")[2]: name for name, value in auto_map.items()}
-    config["auto_map"] = auto_map
+    auto_classes = {value.partition(".")[2]: name for name, value in family.auto_map.items()}
+    config["auto_map"] = family.auto_map
     config["architectures"] = [auto_classes.get(name, name) for name in config["architectures"]]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for module in {value.partition(".")[0] for value in auto_map.values()}:
+    for module in {value.partition(".")[0] for value in family.auto_map.values()}:
         file = MODELS / f"{module}.py"
         for needed in [file, *get_relative_import_files(file)]:
             shutil.copyfile(needed, Path(folder) / Path(needed).name)

@@ -25,11 +25,12 @@ def count_embedding_parameters(config: MoeConfig) -> int:
 def ops_per_timestep(config: MoeConfig) -> int:
     """Multiply-and-adds of the forward pass for one token while training, without embedding and softmax.
 
-    Each matrix that a token meets counts with its number of elements: those of the LSTMs, of the k experts used, and
-    W_g and W_noise of the gates, of a hierarchical gate all over the groups and those of the chosen groups. Biases,
-    activations and the gate's choice are not multiply-and-adds. A translation's time step is one source token through
-    the encoder and one target token through the decoder, with the attention's U and W; what grows with the length of
-    the source, the scores and their weighted sum, is left out.
+    Each matrix that a token meets counts with its number of elements: the LSTMs', the k experts', and the gates' W_g
+    and W_noise. Of a hierarchical gate these are the matrix over the groups and the matrices of the chosen groups.
+    Biases, activations and the gate's choice are not multiply-and-adds.
+
+    A translation's time step is one source token through the encoder and one target token through the decoder, with
+    the attention's U and W. The attention's scores and weighted sum grow with the source's length and are left out.
     """
     ops = 0
     for module in layers_without_memory(config).modules():
@@ -43,13 +44,13 @@ def ops_per_timestep(config: MoeConfig) -> int:
 
 
 def size_of_any(config: PreTrainedConfig) -> tuple[int, int]:
-    """Parameters and operations per token of a model of ours or of Transformers, without embedding and softmax."""
+    """Parameters and operations per token of any model, without embedding and softmax."""
     if isinstance(config, MoeConfig):
         return count_parameters(config), ops_per_timestep(config)
-    return size_of_reference(config)
+    return size_of_baseline(config)
 
 
-def size_of_reference(config: PreTrainedConfig) -> tuple[int, int]:
+def size_of_baseline(config: PreTrainedConfig) -> tuple[int, int]:
     """Parameters and operations per token of a model of Transformers, counted as those of ours.
 
     Embeddings, those of positions too, and softmax are left out. A decoder-only model's attention over a window of all

@@ -15,8 +15,8 @@ Device = str | int
 def experts_device_map(config: MoeConfig, experts: Device = "disk", rest: Device = "cpu") -> dict[str, Device]:
     """A device map that puts the experts, nearly all of a large model and each token's smallest part, on one device.
 
-    `device_map="auto"` does not: it fills the devices in the order of the layers, keeping as much room as the largest
-    MoE layer needs, and so sends dense layers to the disk too. All of them, if `max_memory` is below that room.
+    `device_map="auto"` fills the devices in the order of the layers and keeps as much room as the largest MoE layer
+    needs. It therefore sends dense layers to the disk too, or all of them, if `max_memory` is below that room.
 
     ```python
     config = AutoConfig.from_pretrained(path)
@@ -25,7 +25,8 @@ def experts_device_map(config: MoeConfig, experts: Device = "disk", rest: Device
 
     Args:
         config: of either family.
-        experts, rest: "cpu", "disk", or a device of torch; experts on "cpu" or "disk" are computed on `rest`.
+        experts: "cpu", "disk", or a device of torch; on "cpu" or "disk" they are computed on `rest`.
+        rest: "cpu" or a device of torch, for all other weights.
     """
     model_class = GnmtMoeForConditionalGeneration if isinstance(config, GnmtMoeConfig) else LstmMoeForCausalLM
     with torch.device("meta"):

@@ -77,7 +77,16 @@ def prune(
 
 
 def sizes_of_pruned(model: PreTrainedModel, keep: int, num_experts_per_tok: int | None = None) -> dict:
-    """What `prune` changes in the configuration; raises InputError for sizes that do not fit."""
+    """What `prune` changes in the configuration.
+
+    Args:
+        model: as for `prune`.
+        keep: as for `prune`.
+        num_experts_per_tok: as for `prune`.
+
+    Raises:
+        InputError: sizes that do not fit.
+    """
     config = model.config
     moe_blocks(model)
     n, groups = config.num_experts, config.num_expert_groups
@@ -135,6 +144,7 @@ def ward_clusters(products: torch.Tensor, load: torch.Tensor, keep: int) -> list
     Args:
         products: (n, n), scalar products of the vectors; a cluster's vector is the load-weighted mean.
         load: (n,), positive.
+        keep: clusters that are left.
 
     Returns:
         the members of each cluster, each list sorted.

@@ -21,10 +21,11 @@ class TranslationPipeline:
     """Translates texts; the results are those of Transformers 4's translation pipeline.
 
     Args:
-        model, tokenizer: of a translation model.
+        model: a translation model.
+        tokenizer: its tokenizer.
         target_language: of a multilingual model: the language to translate into; `tgt_lang` is another name of it.
         device: where to, see `move_to_device`.
-        arguments: as for `Translator`, such as `batch_size`, `max_length` or `num_beams`; GNMT's score,
+        **arguments (Any): as for `Translator`, such as `batch_size`, `max_length` or `num_beams`; GNMT's score,
             `length_alpha`, needs `num_beams` as well. `src_lang` is accepted and changes nothing, as the models read
             every language that they were trained on.
 
@@ -51,11 +52,12 @@ class TranslationPipeline:
 
         Args:
             texts: the text or texts; an empty one gives an empty translation.
-            target_language, arguments: in place of those that the pipeline was made with.
+            target_language: in place of that of the pipeline.
+            **arguments (Any): in place of those that the pipeline was made with.
 
         Returns:
-            [{"translation_text": ...}, ...] with `num_return_sequences` entries for one text, a list of these entries,
-            or of lists of them when there are several for each text, for a list of texts.
+            For one text [{"translation_text": ...}, ...], with `num_return_sequences` entries. For a list of texts a
+            list of one such entry each, or of lists of entries where there are several for each text.
         """
         arguments = self.arguments | _translator_arguments(target_language, arguments)
         translator = Translator(self.model, self.tokenizer, **arguments)
@@ -84,10 +86,11 @@ def pipeline(task: str, model=None, tokenizer=None, **arguments):
 
     Args:
         task: "translation", or a task of Transformers'.
-        model, tokenizer: objects, or a folder or Hub name; the tokenizer is by default that beside the model.
-        dtype (by name, in the library's older code `torch_dtype`): of a model that is given by name; by default that
-            in which it was saved.
-        arguments: of `TranslationPipeline`, or of `transformers.pipeline`.
+        model (PreTrainedModel | str | None): the model, or its folder or Hub name.
+        tokenizer (PreTrainedTokenizerBase | str | None): the tokenizer, or its folder or Hub name; by default that
+            beside the model.
+        **arguments (Any): of `TranslationPipeline`, or of `transformers.pipeline`. `dtype` (in older code
+            `torch_dtype`) is that of a model given by name; by default the one in which it was saved.
 
     Raises:
         ValueError: no model, no tokenizer, a `dtype` for a model that is loaded already, and what

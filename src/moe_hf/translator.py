@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,9 +26,12 @@ from .translator_hooks import ChosenLogProbs, LengthLimits
 class Translation:
     """One translation of a line.
 
-    text: without special tokens. score: None unless asked for; what a beam search ranks by, for greedy search the log
-    probability, for sampling that under the distribution drawn from, after temperature and top-k; 0 for an empty line.
-    source_ids, target_ids: tokens, the target's without the start and what follows its end.
+    Attributes:
+        text: without special tokens.
+        score: what a beam search ranks by; for greedy search the log probability; for sampling that under the
+            distribution drawn from, after temperature and top-k; 0 for an empty line; None unless asked for.
+        source_ids: tokens of the line.
+        target_ids: tokens of the translation, without the start and what follows its end.
     """
 
     text: str
@@ -64,23 +68,24 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
 class Translator:
     """Translates lines with `model.generate`.
 
-    A translation has no special tokens inside, such as padding or a language's tag, however probable the model finds
-    them, unless `suppress_tokens`, here or in the model's generation configuration, says otherwise.
+    A translation contains no special tokens, such as padding or a language's tag, however probable the model finds
+    them. `suppress_tokens`, here or in the model's generation configuration, replaces this rule.
 
     Args:
         model: an encoder-decoder model, put into evaluation mode.
         tokenizer: its tokenizer.
         target_language: of a multilingual model: the language to translate into.
-        batch_tokens: positions of a batch, padding included, times the number of beams.
-        batch_size: sources of a batch at most; None: as many as fit into `batch_tokens`.
+        tokens_per_batch: positions of a batch, padding included, times the number of beams; None: 8000.
+        batch_size: sources of a batch at most; None: as many as fit into `tokens_per_batch`.
         buffer_lines: lines read before the first of them is translated; more of them fit together better.
         max_length_ratio: a translation ends at that many times the source's tokens plus ten, whatever length the
             model's generation configuration has. `max_length` or `max_new_tokens` among the arguments ends it earlier.
-        length_alpha, coverage_beta: search with GNMT's score, see `gnmt_beam_search`; both None for the library's own.
+        length_alpha: search with GNMT's score, see `gnmt_beam_search`; None, and so the other: the library's score.
+        coverage_beta: likewise.
         with_scores: whether translations have a score. With the library's beam search that takes memory for the logits
-            of all steps, about 4 * batch_tokens * vocabulary bytes; with the others it is free.
-        generate_arguments: for `model.generate`, such as num_beams, num_return_sequences, do_sample; what is not given
-            is as in the model's generation configuration.
+            of all steps, about 4 * tokens_per_batch * vocabulary bytes; with the others it is free.
+        **generate_arguments (Any): for `model.generate`, such as num_beams, num_return_sequences, do_sample; what is
+            not given is as in the model's generation configuration.
 
     Raises:
         InputError: a number that is not allowed, or GNMT's score without several beams or with what it replaces; when
@@ -93,7 +98,7 @@ class Translator:
         tokenizer: PreTrainedTokenizerBase,
         target_language: str | None = None,
         *,
-        batch_tokens: int = 8000,
+        tokens_per_batch: int | None = None,
         batch_size: int | None = None,
         buffer_lines: int = 2000,
         max_length_ratio: float = 3.0,
@@ -103,7 +108,10 @@ class Translator:
         **generate_arguments,
     ):
         self.model, self.tokenizer, self.target_language = model.eval(), tokenizer, target_language
-        self.batch_tokens, self.buffer_lines, self.max_length_ratio = batch_tokens, buffer_lines, max_length_ratio
+        if "batch_tokens" in generate_arguments:
+            tokens_per_batch = self._take_old_name(generate_arguments, tokens_per_batch)
+        self.tokens_per_batch = 8000 if tokens_per_batch is None else tokens_per_batch
+        self.buffer_lines, self.max_length_ratio = buffer_lines, max_length_ratio
         self.with_scores, self.generate_arguments = with_scores, dict(generate_arguments)
         self.batch_size = math.inf if batch_size is None else batch_size
         self.max_new_tokens = self._take_max_new_tokens()
@@ -115,6 +123,15 @@ class Translator:
             self.generate_arguments |= {"length_alpha": 0.0, "coverage_beta": 0.0} | gnmt
             self.generate_arguments["custom_generate"] = gnmt_beam_search
             self._give_attention()
+
+    @staticmethod
+    def _take_old_name(generate_arguments: dict, tokens_per_batch: int | None) -> int:
+        """The value of `batch_tokens`, as `tokens_per_batch` was called in the release before."""
+        message = "batch_tokens of Translator is now called tokens_per_batch"
+        if tokens_per_batch is not None:
+            raise InputError(f"{message}; give tokens_per_batch={tokens_per_batch} alone")
+        warnings.warn(f"{message}; the old name goes with the next release", DeprecationWarning, stacklevel=3)
+        return generate_arguments.pop("batch_tokens")
 
     def _setting(self, name: str, default=None):
         """What generate() will take: an argument, or what a generation configuration says."""
@@ -137,7 +154,7 @@ class Translator:
         return {"max_new_tokens": new_tokens}
 
     def _check_numbers(self) -> None:
-        for name in ("batch_tokens", "batch_size", "buffer_lines", "num_beams"):
+        for name in ("tokens_per_batch", "batch_size", "buffer_lines", "num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if self.num_results < 1:
@@ -157,8 +174,14 @@ class Translator:
                     raise InputError(f"{other}={given} is not for GNMT's score, which {name}={value} asks for")
 
     def translate(self, lines: Iterable[str]) -> Iterator[list[Translation]]:
-        """Yield the translations of each line, as many as `num_return_sequences`, best first. An empty line gives
-        empty ones."""
+        """Translate lines one after the other.
+
+        Args:
+            lines: the texts; an empty line gives empty translations.
+
+        Yields:
+            The translations of each line, as many as `num_return_sequences`, best first.
+        """
         encode_sources(self.tokenizer, [], self.target_language)  # a wrong language is refused for empty lines too
         empty = Translation("", 0.0 if self.with_scores else None, [], [])
         lines = iter(lines)
@@ -186,12 +209,12 @@ class Translator:
         return results
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Numbers of the sources, the longest first, in batches of at most `batch_tokens` positions over all beams."""
+        """Numbers of the sources, the longest first, in batches of at most `tokens_per_batch` positions."""
         order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         beams = max(self.num_beams, self.num_results)
         start = 0
         while start < len(order):
-            size = min(max(1, self.batch_tokens // (lengths[order[start]] * beams)), self.batch_size)
+            size = min(max(1, self.tokens_per_batch // (lengths[order[start]] * beams)), self.batch_size)
             yield order[start : start + size]
             start += size
 
@@ -229,7 +252,7 @@ class Translator:
         return [translations[i : i + self.num_results] for i in range(0, len(translations), self.num_results)]
 
     def _logits_processors(self, log_probs: ChosenLogProbs | None) -> LogitsProcessorList:
-        """What keeps the scores, then, which is no part of them, what keeps special tokens out of a translation."""
+        """The processor that keeps the scores, and after it the one that keeps special tokens out of a translation."""
         processors = LogitsProcessorList([] if log_probs is None else [log_probs])
         if self._setting("suppress_tokens") is None:
             names = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id")

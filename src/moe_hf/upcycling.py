@@ -29,10 +29,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .models.hierarchical_gating import HierarchicalGate
 from .models.moe import MoeBlock
-from .training.runs import reason
 
 EXACT, EXACT_IN_EVALUATION, APPROXIMATE = "exact", "exact in evaluation", "approximate"
 
@@ -102,8 +101,10 @@ def exactness(old, new, gate_std: float = 1.0, expert_std: float = 0.0) -> str:
     "exact" means up to rounding, while training too (for the same noise and dropout).
 
     Args:
-        old, new: configurations of both.
-        gate_std, expert_std: as `upcycle` got them.
+        old (MoeConfig): configuration of the source.
+        new (MoeConfig): configuration of the result.
+        gate_std: as `upcycle` got it.
+        expert_std: as `upcycle` got it.
     """
     n, slices = old.num_experts, old.moe_intermediate_size // new.moe_intermediate_size
     copies = new.num_experts // (n * slices)
@@ -131,7 +132,10 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
     Needs the memory of both models, and little besides: a gate, or the experts that are merged into one.
 
     Args:
-        write_block: is called with a MoE layer's name, the old block and the new one, whose parameters hold no values.
+        model: the source.
+        changes: {argument of the configuration: value}.
+        write_block (Callable): is called with a MoE layer's name, the old block and the new one, whose parameters hold
+            no values.
 
     Raises:
         InputError: the configuration does not allow the changes.
@@ -143,7 +147,7 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
                 config, dtype=model.dtype, experts_implementation=model.config._experts_implementation
             )
     except (ValueError, StrictDataclassError) as error:
-        raise InputError(reason(error)) from error
+        raise InputError(first_line(error)) from error
     result.to_empty(device=model.device)
     result.tie_weights()
     blocks, weights = dict(moe_blocks(model)), dict(model.named_parameters())
@@ -160,7 +164,11 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
 
 
 def moe_blocks(model: PreTrainedModel) -> list[tuple[str, MoeBlock]]:
-    """Names and MoE layers; raises InputError if there are none."""
+    """The MoE layers of a model with their names.
+
+    Raises:
+        InputError: there are none.
+    """
     blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, MoeBlock)]
     if not blocks:
         patterns = [f"{name}={value}" for name, value in vars(model.config).items() if name.endswith("layer_pattern")]

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from test_compile_and_export import model_and_batch
 from tiny_models import tiny_model
+
+from tests.models.test_compile_and_export import model_and_batch
 
 GATINGS = {
     "strictly balanced": {"gating": "strictly_balanced"},

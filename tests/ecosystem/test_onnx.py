@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from test_compile_and_export import FAMILIES, decoding_step
 from tiny_models import assert_same
 from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+
+from tests.models.test_compile_and_export import FAMILIES, decoding_step
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -26,7 +26,6 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.hub import with_code
-from moe_hf.model_code import AUTO_MAPS
 from moe_hf.models.quantization import int8_linear
 
 AUTO = {"lm": AutoModelForCausalLM, "gnmt": AutoModelForSeq2SeqLM}
@@ -59,9 +58,8 @@ def quantized(family, folder, embeddings=False, model_class=None, **options):
 
 def class_of_folder(family, folder):
     """The class whose code the folder brings; the Auto classes would take the package's, which is registered."""
-    return get_class_from_dynamic_module(
-        AUTO_MAPS[f"{family}_moe".replace("lm_", "lstm_")][AUTO[family].__name__], folder
-    )
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    return get_class_from_dynamic_module(auto_map[AUTO[family].__name__], folder)
 
 
 def inputs_of(family):

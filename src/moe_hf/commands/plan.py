@@ -7,12 +7,11 @@
 Nothing is allocated, whatever the size. Numbers are decimal: a GB is 10^9 bytes.
 """
 
-import argparse
 from pathlib import Path
 
 from ..distributed.plan import OPTIMIZERS, Cluster, plan_sharding
 from ..distributed.plan_report import describe, paper_memory_table, read_config
-from ..errors import run_command
+from . import command_parser, run_command
 from .table import find_configs
 
 MODEL_ARGUMENTS = (
@@ -27,8 +26,8 @@ MODEL_ARGUMENTS = (
 )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("plan", __doc__)
     parser.add_argument(
         "config", type=Path, nargs="?", help="file of a training script; by default LstmMoeConfig's values"
     )
@@ -42,7 +41,7 @@ def main() -> int:
     parser.add_argument("--paper_table", action="store_true", help="the table of docs/sharding.md instead")
     for name in MODEL_ARGUMENTS:
         parser.add_argument(f"--{name}", type=int, help="of the model, instead of the file's")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     return run_command(lambda: print(report(arguments)))
 
 

@@ -16,14 +16,15 @@ from transformers import AutoModelForSeq2SeqLM
 
 from ..data.text import read_lines
 from ..data.translation_tokenizers import load_translation_tokenizer
-from ..errors import run_command
 from ..evaluation.attention_plot import check_plot_file, plot_attention
-from ..training.runs import load_pretrained
+from ..loading import load_pretrained
+from ..old_names import with_new_options
 from ..translator import Translator, move_to_device, on_one_line
+from . import command_parser, run_command
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = command_parser("translate", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("file", nargs="?", default="-", help="text file, plain, .gz or .xz; - for standard input")
     parser.add_argument("--target_language", help="of a multilingual model: the language to translate into")
@@ -32,16 +33,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
     parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
     parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
-    parser.add_argument("--batch_tokens", type=int, default=8000, help="positions of a batch over all beams")
+    parser.add_argument("--tokens_per_batch", type=int, default=8000, help="positions of a batch over all beams")
     parser.add_argument("--buffer_lines", type=int, default=2000, help="lines of a portion (default: 2000)")
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")
     parser.add_argument("--attention_plot", type=Path, help="PNG file: attention of the first line with a translation")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
-    return parser.parse_args()
+    return parser.parse_args(with_new_options(argv, parser))
 
 
-def main() -> int:
-    return run_command(lambda: translate(parse()))
+def main(argv: list[str] | None = None) -> int:
+    return run_command(lambda: translate(parse(argv)))
 
 
 def translate(arguments: argparse.Namespace) -> None:
@@ -65,6 +66,6 @@ def build_translator(arguments: argparse.Namespace) -> Translator:
     tokenizer = load_translation_tokenizer(arguments.model)
     model = move_to_device(load_pretrained(AutoModelForSeq2SeqLM, arguments.model), arguments.device)
     names = ["target_language", "num_beams", "num_return_sequences", "length_alpha", "coverage_beta", "length_penalty"]
-    names += ["batch_tokens", "buffer_lines"]
+    names += ["tokens_per_batch", "buffer_lines"]
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     return Translator(model, tokenizer, with_scores=arguments.scores, **given)

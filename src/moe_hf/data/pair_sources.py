@@ -11,15 +11,23 @@ from ..errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class PairSource:
-    """Sentence pairs of one translation direction. Exactly one of these says where they are:
+    """Sentence pairs of one translation direction, from exactly one origin.
 
-    `source_files` with `target_files`: aligned text files, line n of both corresponds; globs, paired in order. A file
-        named twice is read twice, with the other side of each.
-    `files`: files that hold both sides, .tsv (source, tab, target) or .jsonl; also .gz and .xz of them.
-    `dataset_name` (with `dataset_config_name`, `split`): whatever `datasets.load_dataset` takes.
+    The origin is `source_files` with `target_files`, or `files`, or `dataset_name`.
 
-    `source_language` and `target_language` name the direction; data that are keyed by language need them.
-    Raises InputError: not exactly one origin, or a language that is no text.
+    Attributes:
+        source_files: aligned text files, globs allowed. Line n corresponds to line n of the target file. A file named
+            twice is read twice, with the other side of each.
+        target_files: the translations, paired with `source_files` in order.
+        files: files that hold both sides, .tsv (source, tab, target) or .jsonl, also compressed as .gz or .xz.
+        dataset_name: whatever `datasets.load_dataset` takes.
+        dataset_config_name: configuration of that data set.
+        split: split of that data set.
+        source_language: code of the source's language; data that are keyed by language need it.
+        target_language: code of the target's language; data that are keyed by language need it.
+
+    Raises:
+        InputError: not exactly one origin, or a language that is not text.
     """
 
     source_files: list[str] | str | None = None
@@ -54,12 +62,20 @@ class PairSource:
 
 
 def read_pair_sources(value: list | str, name: str) -> list[PairSource]:
-    """Pair sources from a configuration's list of mappings, or its JSON text; `name` is the argument's, for errors.
+    """Read pair sources from a configuration's list of mappings, or from its JSON text.
 
     The keys of a mapping are the fields of `PairSource`. A mapping with the single key `parallel_files`,
     {language: files}, means aligned files in several languages and stands for all their ordered pairs.
 
-    Raises InputError: not a list of mappings, an unknown key, and the errors of `PairSource`.
+    Args:
+        value: the list, or its JSON text.
+        name: the argument that `value` was given for, named in errors.
+
+    Returns:
+        One `PairSource` for each direction, in the order of `value`.
+
+    Raises:
+        InputError: not a list of mappings, an unknown key, and the errors of `PairSource`.
     """
     if isinstance(value, str):
         try:

@@ -8,7 +8,15 @@ from ..errors import InputError
 
 
 def expand_path(path: str, argument: str) -> str:
-    """Expand `~` and `${VARIABLE}`; InputError, which names `argument`: a variable that is not set."""
+    """Expand `~` and `${VARIABLE}`.
+
+    Args:
+        path: as the user wrote it.
+        argument: the argument that `path` was given for, named in errors.
+
+    Raises:
+        InputError: a variable is not set.
+    """
 
     def value(match: re.Match) -> str:
         if match[1] not in os.environ:
@@ -19,9 +27,16 @@ def expand_path(path: str, argument: str) -> str:
 
 
 def expand_file_patterns(patterns: list[str] | str) -> list[str]:
-    """Expand `~`, `${VARIABLE}` and globs to absolute file paths, a file as often as it is named.
+    """Expand `~`, `${VARIABLE}` and globs to absolute file paths.
 
-    Raises InputError: a variable is not set, or no file matches.
+    Args:
+        patterns: one pattern, or several; a file comes as often as it is named.
+
+    Returns:
+        The paths in the order of the patterns, sorted within each.
+
+    Raises:
+        InputError: a variable is not set, or no file matches.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     paths = []

@@ -20,10 +20,12 @@ PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
 class SentencePairs:
     """Pairs of one or more directions.
 
-    dataset: columns "source", "target" (text), "direction" (int32, an index into `directions`) and "row" (int64, the
-        number of the pair among those read from its source, from 0).
-    directions: (source language, target language), either None if not named.
-    num_read, num_empty: pairs read, and those of them left out because a side is empty (white space only).
+    Attributes:
+        dataset: columns "source", "target" (text), "direction" (int32, an index into `directions`) and "row" (int64,
+            the number of the pair among those read from its source, from 0).
+        directions: (source language, target language), either None if not named.
+        num_read: pairs read.
+        num_empty: pairs left out because a side is empty (white space only).
     """
 
     dataset: Dataset
@@ -58,11 +60,18 @@ def load_sentence_pairs(
     Text is UTF-8; lines end at "\\n" or "\\r\\n" only. A TSV line is source, one tab, target, with no quoting. A JSONL
     line is {"translation": {language: text, ...}} or {"source": text, "target": text}. A Hub data set has a column
     "translation" with a mapping of languages, or a column for each language; None there counts as empty. Texts of
-    JSONL and of the Hub keep their line breaks: what learns from them may write some. `max_pairs` reads the first
-    pairs of each source only. Pairs of which a side is empty are left out and counted.
+    JSONL and of the Hub keep their line breaks, so a model trained on them may write some. Pairs of which a side is
+    empty are left out and counted.
 
-    Raises InputError: no source, languages missing where there are several directions or the data are keyed by
-    language, files that cannot be read, are not UTF-8 or have unequal numbers of lines, malformed lines, no pair left.
+    Args:
+        sources: where the pairs are.
+        max_pairs: read only the first pairs of each source; None for all.
+        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        num_proc: processes that read files.
+
+    Raises:
+        InputError: no source, languages missing where there are several directions or the data are keyed by language,
+            files that cannot be read, are not UTF-8 or have unequal numbers of lines, malformed lines, no pair left.
     """
     if max_pairs is not None and max_pairs < 1:
         raise InputError(f"max_pairs={max_pairs} must be at least 1 (or None for all pairs)")

@@ -7,9 +7,10 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -38,12 +39,22 @@ def load_text_dataset(
 ) -> Dataset:
     """Load text as a memory-mapped dataset with the single column "text", one row a line without its line break.
 
-    `files` are UTF-8 text, plain, .gz or .xz: paths or globs, with `~` and `${VARIABLE}` expanded, read in the order
-    of the patterns, sorted within each, a file only once. `hub_name` is whatever `datasets.load_dataset` takes;
-    `hub_config`, `split` and `text_column` belong to it. Lines end at "\\n" or "\\r\\n" and nowhere else.
-    `max_lines` keeps the first lines (empty ones count if they are kept). Files are cached by path, size and time.
+    Lines end at "\\n" or "\\r\\n" and nowhere else. Files are cached by path, size and time.
 
-    Raises InputError: not exactly one source; no, unreadable, empty or not UTF-8 files; no such data set or column.
+    Args:
+        files: UTF-8 text, plain, .gz or .xz: paths or globs, with `~` and `${VARIABLE}` expanded, read in the order of
+            the patterns, sorted within each, a file only once.
+        hub_name: whatever `datasets.load_dataset` takes, in place of `files`.
+        hub_config: configuration of that data set.
+        split: split of that data set.
+        text_column: column of that data set.
+        keep_empty_lines: whether empty lines become rows.
+        max_lines: keep only the first lines (empty ones count if they are kept); None for all.
+        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        num_proc: processes that read files.
+
+    Raises:
+        InputError: not exactly one source; no, unreadable, empty or not UTF-8 files; no such data set or column.
     """
     if (files is None) == (hub_name is None):
         raise InputError(f"exactly one of files and hub_name is needed, got files={files} and hub_name={hub_name}")
@@ -87,18 +98,28 @@ def _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc) -> Data
 
 
 def dataset_of_rows(
-    generate,
+    generate: Callable[..., Iterator[dict]],
     paths: list,
     *,
     features: Features,
     fingerprint: str,
     cache_dir: str | None,
     num_proc: int | None,
-    **options,
+    **options: Any,
 ) -> Dataset:
-    """The rows of `generate(paths, **options)` as a memory-mapped dataset, cached under `fingerprint`.
+    """The rows of `generate(paths, **options)` as a memory-mapped dataset.
 
-    Up to `num_proc` processes get a part of `paths` each. An InputError of `generate` is raised as such.
+    Args:
+        generate: a generator function, which yields a row as a mapping.
+        paths: its first argument; each process gets a part of them.
+        features: columns of the rows.
+        fingerprint: name under which the dataset is cached.
+        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        num_proc: processes at most.
+        **options: further arguments of `generate`.
+
+    Raises:
+        InputError: what `generate` raises.
     """
     num_proc = min(num_proc or 1, len(paths))
     try:
@@ -136,9 +157,14 @@ def _generate_rows(paths, keep_empty_lines: bool, max_lines: int | None) -> Iter
 
 
 def read_lines(path: str, allow_no_text: bool = False) -> Iterator[str]:
-    """Yield the lines of a plain, .gz or .xz text file; "-" is standard input.
+    """Yield the lines of a plain, .gz or .xz text file.
 
-    Raises InputError: the file cannot be read, is not UTF-8 or has no text, unless that is allowed.
+    Args:
+        path: the file; "-" is standard input.
+        allow_no_text: whether the file may have only empty lines.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8 or has no text, unless that is allowed.
     """
     number, has_text = 0, allow_no_text
     try:
@@ -173,7 +199,18 @@ def _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_pr
 def load_hub_dataset(
     hub_name: str, hub_config: str | None, split: str, *, cache_dir: str | None, num_proc: int | None
 ) -> Dataset:
-    """`datasets.load_dataset`; InputError: the data set, the configuration or the split cannot be loaded."""
+    """Load a data set by `datasets.load_dataset`.
+
+    Args:
+        hub_name: its first argument.
+        hub_config: configuration of the data set.
+        split: split of the data set.
+        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        num_proc: processes that load.
+
+    Raises:
+        InputError: the data set, the configuration or the split cannot be loaded.
+    """
     try:
         return load_dataset(hub_name, hub_config, split=split, cache_dir=cache_dir, num_proc=num_proc)
     except (OSError, ValueError) as error:  # also datasets' own "not found" errors and no connection
@@ -193,8 +230,14 @@ class TokenStream:
     """All token ids of a tokenised dataset as one flat, read-only sequence, memory-mapped.
 
     `stream[a:b]` has the semantics of a list slice and copies to an int64 array (b - a,); `stream[i]` is an int.
-    `num_lines` counts lines; `num_words` counts whitespace-separated words plus one end of sentence a line,
-    the unit of per-word perplexity. `dataset` has the columns "input_ids" and "num_words", one row a line.
+
+    Args:
+        dataset: columns "input_ids" and "num_words", one row a line.
+
+    Attributes:
+        dataset: the same.
+        num_lines: lines.
+        num_words: whitespace-separated words plus one end of sentence a line, the unit of per-word perplexity.
     """
 
     def __init__(self, dataset: Dataset):
@@ -240,7 +283,16 @@ def tokenize_to_stream(
     """Tokenise the lines of `dataset` ("text"), each followed by the end-of-sentence token, to one stream of ids.
 
     No other special tokens are added. The result is cached beside the dataset: a second run, also in another
-    process, does no work. Raises InputError: `tokenizer` without eos_token_id; fewer than 2 tokens.
+    process, does no work.
+
+    Args:
+        dataset: the lines, in the column "text".
+        tokenizer: needs eos_token_id.
+        num_proc: processes that tokenise.
+        batch_size: lines tokenised at once.
+
+    Raises:
+        InputError: `tokenizer` without eos_token_id; fewer than 2 tokens.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(

@@ -17,13 +17,14 @@ from ..errors import InputError
 class TokenBatchSampler(Sampler[list[int]]):
     """Lists of row numbers: the batches of one epoch, for `DataLoader(batch_sampler=...)`.
 
-    A pair is as long as its longer side. A batch has at most `words_per_batch` positions, rows times longest pair, so
+    A pair is as long as its longer side. A batch has at most `tokens_per_batch` positions, rows times longest pair, so
     that source and target, each with its padding, have at most that many. A pair longer than that is a batch of its
     own. Batches come in random order; all follows from `seed` and the epoch (`set_epoch`), in every process alike.
 
     Args:
-        source_lengths, target_lengths: tokens of each pair, (N,).
-        words_per_batch: the paper's, per process: tokens, padding included.
+        source_lengths: tokens of each pair's source, (N,).
+        target_lengths: tokens of each pair's target, (N,).
+        tokens_per_batch: the paper's, per process: tokens, padding included.
         seed: of the random order.
         directions: the direction of each pair, (N,) integers; None is one direction.
         temperature: 1 draws the directions as the data have them, and every pair exactly once an epoch. With T > 1
@@ -32,25 +33,26 @@ class TokenBatchSampler(Sampler[list[int]]):
         bucket_width: lengths are rounded up to a multiple of it, to mix pairs of different lengths; costs padding.
         num_processes: the batches are a multiple of it (some are split in two), and those of one step are similarly
             long. Process r of R takes the batches r, r + R, ... (accelerate does so).
-        limit_name: what `words_per_batch` is called in errors.
+        limit_name: what `tokens_per_batch` is called in errors.
 
-    Raises InputError: a bad value of an argument, or fewer pairs than processes.
+    Raises:
+        InputError: a bad value of an argument, or fewer pairs than processes.
     """
 
     def __init__(
         self,
         source_lengths: Sequence[int],
         target_lengths: Sequence[int],
-        words_per_batch: int,
+        tokens_per_batch: int,
         *,
         seed: int = 0,
         directions: Sequence[int] | None = None,
         temperature: float = 1.0,
         bucket_width: int = 1,
         num_processes: int = 1,
-        limit_name: str = "words_per_batch",
+        limit_name: str = "tokens_per_batch",
     ):
-        for name, value in ((limit_name, words_per_batch), ("bucket_width", bucket_width)):
+        for name, value in ((limit_name, tokens_per_batch), ("bucket_width", bucket_width)):
             if value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
         if not temperature >= 1:
@@ -64,12 +66,12 @@ class TokenBatchSampler(Sampler[list[int]]):
         self.num_processes = num_processes
         self._slots = _make_slots(lengths, directions, temperature, seed)
         sorted_lengths = np.sort(self._slots.length)
-        starts = _cut_by_tokens(sorted_lengths, words_per_batch)
+        starts = _cut_by_tokens(sorted_lengths, tokens_per_batch)
         self._starts = _split_to_multiple(starts, len(sorted_lengths), num_processes)
         if self._starts is None:
             raise InputError(
                 f"{len(starts)} batches of one sentence pair cannot be spread evenly over {num_processes} processes: "
-                f"{limit_name}={words_per_batch} is too small"
+                f"{limit_name}={tokens_per_batch} is too small"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -108,8 +110,8 @@ class _Slots:
 def _make_slots(lengths: np.ndarray, directions, temperature: float, seed: int) -> _Slots:
     """As many slots as pairs: each direction gets its share, whole copies of its pairs first.
 
-    What is left of the share, fewer slots than pairs, is spread over the pairs sorted by length: each slot takes turns
-    with neighbours of about equal length, so that no pair is left out for ever.
+    The rest of the share has fewer slots than pairs. Each of these slots takes turns among neighbours in the pairs
+    sorted by length, so that no pair is left out for ever.
     """
     directions = np.zeros(len(lengths), dtype=int) if directions is None else np.asarray(directions)
     random = np.random.default_rng(seed)
@@ -128,9 +130,14 @@ def _make_slots(lengths: np.ndarray, directions, temperature: float, seed: int) 
 
 
 def direction_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
-    """Pairs of an epoch that each direction gives: in proportion to counts^(1 / temperature), at least 1.
+    """How many pairs of an epoch each direction gives, in proportion to counts^(1 / temperature).
 
-    `counts` are at least 1 each, and the shares add up to their sum.
+    Args:
+        counts: pairs of each direction, at least 1.
+        temperature: 1 or more.
+
+    Returns:
+        (directions,), at least 1 each; the sum is that of `counts`.
     """
     counts = np.asarray(counts, dtype=np.float64)
     weights = counts ** (1 / temperature)
@@ -144,13 +151,13 @@ def direction_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
     return shares + 1
 
 
-def _cut_by_tokens(sorted_lengths: np.ndarray, words_per_batch: int) -> list[int]:
-    """Where batches start when each is as long as rows * (its longest, last row) <= words_per_batch allows."""
+def _cut_by_tokens(sorted_lengths: np.ndarray, limit: int) -> list[int]:
+    """Where batches start when each is as long as rows * (its longest, last row) <= limit allows."""
     starts, start = [], 0
     while start < len(sorted_lengths):
         starts.append(start)
         stops = range(start + 1, len(sorted_lengths) + 1)
-        fitting = bisect_right(stops, words_per_batch, key=lambda stop: (stop - starts[-1]) * sorted_lengths[stop - 1])
+        fitting = bisect_right(stops, limit, key=lambda stop: (stop - starts[-1]) * sorted_lengths[stop - 1])
         start += max(fitting, 1)
     return starts
 

@@ -26,13 +26,24 @@ TOKEN_FEATURES = Features(
 def tokenize_pairs(
     pairs: SentencePairs, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None, batch_size: int = 1000
 ) -> Dataset:
-    """Tokenise every pair, cached beside the text. Columns, a row a pair:
+    """Tokenise every pair, cached beside the text.
 
-    input_ids: the target language's tag (if `tokenizer` has tags), the source, "</s>". labels: the target, "</s>".
-    source_length, target_length: their numbers of tokens. target_words: whitespace-separated words of the target and
-    one for its end, the unit of per-word perplexity. direction: index into `pairs.directions`.
+    The dataset has one row a pair, and these columns:
 
-    Raises InputError: several directions without tags; a target language without a tag.
+    - "input_ids": the target language's tag if `tokenizer` has tags, the source, "</s>".
+    - "labels": the target, "</s>".
+    - "source_length" and "target_length": their numbers of tokens.
+    - "target_words": whitespace-separated words of the target and one for its end, the unit of per-word perplexity.
+    - "direction": index into `pairs.directions`.
+
+    Args:
+        pairs: the text.
+        tokenizer: with a tag for each of `pairs.tagged_languages`.
+        num_proc: processes that tokenise.
+        batch_size: pairs tokenised at once.
+
+    Raises:
+        InputError: several directions without tags; a target language without a tag.
     """
     tags = _tags(pairs.directions, tokenizer)
     return pairs.dataset.map(
@@ -51,10 +62,21 @@ def tokenize_pairs(
 def leave_out_long_pairs(
     dataset: Dataset, max_source_length: int | None, max_target_length: int | None
 ) -> tuple[Dataset, int]:
-    """The pairs of a training set that have at most so many tokens on either side, and how many others there were.
+    """Leave out the pairs of a training set that have too many tokens on either side.
 
-    The limits count the tag and "</s>"; None is no limit. Nothing is cut, as a cut pair is no translation; evaluation
-    sets are used whole. Raises InputError: no pair is left.
+    The limits count the tag and "</s>". Nothing is cut, as a cut pair is not a translation; evaluation sets are used
+    whole.
+
+    Args:
+        dataset: what `tokenize_pairs` returns.
+        max_source_length: tokens of a source at most; None for no limit.
+        max_target_length: tokens of a target at most; None for no limit.
+
+    Returns:
+        The pairs that are left, and how many were left out.
+
+    Raises:
+        InputError: no pair is left.
     """
     keep = np.ones(len(dataset), dtype=bool)
     for column, limit in (("source_length", max_source_length), ("target_length", max_target_length)):

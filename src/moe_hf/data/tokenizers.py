@@ -24,14 +24,22 @@ def train_tokenizer(
     lowercase: bool = False,
     extra_special_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
-    """Train a tokenizer with at most `vocab_size` tokens, special tokens included.
+    """Train a tokenizer.
 
-    "word": whitespace-separated words, the most frequent ones first; others are "<unk>", and so is a literal "<unk>".
-    A special token in the text counts only as a whole word, so a line has as many tokens as words. "bpe": byte-level
-    byte pair encoding; every text round-trips (but for case, with `lowercase`). Special tokens come first: "<eos>" (0,
-    which also pads), "<unk>" ("word" only), then `extra_special_tokens`.
+    Special tokens come first: "<eos>" (0, which also pads), "<unk>" ("word" only), then `extra_special_tokens`.
 
-    Raises InputError: unknown `kind`, `vocab_size` too small, a special token given twice, no text in `lines`.
+    Args:
+        lines: the text.
+        kind: "word" takes whitespace-separated words, the most frequent ones first; others are "<unk>", and so is a
+            literal "<unk>". A special token in the text counts only as a whole word, so a line has as many tokens as
+            words. "bpe" is byte-level byte pair encoding, with which every text round-trips (but for case, with
+            `lowercase`).
+        vocab_size: tokens at most, special tokens included.
+        lowercase: whether the tokenizer turns text to lower case.
+        extra_special_tokens: further special tokens.
+
+    Raises:
+        InputError: unknown `kind`, `vocab_size` too small, a special token given twice, no text in `lines`.
     """
     if kind not in SPECIAL_TOKENS:
         raise InputError(f"kind={kind!r} is unknown, allowed are {', '.join(map(repr, SPECIAL_TOKENS))}")
@@ -72,10 +80,18 @@ def load_or_train_tokenizer(
     lowercase: bool = False,
     extra_special_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer `name_or_path`, or if it is None train one on the column "text" of `dataset`, in batches.
+    """Load a tokenizer, or train one on the column "text" of `dataset`, in batches.
 
-    The keyword arguments are those of `train_tokenizer` and unused for a loaded tokenizer.
-    Raises InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
+    Args:
+        name_or_path: folder or Hub name of the tokenizer to load; None to train one.
+        dataset: the text to train on.
+        kind: as for `train_tokenizer`; not used for a loaded tokenizer, nor are the following arguments.
+        vocab_size: as for `train_tokenizer`.
+        lowercase: as for `train_tokenizer`.
+        extra_special_tokens: as for `train_tokenizer`.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
     """
     if name_or_path is None:
         return train_tokenizer(
@@ -89,7 +105,11 @@ def load_or_train_tokenizer(
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; raises InputError: it cannot be loaded or has no eos token."""
+    """Load a tokenizer from a folder or the Hub.
+
+    Raises:
+        InputError: it cannot be loaded or has no eos token.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:  # a broken tokenizer.json raises a bare Exception
@@ -106,7 +126,11 @@ def _iterate_text(dataset: Dataset) -> Iterator[str]:
 
 
 def require_text(lines: Iterable[str]) -> Iterator[str]:
-    """The same lines; InputError if the first of them with text does not exist."""
+    """Yield the same lines.
+
+    Raises:
+        InputError: no line has text.
+    """
     lines = iter(lines)
     for line in lines:
         if line.strip():

@@ -15,15 +15,21 @@ PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<s>", "</s>"
 def train_translation_tokenizer(
     lines: Iterable[str], *, vocab_size: int, languages: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE with at most `vocab_size` tokens on `lines`, which are those of all languages.
+    """Train byte-level BPE for all languages together.
 
     A space is put before the first word, so that a word has the same tokens there as anywhere else; decoding takes it
     away again. Every text round-trips exactly, `decode(tokenizer(text).input_ids, skip_special_tokens=True) == text`;
     there is no unknown token and no normalisation. Special tokens come first: "<pad>" (0), "<s>" (1, with which a
-    decoder starts), "</s>" (2, appended to every text), then a tag such as "<2de>" for each of `languages` (Johnson et
-    al., 2016), which `encode_sources` puts in front of a source. None of them arises from text that spells it.
+    decoder starts), "</s>" (2, appended to every text), then the languages' tags. None of them arises from text that
+    spells it.
 
-    Raises InputError: a language that is no plain name or given twice, `vocab_size` too small, no text in `lines`.
+    Args:
+        lines: the text of all languages.
+        vocab_size: tokens at most, special tokens included.
+        languages: each gets a tag such as "<2de>" (Johnson et al., 2016), which `encode_sources` puts before a source.
+
+    Raises:
+        InputError: a language that is not a plain name or given twice, `vocab_size` too small, no text in `lines`.
     """
     for language in languages:
         if not re.fullmatch(r"\w+([-_.@]\w+)*", language):
@@ -68,7 +74,17 @@ def train_translation_tokenizer(
 def load_or_train_translation_tokenizer(
     name_or_path: str | None, lines: Iterable[str], *, vocab_size: int, languages: Sequence[str] = ()
 ) -> PreTrainedTokenizerBase:
-    """`load_translation_tokenizer`, or if `name_or_path` is None `train_translation_tokenizer`, with their errors."""
+    """Load a tokenizer, or train one.
+
+    Args:
+        name_or_path: folder or Hub name of the tokenizer to load; None to train one.
+        lines: as for `train_translation_tokenizer`.
+        vocab_size: as for `train_translation_tokenizer`.
+        languages: those that the tokenizer has, or gets, a tag for.
+
+    Raises:
+        InputError: the errors of `load_translation_tokenizer` and `train_translation_tokenizer`.
+    """
     if name_or_path is None:
         return train_translation_tokenizer(lines, vocab_size=vocab_size, languages=languages)
     return load_translation_tokenizer(name_or_path, languages)
@@ -77,7 +93,8 @@ def load_or_train_translation_tokenizer(
 def load_translation_tokenizer(name_or_path: str, languages: Sequence[str] = ()) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
 
-    Raises InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
+    Raises:
+        InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
     """
     tokenizer = load_tokenizer(name_or_path)
     missing = [name for name in ("pad_token", "bos_token") if getattr(tokenizer, name) is None]
@@ -94,7 +111,11 @@ def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def language_tag_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
-    """The id of the tag of a target language; InputError: `tokenizer` has no such tag."""
+    """The id of the tag of a target language.
+
+    Raises:
+        InputError: `tokenizer` has no such tag.
+    """
     known = known_languages(tokenizer)
     if language not in known:
         raise InputError(
@@ -109,7 +130,13 @@ def encode_sources(
 ) -> list[list[int]]:
     """Token ids of sentences to translate: the tag of the target language if there are tags, the text, "</s>".
 
-    Raises InputError: an empty sentence; a language that `tokenizer` has no tag for, or none where it has tags.
+    Args:
+        tokenizer: of a translation model.
+        sentences: the texts, none of them empty.
+        target_language: code of the language to translate into; None for a tokenizer without tags.
+
+    Raises:
+        InputError: an empty sentence; a language that `tokenizer` has no tag for, or none where it has tags.
     """
     for number, sentence in enumerate(sentences, start=1):
         if not sentence.strip():
@@ -124,7 +151,8 @@ def encode_sources(
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text and "</s>", whatever special tokens `tokenizer` adds by itself.
 
-    Raises InputError: a text that UTF-8 cannot write, with half of a surrogate pair.
+    Raises:
+        InputError: a text that UTF-8 cannot write, with half of a surrogate pair.
     """
     if not texts:  # which the library refuses
         return []

@@ -12,18 +12,21 @@ from ..errors import InputError
 
 
 class StreamWindows(Dataset):
-    """Windows {"input_ids", "labels", "shift_labels"}, each int64 (S,), of a stream sliceable to int64 arrays.
+    """Windows {"input_ids", "labels", "shift_labels"}, each int64 (S,), of a token stream.
 
-    `labels` equals `input_ids`; `shift_labels` holds the next token of every position, also of the last one.
+    `labels` equals `input_ids`; `shift_labels` holds the next token of every position, also of the last one. Every
+    token of the stream but the first is predicted exactly once.
 
-    num_rows=None: window i starts at token i * S.
-    num_rows=R: the stream is cut into R contiguous rows, and item j * R + r is window j of row r, so that batches of R
-    consecutive items keep the rows aligned. All rows are equally long but for the end of the stream, which may be up
-    to R - 1 tokens short: the last windows of the last rows are then shorter, or empty.
-    In both cases every token of the stream but the first is predicted exactly once, and the last window (of every row)
-    may be shorter than S = `window_length`.
+    Args:
+        stream: sliceable to int64 arrays, such as a `TokenStream`.
+        window_length: S; the last window (of every row) may be shorter.
+        num_rows: None: window i starts at token i * S. R: the stream is cut into R contiguous rows, and item j * R + r
+            is window j of row r, so that batches of R consecutive items keep the rows aligned. All rows are equally
+            long but for the end of the stream, which may be up to R - 1 tokens short: the last windows of the last
+            rows are then shorter, or empty.
 
-    Raises InputError: window_length < 1, num_rows < 1, or a stream or row shorter than one window.
+    Raises:
+        InputError: window_length < 1, num_rows < 1, or a stream or row shorter than one window.
     """
 
     def __init__(self, stream: Sequence, window_length: int, num_rows: int | None = None):

@@ -1,0 +1,1 @@
+"""The two demos, and the corpora that they generate."""

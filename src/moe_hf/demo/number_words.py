@@ -35,7 +35,8 @@ _MONTH_LENGTHS = dict(
 def number_in_words(n: int) -> str:
     """Return the cardinal of `n`, 0 to 999, as words separated by spaces.
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     _check_range(n, smallest=0)
     if n < 20:
@@ -50,7 +51,8 @@ def number_in_words(n: int) -> str:
 def ordinal_in_words(n: int) -> str:
     """Return the ordinal of `n`, 1 to 999: "first", "twentieth", "one hundred and thirty first".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     _check_range(n, smallest=1)
     *leading, last = number_in_words(n).split()
@@ -64,7 +66,8 @@ def ordinal_in_words(n: int) -> str:
 def date_in_words(day: int) -> str:
     """Return the date `day` days after the first of January, 0 to 364, in a year of 365 days: "third of march".
 
-    Raises ValueError when `day` is outside that range.
+    Raises:
+        ValueError: `day` is outside that range.
     """
     if not 0 <= day < 365:
         raise ValueError(f"day={day} is outside 0 to 364")
@@ -78,7 +81,8 @@ def date_in_words(day: int) -> str:
 def time_in_words(minutes: int) -> str:
     """Return the time on a twelve-hour clock `minutes` after twelve o'clock, 0 to 719: "twenty five to five".
 
-    Raises ValueError when `minutes` is outside that range.
+    Raises:
+        ValueError: `minutes` is outside that range.
     """
     if not 0 <= minutes < 12 * 60:
         raise ValueError(f"minutes={minutes} is outside 0 to {12 * 60 - 1}")
@@ -95,7 +99,8 @@ def time_in_words(minutes: int) -> str:
 def words_to_number(words: str) -> int:
     """Return the number whose cardinal is `words`, the inverse of `number_in_words`.
 
-    Raises ValueError when `words` is not exactly what `number_in_words` writes.
+    Raises:
+        ValueError: `words` is not exactly what `number_in_words` writes.
     """
     if words not in _NUMBER_OF_WORDS:
         raise ValueError(f"words={words!r} is not a number from 'zero' to {number_in_words(LARGEST_NUMBER)!r}")

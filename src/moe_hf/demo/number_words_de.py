@@ -12,9 +12,10 @@ _IRREGULAR_ORDINALS = {1: "erst", 3: "dritt", 7: "siebt", 8: "acht"}
 
 
 def cardinal(n: int) -> str:
-    """Return the cardinal of `n`, 0 to 9,999, one word; 1 and what ends in 01 have the s of counting: "eins".
+    """Return the cardinal of `n`, 0 to 9,999, as one word; 1 and numbers that end in 01 are counted with an s: "eins".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     return _stem(n) + ("s" if n % 100 == 1 else "")
 
@@ -22,7 +23,8 @@ def cardinal(n: int) -> str:
 def ordinal(n: int, ending: str = "e") -> str:
     """Return the ordinal of `n`, 1 to 9,999: "siebte", "einundzwanzigste"; "dritten" with the ending of "am dritten".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     if not 1 <= n <= LARGEST_NUMBER:
         raise ValueError(f"n={n} is outside 1 to {LARGEST_NUMBER}")
@@ -35,7 +37,8 @@ def ordinal(n: int, ending: str = "e") -> str:
 def year(n: int) -> str:
     """Return the year `n`, 1100 to 1999, counted in hundreds: "neunzehnhundertvierundachtzig".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     if not 1_100 <= n <= 1_999:
         raise ValueError(f"n={n} is outside 1100 to 1999")
@@ -44,14 +47,21 @@ def year(n: int) -> str:
 
 
 def date(day: int, month: int, ending: str = "e") -> str:
-    """Return a date of a day from 1 and a month from 1: "dritte März"; "dritten März" with the ending "en"."""
+    """Return a date: "dritte März".
+
+    Args:
+        day: from 1.
+        month: from 1.
+        ending: of the ordinal; "en" gives "dritten März".
+    """
     return f"{ordinal(day, ending)} {MONTHS[month - 1]}"
 
 
 def clock(minutes: int) -> str:
     """Return the time `minutes` after twelve, 0 to 719: "ein Uhr", "Viertel nach eins", "halb zwei", "zehn vor zwei".
 
-    Raises ValueError when `minutes` is outside that range.
+    Raises:
+        ValueError: `minutes` is outside that range.
     """
     if not 0 <= minutes < 12 * 60:
         raise ValueError(f"minutes={minutes} is outside 0 to {12 * 60 - 1}")

@@ -14,7 +14,8 @@ _TENS_AND_UNITS = re.compile(rf"ty (?=(?:{_UNITS})\b)")
 def cardinal(n: int) -> str:
     """Return the cardinal of `n`, 0 to 9,999: "one thousand two hundred and thirty-four".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     return _in_words(n, number_in_words)
 
@@ -22,7 +23,8 @@ def cardinal(n: int) -> str:
 def ordinal(n: int) -> str:
     """Return the ordinal of `n`, 1 to 9,999: "twenty-first", "one hundred and third".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     if n == 0:
         raise ValueError(f"n={n} is outside 1 to {LARGEST_NUMBER}")
@@ -32,7 +34,8 @@ def ordinal(n: int) -> str:
 def year(n: int) -> str:
     """Return the year `n`, 1110 to 1999 and at least 10 after its century: "nineteen eighty-four".
 
-    Raises ValueError when `n` is no such year.
+    Raises:
+        ValueError: `n` is another number.
     """
     century, rest = divmod(n, 100)
     if not 11 <= century <= 19 or rest < 10:
@@ -48,7 +51,8 @@ def date(day: int, month: int) -> str:
 def clock(minutes: int) -> str:
     """Return the time `minutes` after twelve o'clock: "twenty-five to five", "four o'clock".
 
-    Raises ValueError when `minutes` is outside 0 to 719.
+    Raises:
+        ValueError: `minutes` is outside 0 to 719.
     """
     return _hyphenate(time_in_words(minutes))
 

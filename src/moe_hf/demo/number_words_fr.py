@@ -18,7 +18,8 @@ _TENS = {20: "vingt", 30: "trente", 40: "quarante", 50: "cinquante", 60: "soixan
 def cardinal(n: int, feminine: bool = False) -> str:
     """Return the cardinal of `n`, 0 to 9,999: "quatre-vingts", "deux cents", "vingt et une" when feminine.
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     words = label(n)
     if n % 100 == 80 or (n % 100 == 0 and n % 1_000 > 100):
@@ -29,7 +30,8 @@ def cardinal(n: int, feminine: bool = False) -> str:
 def label(n: int) -> str:
     """Return the number `n`, 0 to 9,999, as it names a page or a year, without agreement: "quatre-vingt", "deux cent".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     if not 0 <= n <= LARGEST_NUMBER:
         raise ValueError(f"n={n} is outside 0 to {LARGEST_NUMBER}")
@@ -43,7 +45,8 @@ def label(n: int) -> str:
 def ordinal(n: int, feminine: bool = False) -> str:
     """Return the ordinal of `n`, 1 to 9,999: "premier", "première", "deuxième", "vingt et unième".
 
-    Raises ValueError when `n` is outside that range.
+    Raises:
+        ValueError: `n` is outside that range.
     """
     if n == 0:
         raise ValueError(f"n={n} is outside 1 to {LARGEST_NUMBER}")
@@ -63,7 +66,8 @@ def date(day: int, month: int) -> str:
 def clock(minutes: int) -> str:
     """Return the time `minutes` after twelve, 31 to 690: "une heure et quart", "cinq heures moins vingt".
 
-    Raises ValueError outside that range, where French says "midi" or "minuit".
+    Raises:
+        ValueError: outside that range, where French says "midi" or "minuit".
     """
     if not 31 <= minutes <= 690:
         raise ValueError(f"minutes={minutes} is outside 31 to 690")

@@ -1,7 +1,7 @@
 """The corpus of the translation demo: number, date and clock phrases in three languages, generated, with no download.
 
-Training and validation share their words, not their values: a fixed choice of about a tenth of the numbers, of the
-dates and of the times occurs in no training phrase, so that only what was learnt of their parts translates them.
+Training and validation share their words, not their values. A fixed tenth of the numbers, of the dates and of the
+times occurs in no training phrase, so a model translates them only by what it learnt of their parts.
 """
 
 from collections.abc import Callable
@@ -126,10 +126,14 @@ _TEMPLATES: list[Callable[[_Draw], Phrase]] = [
 
 
 def generate_phrases(num_phrases: int, held_out: bool, seed: int) -> list[Phrase]:
-    """Return distinct phrases in random order, with held-out values only or with none, the same for the same `seed`.
+    """Return distinct phrases in random order.
 
-    All kinds of phrases are as frequent, until the ones with few values (dates, times, ages) are used up. Expects
-    `num_phrases` up to `MAX_VALID_LINES` when `held_out`, else `MAX_TRAIN_LINES`: it draws until it has as many.
+    All kinds of phrases are as frequent, until the ones with few values (dates, times, ages) are used up.
+
+    Args:
+        num_phrases: up to `MAX_VALID_LINES` when `held_out`, else up to `MAX_TRAIN_LINES`; with more it never returns.
+        held_out: whether the phrases have held-out values only, or none.
+        seed: the same seed gives the same phrases.
     """
     rng = Random(seed)
     draw, drawn = _Draw(rng, held_out), {}  # a dict keeps its order, unlike a set
@@ -141,15 +145,22 @@ def generate_phrases(num_phrases: int, held_out: bool, seed: int) -> list[Phrase
 def write_translation_corpus(
     folder: str | Path, num_train_lines: int = 12_000, num_valid_lines: int = 300, seed: int = 0
 ) -> dict[str, dict[str, Path]]:
-    """Write train.en, train.de, train.fr and valid.* (UTF-8) into `folder`, made if absent; line i is one phrase.
+    """Write train.en, train.de, train.fr and valid.* (UTF-8); line i of each language is the same phrase.
 
-    No line occurs twice in a file, and no number, date or time of a validation phrase in a training phrase; which
-    values are held out depends on nothing, and valid.* not on `num_train_lines`.
+    No line occurs twice in a file, and no number, date or time of a validation phrase in a training phrase. The
+    held-out values are always the same, and valid.* does not depend on `num_train_lines`.
+
+    Args:
+        folder: made if absent.
+        num_train_lines: up to `MAX_TRAIN_LINES`.
+        num_valid_lines: up to `MAX_VALID_LINES`.
+        seed: of the phrases and their order.
 
     Returns:
-        the paths, as result["train"]["de"].
+        The paths, as result["train"]["de"].
 
-    Raises InputError when a number of lines is below 1 or above `MAX_TRAIN_LINES` or `MAX_VALID_LINES`.
+    Raises:
+        InputError: a number of lines is below 1 or above `MAX_TRAIN_LINES` or `MAX_VALID_LINES`.
     """
     for name, value, largest in (
         ("num_train_lines", num_train_lines, MAX_TRAIN_LINES),

@@ -1,9 +1,10 @@
 """The phrases of the translation demo, each written in English, German and French from one meaning.
 
-Among all the phrases a text of one language has one meaning, so that it has one right translation into the others: no
-"you" (du, Sie, vous), no "they" (ils, elles), no noon or midnight (twelve o'clock), and the day "on" which something
-happens stands in another sentence than the day that "today is", since French says "le trois mars" for both. Counts
-that end in 01 are left out but for 1, because German usage wavers between "hundertein" and "hunderteins".
+A text of one language has one meaning among all the phrases, and so one right translation into the others:
+
+- They say neither "you" (du, Sie, vous) nor "they" (ils, elles), and neither noon nor midnight (twelve o'clock).
+- French says "le trois mars" for both "today is the third" and "on the third", so these are two different sentences.
+- Counts that end in 01 are left out, except 1: German usage wavers between "hundertein" and "hunderteins".
 """
 
 from typing import NamedTuple
@@ -118,7 +119,14 @@ def price(n: int) -> Phrase:
 
 
 def things(subject: str, verb: str, n: int, noun: str) -> Phrase:
-    """Return "she has twenty-one apples": `verb` is one of `THING_VERBS`, `noun` one of `NOUNS`."""
+    """Return "she has twenty-one apples".
+
+    Args:
+        subject: who has them, such as "she".
+        verb: one of `THING_VERBS`.
+        n: how many.
+        noun: one of `NOUNS`.
+    """
     clause, objects = _clause(verb, subject), _counted(n, NOUNS[noun])
     return Phrase(*(f"{words} {counted}" for words, counted in zip(clause, objects)))
 
@@ -151,7 +159,13 @@ def today(day: int, month: int) -> Phrase:
 
 
 def arrival(subject: str, day: int, month: int) -> Phrase:
-    """Return "she arrives on the third of March"; the German verb is split around the date, "sie kommt am ... an"."""
+    """Return "she arrives on the third of March"; the German verb is split around the date, "sie kommt am ... an".
+
+    Args:
+        subject: who arrives, such as "she".
+        day: from 1.
+        month: from 1.
+    """
     clause = _clause("arrive", subject)
     return Phrase(
         f"{clause.en} on the {en.date(day, month)}",

@@ -199,7 +199,8 @@ def dialect_of(line: str) -> str | None:
 def prompt_of(line: str) -> str:
     """Return the beginning of a sentence up to where the rest is determined: "twelve plus thirty is".
 
-    Raises ValueError when `line` is of no form that the dialects know.
+    Raises:
+        ValueError: `line` is of no form that the dialects know.
     """
     match, _, _ = _match_form(line)
     if match is None:
@@ -221,7 +222,10 @@ def _match_form(line: str) -> tuple[re.Match, bool, str] | tuple[None, None, Non
 def generate_lines(num_lines: int, seed: int) -> Iterator[str]:
     """Yield `num_lines` sentences, their dialects drawn uniformly; the same ones for the same `seed` everywhere.
 
-    Sentences may repeat. Raises ValueError when `num_lines` is negative.
+    Sentences may repeat.
+
+    Raises:
+        ValueError: `num_lines` is negative.
     """
     if num_lines < 0:
         raise ValueError(f"num_lines={num_lines} is negative; it must be 0 or more")
@@ -232,10 +236,19 @@ def generate_lines(num_lines: int, seed: int) -> Iterator[str]:
 def write_demo_corpus(
     folder: str | Path, num_train_lines: int = 10_000, num_valid_lines: int = 600, seed: int = 0
 ) -> tuple[Path, Path]:
-    """Write train.txt and valid.txt (UTF-8) into `folder`, made if absent, and return their paths.
+    """Write train.txt and valid.txt (UTF-8) and return their paths.
 
     No sentence occurs twice in the two files together, so valid.txt is held out; it does not depend on
-    `num_train_lines`. Raises ValueError when a number of lines is below 1 or both exceed `MAX_DISTINCT_LINES`.
+    `num_train_lines`.
+
+    Args:
+        folder: made if absent.
+        num_train_lines: at least 1.
+        num_valid_lines: at least 1.
+        seed: of the sentences and their order.
+
+    Raises:
+        ValueError: a number of lines is below 1 or both exceed `MAX_DISTINCT_LINES`.
     """
     if min(num_train_lines, num_valid_lines) < 1 or num_train_lines + num_valid_lines > MAX_DISTINCT_LINES:
         raise ValueError(

@@ -12,9 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class CollectiveCounter(TorchDispatchMode):
     """Counts, within the context, the bytes that this rank sends to other ranks, forward and backward.
 
-    torch's CommDebugMode counts the calls, not the bytes. What stays on the rank is not counted. An all-gather and a
-    reduce-scatter of parts of size s count as (P - 1) s and an all-reduce of size s as 2 (P - 1) s / P, the least that
-    each rank has to send; an all-to-all by its split sizes, which is what really leaves.
+    torch's CommDebugMode counts the calls, not the bytes. Bytes that stay on the rank are not counted. For P ranks and
+    parts of size s, the counts are the least that each rank has to send:
+
+    - all-gather and reduce-scatter: (P - 1) s
+    - all-reduce of size s: 2 (P - 1) s / P
+    - all-to-all: by its split sizes, which is what really leaves
 
     Attributes:
         sent: bytes by collective: "all_to_all", "all_to_all of counts" (of integers), "all_gather", "reduce_scatter",

@@ -1,4 +1,4 @@
-"""Balancing over the combined batch of all processes, which is the batch X of the paper (section 3.1).
+"""Balancing over the global batch, of all processes, which is the batch X of the paper (section 3.1).
 
 CV(v)^2 is not linear in the batch, so the losses of the parts do not add up to the loss of the whole. Here the vectors
 Importance and Load, which do add up, are summed over the processes before the losses are taken of them, and strictly
@@ -24,15 +24,15 @@ from ..models.hierarchical_gating import HierarchicalGate
 GATES = (NoisyTopKGate, SoftmaxTopKGate, StrictlyBalancedGate, HierarchicalGate)
 
 
-class CombinedBatchCallback(TrainerCallback):
-    """Balances the experts over the combined batch of all processes while a model trains."""
+class GlobalBatchCallback(TrainerCallback):
+    """Balances the experts over the global batch of all processes while a model trains."""
 
     def __init__(self):
         self._undo = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._remove()
-        self._undo = combine_batches(model)
+        self._undo = balance_over_global_batch(model)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._remove()
@@ -43,11 +43,11 @@ class CombinedBatchCallback(TrainerCallback):
         self._undo = []
 
 
-def combine_batches(model: nn.Module, group: dist.ProcessGroup | None = None) -> list:
-    """Make every gate of `model` balance over the combined batch of a group's processes, while it is in training mode.
+def balance_over_global_batch(model: nn.Module, group: dist.ProcessGroup | None = None) -> list:
+    """Make every gate of `model` balance over the global batch of a group's processes, while it is in training mode.
 
     Every process must then run the same number of forward passes. On all of them the balancing losses are equal, and
-    their gradients are those of one process with the combined batch, in its tokens' order by rank, if the processes'
+    their gradients are those of one process with the global batch, in its tokens' order by rank, if the processes'
     losses are weighed so that the weights add up to 1 (as `num_items_in_batch` does) and the gradients are summed.
 
     Args:
@@ -59,15 +59,15 @@ def combine_batches(model: nn.Module, group: dist.ProcessGroup | None = None) ->
     undo = []
     for module in model.modules():
         if isinstance(module, GATES):
-            undo.append(module.register_forward_hook(partial(_combine_statistics, group)).remove)
+            undo.append(module.register_forward_hook(partial(_sum_statistics, group)).remove)
         if isinstance(module, StrictlyBalancedGate):
             # The instance's attribute hides the class's method.
-            module.choose_by_batch = partial(_choose_by_combined_batch, module, group)
+            module.choose_by_batch = partial(_choose_by_global_batch, module, group)
             undo.append(partial(delattr, module, "choose_by_batch"))
     return undo
 
 
-def _combine_statistics(group, gate: nn.Module, inputs: tuple, output: GateOutput) -> GateOutput | None:
+def _sum_statistics(group, gate: nn.Module, inputs: tuple, output: GateOutput) -> GateOutput | None:
     """Importance, load and token counts summed over the processes; the threshold loss as a mean over all tokens."""
     if not gate.training or output.importance is None:
         return None
@@ -101,7 +101,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.apply(grad.contiguous(), ctx.group), None
 
 
-def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing=True) -> torch.Tensor:
+def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics=True) -> torch.Tensor:
     """The arguments of a gate -> its real tokens, (1,)."""
     if mask is None:
         return torch.tensor([len(hidden_states)], device=hidden_states.device)
@@ -109,12 +109,12 @@ def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, n
 
 
 @torch.no_grad()
-def _choose_by_combined_batch(
+def _choose_by_global_batch(
     gate: StrictlyBalancedGate, group, gates_TE: torch.Tensor, is_token_T1: torch.Tensor, num_tokens: int
 ) -> torch.Tensor:
     """In place of `StrictlyBalancedGate.choose_by_batch`: each expert keeps the best tokens of all processes.
 
-    Among equal values those of the lower rank are kept, and of one rank the earlier ones: the order of the combined
+    Among equal values those of the lower rank are kept, and of one rank the earlier ones: the order of the global
     batch. The M highest of a process are all that can be among the M highest of all, so W * M * E values are sent.
     """
     if not gate.training:

@@ -1,8 +1,8 @@
-"""What a model needs when its experts are spread over devices, one copy of each (section 3): memory, bytes, time.
+"""The needs of a model whose experts are spread over devices, one copy of each (section 3): memory, bytes, time.
 
-The layout is that of `DistributedConfig(fsdp_size=P, ep_size=P)`: P devices with as many tokens each; n / P experts on
-each of them, which tokens reach by an all-to-all; all other weights cut into P parts, which every device gathers when
-it needs them. docs/sharding.md has the formulas, and benchmarks/sharding.py counts the bytes that really move.
+The layout is that of `DistributedConfig(fsdp_size=P, ep_size=P)`. Each of P devices has as many tokens and n / P
+experts, which tokens reach by an all-to-all. All other weights are cut into P parts, and every device gathers them
+when it needs them. docs/sharding.md has the formulas, and benchmarks/sharding.py counts the bytes that really move.
 
 Letters: d width, h an expert's hidden size, k experts per token, n experts, P devices, T tokens of a device and step.
 """
@@ -56,7 +56,7 @@ class Cluster:
 
 
 class Bytes(NamedTuple):
-    """Of one device, for one kind of weights."""
+    """Bytes of one device, for one kind of weights."""
 
     parameters: float
     gradients: float
@@ -90,7 +90,7 @@ class ShardingPlan:
 
     @property
     def tokens_per_expert(self) -> float:
-        """k T P / n, the combined batch."""
+        """k T P / n, the global batch."""
         return self.config.num_experts_per_tok * self.tokens * self.cluster.devices / self.config.num_experts
 
     @property
@@ -117,10 +117,11 @@ def plan_sharding(
     optimizer: str = "factored_adam",
     value_bytes: int = FLOAT32,
 ) -> ShardingPlan:
-    """The plan of a training step.
+    """Plan a training step whose experts are spread over devices.
 
     Args:
         config: of either family; a token of a translation model is one of the source and one of the target.
+        cluster: the devices.
         tokens: T, of each device.
         optimizer: "adam", or "factored_adam", which is factored for the experts and Adam for the rest.
         value_bytes: of a parameter, gradient, activation or moment; factored moments have 4 always.
@@ -216,8 +217,8 @@ def all_to_all_values(config: MoeConfig) -> int:
 def dense_exchange_values(config: MoeConfig) -> int:
     """Values of the weights outside of the experts that a step gathers, and of gradients that it sums and scatters.
 
-    Every weight is gathered for the forward pass and again for the backward pass, but the softmax's is kept between
-    them, and its gradient goes to the device that has that part. An embedding that source and target share is
+    Every weight is gathered for the forward pass and again for the backward pass. The softmax's is gathered once and
+    kept between them. Its gradient goes to the device that has that part. An embedding that source and target share is
     gathered for each.
     """
     num_softmax = config.vocab_size * config.hidden_size
@@ -241,9 +242,13 @@ def step_flops(config: MoeConfig) -> int:
 def activation_values(config: MoeConfig, is_sharded: bool = True) -> int:
     """Values that the layers keep for the backward pass for each token; ids, masks and dropout are left out.
 
-    An LSTM: its input, 4 gates and the cell (5 units), its output. A MoE layer: input and output (2 d), the gate's k
-    values and what follows from its logits, and, unless they are recomputed, the experts' hidden units (k h) and, when
-    sharded, the rows that come in and that come back (2 k d).
+    An LSTM keeps its input, 4 gates and the cell (5 units), and its output. A MoE layer keeps input and output (2 d),
+    the gate's k values and what follows from its logits. Unless the experts are recomputed, it also keeps their hidden
+    units (k h) and, when sharded, the rows that come in and that come back (2 k d).
+
+    Args:
+        config: of either family.
+        is_sharded: whether the experts are spread over devices.
     """
     width, k, total = config.hidden_size, config.num_experts_per_tok, 0
     for module in layers_without_memory(config).modules():

@@ -1,4 +1,4 @@
-"""What scripts/sharding_plan.py prints: a plan in words, and the memory of the paper's largest models."""
+"""What `moe-hf plan` prints: a plan in words, and the memory of the paper's largest models."""
 
 import dataclasses
 from pathlib import Path
@@ -28,10 +28,14 @@ PAPER_BATCH = 2_500_000
 
 
 def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
-    """The model that a file for scripts/train_lm.py or train_translation.py describes, or the defaults, with changes.
+    """Read the model that a configuration file of `moe-hf train-lm` or `moe-hf train-translation` describes.
+
+    Args:
+        file: the YAML file; None for the defaults of `LstmMoeConfig`.
+        changes: arguments that replace the file's.
 
     Raises:
-        InputError: the file is missing or no mapping, or the configuration is refused.
+        InputError: the file is missing or not a mapping, or the configuration is refused.
     """
     values = {}
     if file is not None:
@@ -89,7 +93,7 @@ def describe(plan: ShardingPlan) -> str:
 
 
 def warnings(plan: ShardingPlan) -> list[str]:
-    """What is wrong with a plan, a line each."""
+    """What is wrong with a plan, one line for each point."""
     config, cluster, texts = plan.config, plan.cluster, []
     if config.num_experts % cluster.devices:
         texts.append(

@@ -27,7 +27,11 @@ OPTIMIZER_FOLDER = "optimizer"
 
 
 def check_sharded_optimizer(checkpoint: str | Path) -> None:
-    """Raise an InputError unless every file of a sharded checkpoint's optimizer is there in its whole length."""
+    """Check that every file of a sharded checkpoint's optimizer is there in its whole length.
+
+    Raises:
+        InputError: a file is missing or cut; the message names it.
+    """
     folder = Path(checkpoint) / OPTIMIZER_FOLDER
     try:
         parts = FileSystemReader(folder).read_metadata().storage_data.values()

@@ -7,16 +7,23 @@ from pathlib import Path
 
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.distributed import DistributedConfig
 
 from ..errors import InputError
 from ..models.sharding_checks import check_same_everywhere
-from ..training.arguments import MoeTrainingArguments
 
 
-def check_same_run_everywhere(arguments: dict, training_args: MoeTrainingArguments) -> None:
-    """Raise an InputError, on every process, when the processes of a run were not started alike."""
+def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments) -> None:
+    """Check that all processes of a run were started alike.
+
+    Args:
+        arguments: of this process, as plain values.
+        training_args: those of the run.
+
+    Raises:
+        InputError: the arguments differ; raised on every process.
+    """
     if training_args.world_size > 1:
         try:
             check_same_everywhere(arguments)
@@ -24,8 +31,16 @@ def check_same_run_everywhere(arguments: dict, training_args: MoeTrainingArgumen
             raise InputError(str(error)) from error
 
 
-def made_by_first_process(make: Callable, training_args: MoeTrainingArguments):
-    """What `make` returns on the first process, or the InputError that it raises there, on every process."""
+def broadcast_from_rank_zero(make: Callable, training_args: TrainingArguments):
+    """Call `make` on the first process, and give its result to every process.
+
+    Args:
+        make: called without arguments.
+        training_args: those of the run.
+
+    Raises:
+        InputError: the one that `make` raises on the first process; raised on every process.
+    """
     if training_args.world_size == 1:
         return make()
     outcome = [None]
@@ -40,7 +55,7 @@ def made_by_first_process(make: Callable, training_args: MoeTrainingArguments):
     return made
 
 
-def distributed_config(training_args: MoeTrainingArguments) -> DistributedConfig | None:
+def distributed_config(training_args: TrainingArguments) -> DistributedConfig | None:
     """What `expert_parallel_size` says for this number of processes; None: no model is sharded by it.
 
     Raises:
@@ -55,12 +70,18 @@ def distributed_config(training_args: MoeTrainingArguments) -> DistributedConfig
 
 
 def shard_new_model(
-    build: Callable[[], PreTrainedModel], config: DistributedConfig, training_args: MoeTrainingArguments
+    build: Callable[[], PreTrainedModel], config: DistributedConfig, training_args: TrainingArguments
 ) -> PreTrainedModel:
-    """The model that `build` makes, sharded: the first process alone holds the whole of it, and for a short time.
+    """Make a model and shard it: the first process alone holds the whole of it, and for a short time.
 
-    It goes through a folder in `output_dir`, which all processes must see, as they must for checkpoints. To draw each
-    part's weights where it is to be would take less, but on a CPU torch's DTensors draw the same for all parts.
+    The weights go through a folder in `output_dir`, which all processes must see, as they must for checkpoints. To
+    draw each part's weights where it is to be would take less, but on a CPU torch's DTensors draw the same for all
+    parts.
+
+    Args:
+        build: makes the whole model.
+        config: how the model is sharded.
+        training_args: those of the run.
 
     Raises:
         InputError: on every process, what `build` raises on the first, and what does not allow sharding.

@@ -3,11 +3,19 @@
 from pathlib import Path
 
 from ..errors import InputError
+from ..translator import Translation, Translator
 from .extra_packages import require_packages
 
 
 def check_plot_file(file: str | Path) -> None:
-    """InputError: a plot cannot be written there, or nothing to draw it with is installed."""
+    """Check that a plot can be written, before there is any work that could be lost.
+
+    Args:
+        file: the plot's file; its ending decides the format.
+
+    Raises:
+        InputError: the folder or the format does not exist, or matplotlib is missing.
+    """
     require_packages("matplotlib")
     from matplotlib.figure import Figure
 
@@ -19,11 +27,11 @@ def check_plot_file(file: str | Path) -> None:
         raise InputError(f"attention_plot={file} must end in one of {', '.join(f'.{kind}' for kind in kinds)}")
 
 
-def plot_attention(translator, translation, file: str | Path) -> None:
+def plot_attention(translator: Translator, translation: Translation, file: str | Path) -> None:
     """Save which source tokens the decoder looks at while it writes each target token.
 
     Args:
-        translator: a `Translator`.
+        translator: what translated.
         translation: one of its results, with at least one target token.
         file: PNG or whatever matplotlib can write.
     """

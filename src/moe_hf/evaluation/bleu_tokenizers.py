@@ -44,7 +44,14 @@ def language_of_file(path: str | Path) -> str | None:
 
 
 def check_tokenizer(tokenize: str | None) -> None:
-    """InputError: `tokenize` is not the name of a tokenizer of sacrebleu, or that tokenizer cannot be used here."""
+    """Check that sacrebleu has a tokenizer and can use it here.
+
+    Args:
+        tokenize: its name; None is allowed.
+
+    Raises:
+        InputError: the name is not one of sacrebleu's, or that tokenizer cannot be used here.
+    """
     from sacrebleu.metrics import BLEU  # of the extra `eval`
 
     if tokenize is None:

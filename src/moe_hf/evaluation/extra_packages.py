@@ -6,7 +6,11 @@ from ..errors import InputError
 
 
 def require_packages(*names: str) -> None:
-    """InputError: a package of the extra `eval` is missing; the message says how to install it."""
+    """Check that packages of the extra `eval` are installed.
+
+    Raises:
+        InputError: one is missing; the message says how to install it.
+    """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise InputError(

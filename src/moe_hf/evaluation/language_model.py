@@ -1,18 +1,19 @@
 """Judge a trained language model on a text: perplexity, and how evenly the text uses the experts."""
 
-import tempfile
+import time
 
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_tokenizer
 from ..data.windows import StreamWindows, collate_windows
+from ..loading import load_pretrained
 from ..models.balancing import cv_squared
 from ..routing.observe import RoutingTotals, load_statistics, routing_totals
-from ..training.arguments import MoeTrainingArguments
-from ..training.lm_trainer import LmTrainer
-from ..training.runs import load_pretrained
+from ..translator import move_to_device
 from .metrics import load_metric
+from .summed_loss import perplexities, summed_stream_loss
 
 
 def evaluate_lm(
@@ -22,7 +23,10 @@ def evaluate_lm(
 
     Args:
         model_name_or_path: folder or Hub name of the model and its tokenizer.
-        files, window_length, carry_state, batch_size: as for `measure_lm`.
+        files: as for `measure_lm`.
+        window_length: as for `measure_lm`.
+        carry_state: as for `measure_lm`.
+        batch_size: as for `measure_lm`.
 
     Returns:
         the metrics of `LmTrainer.evaluate`, and for each MoE layer cv_importance, cv_load, max_over_mean_load and
@@ -48,6 +52,8 @@ def measure_lm(
     """One pass of a model over text files, in evaluation mode.
 
     Args:
+        model (PreTrainedModel): a language model with its softmax.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
         files: text files, see `load_text_dataset`.
         window_length: tokens of a window; with `carry_state` it changes speed and memory, not the result.
         carry_state: go on from the state of the window before; otherwise each window starts from zero.
@@ -62,15 +68,14 @@ def measure_lm(
     """
     stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
     batch_size = max(1, min(batch_size, (len(stream) - 1) // max(1, window_length)))
-    with tempfile.TemporaryDirectory() as folder, routing_totals(model) as totals:
-        arguments = MoeTrainingArguments(output_dir=folder, per_device_eval_batch_size=batch_size, report_to="none")
-        trainer = LmTrainer(
-            model=model,
-            args=arguments,
-            eval_dataset=StreamWindows(stream, window_length, num_rows=batch_size * arguments.world_size),
-            data_collator=collate_windows,
-            carry_state=carry_state,
-        )
-        metrics = trainer.evaluate()
-    metrics.pop("epoch", None)  # of a training that there was none of
-    return metrics, totals
+    windows = StreamWindows(stream, window_length, num_rows=batch_size)
+    model = move_to_device(model).eval()
+    loader = DataLoader(windows, batch_size=batch_size, collate_fn=collate_windows)
+    batches = ({name: tensor.to(model.device) for name, tensor in batch.items()} for batch in loader)
+    start = time.time()
+    with routing_totals(model) as totals:
+        nats, num_tokens = summed_stream_loss(model, batches, carry_state).tolist()
+    seconds = time.time() - start
+    metrics = perplexities(nats, num_tokens, stream.num_words)
+    metrics |= {"runtime": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1)}
+    return {f"eval_{name}": value for name, value in metrics.items()}, totals

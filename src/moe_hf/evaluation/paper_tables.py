@@ -4,9 +4,16 @@ from typing import NamedTuple
 
 
 class PaperRow(NamedTuple):
-    """One row. `config` is a file of configs/lm; ops and parameters are millions, as printed.
+    """One row of tables 7 and 8.
 
-    ops_rounded_down: the printed operations are the real ones rounded down and not to the nearest.
+    Attributes:
+        name: the paper's.
+        config: a file of configs/lm.
+        mops: millions of operations per time step, as printed.
+        mparams: millions of parameters, as printed.
+        dropout: the paper's; None where it names none.
+        test_ppl: the paper's test perplexity.
+        ops_rounded_down: the printed operations are the real ones rounded down and not to the nearest.
     """
 
     name: str
@@ -76,8 +83,8 @@ class TranslationRow(NamedTuple):
 
 
 OPS_TOLERANCE = 0.03
-# The reading: both directions of the encoder's first LSTM are 512 wide, and the second LSTM reads them concatenated;
-# both LSTMs of the decoder read their input and the attention context; LSTMs have 2048 units and a projection to 512.
+# The reading: both directions of the encoder's first LSTM are 512 wide, and the second LSTM reads them concatenated.
+# Both LSTMs of the decoder read their input and the attention context. LSTMs have 2048 units and a projection to 512.
 # These are 69.2 million operations, U and W of the attention 0.5 more, and two MoE layers of four experts with 2048
 # hidden units 16.8. To keep the operations, the model without a choice of experts (n = 0) has one expert as large as
 # those four in each MoE layer's place; without such layers it would have 69.7.

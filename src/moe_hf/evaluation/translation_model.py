@@ -1,24 +1,27 @@
 """Judge a trained translation model on sentence pairs: perplexity, BLEU and chrF."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import time
 from pathlib import Path
 
 import yaml
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
 from ..data.pair_sources import PairSource
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.translation_tokenizers import encode_sources, load_translation_tokenizer
+from ..loading import load_pretrained
 from ..routing.observe import RoutingTotals, routing_totals
-from ..training.arguments import TranslationTrainingArguments
-from ..training.runs import CONFIG_FILE, load_pretrained
-from ..training.translation import evaluation_pairs
-from ..training.translation_trainer import TranslationTrainer
-from ..translator import Translator
+from ..run_folder import CONFIG_FILE
+from ..translator import Translator, move_to_device
 from .bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
+from .held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs, score_translations
 from .metrics import load_metric
+from .summed_loss import perplexities, summed_pairs_loss
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_translation(
@@ -34,11 +37,12 @@ def evaluate_translation(
 
     Args:
         model: folder or Hub name of the model and its tokenizer.
-        source_file, target_file: line n of both corresponds; pairs with an empty side are left out and counted.
+        source_file: the sources, one a line; pairs with an empty side are left out and counted.
+        target_file: the references; line n translates line n of `source_file`.
         target_language: of a multilingual model.
         tokenize: sacrebleu's tokenizer for BLEU, such as "13a" or "zh"; by default that of the target language, which
             is `target_language`, or that of the model's training, or the end of the target file's name (text.zh).
-        translate_arguments: of `Translator`, such as num_beams, 1 unless the model says otherwise.
+        **translate_arguments (Any): of `Translator`, such as num_beams, 1 unless the model says otherwise.
 
     Returns:
         the metrics of `TranslationTrainer.evaluate`, and a translation for each line, "" for a pair left out.
@@ -55,11 +59,17 @@ def evaluate_translation(
         tokenize = tokenizer_for(_trained_language(model) or language_of_file(target_file))
     tokenizer = load_translation_tokenizer(model)
     pairs = _load_pairs(tokenizer, source_file, target_file, target_language)
-    loaded = load_pretrained(AutoModelForSeq2SeqLM, model)
-    with _trainer(loaded, tokenizer, pairs, tokenize, translate_arguments=translate_arguments) as trainer:
-        Translator(loaded, tokenizer, **trainer.translate_arguments)  # refuses wrong ones before anything is computed
-        metrics = trainer.evaluate()
-        translations = dict(zip(pairs.dataset["row"][:], trainer.translations))
+    loaded = move_to_device(load_pretrained(AutoModelForSeq2SeqLM, model))
+    # It refuses wrong arguments before anything is computed.
+    translator = Translator(loaded, tokenizer, **({"num_return_sequences": 1} | translate_arguments))
+    held_out, start = evaluation_pairs(pairs, tokenizer, tokenize=tokenize), time.time()
+    metrics = _perplexities(loaded, tokenizer, held_out)
+    sources = held_out.tokens["input_ids"][:]
+    with tqdm(total=len(sources), desc="Translating", disable=None, leave=False) as bar:
+        found = [results[0].text for results in translator.translate_ids(sources, on_batch=bar.update)]
+    metrics |= score_translations(found, held_out) | {"runtime": round(time.time() - start, 3)}
+    translations = dict(zip(pairs.dataset["row"][:], found))
+    metrics = {f"eval_{name}": value for name, value in metrics.items()}
     return metrics, [translations.get(row, "") for row in range(pairs.num_read)]
 
 
@@ -69,18 +79,24 @@ def measure_translation(
     """One pass of a model over sentence pairs, in evaluation mode, without translating them.
 
     Args:
-        source_file, target_file, target_language: as for `evaluate_translation`.
+        model (PreTrainedModel): a translation model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        source_file: as for `evaluate_translation`.
+        target_file: as for `evaluate_translation`.
+        target_language: as for `evaluate_translation`.
 
     Returns:
-        perplexities (`TranslationTrainer.perplexities`), and what each expert got from the pairs (`routing_totals`).
+        perplexities, and what each expert got from the pairs (`routing_totals`).
 
     Raises:
         InputError: a file cannot be read, or the files do not fit together, or the language is not the tokenizer's.
     """
     pairs = _load_pairs(tokenizer, source_file, target_file, target_language)
     # No BLEU is taken, so no word about its tokenizer.
-    with _trainer(model.eval(), tokenizer, pairs, DEFAULT_TOKENIZER) as trainer, routing_totals(model) as totals:
-        metrics = trainer.perplexities(trainer.eval_dataset)
+    held_out = evaluation_pairs(pairs, tokenizer, tokenize=DEFAULT_TOKENIZER)
+    model = move_to_device(model)
+    with routing_totals(model) as totals:
+        metrics = _perplexities(model, tokenizer, held_out)
     return {f"eval_{name}": value for name, value in metrics.items()}, totals
 
 
@@ -88,7 +104,7 @@ def _load_pairs(tokenizer, source_file: str, target_file: str, target_language: 
     encode_sources(tokenizer, [], target_language)  # which refuses a wrong language
     source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
     pairs = load_sentence_pairs([source])
-    print(f"evaluated: {pairs}")
+    logger.info(f"evaluated: {pairs}")
     return pairs
 
 
@@ -98,15 +114,13 @@ def _trained_language(model: str) -> str | None:
     return yaml.safe_load(path.read_text(encoding="utf-8")).get("target_language") if path.is_file() else None
 
 
-@contextmanager
-def _trainer(model, tokenizer, pairs, tokenize: str | None = None, **arguments) -> Iterator[TranslationTrainer]:
-    """A trainer that evaluates on the pairs, with a folder of its own for as long."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield TranslationTrainer(
-            model=model,
-            args=TranslationTrainingArguments(output_dir=folder, report_to="none", remove_unused_columns=False),
-            eval_dataset=evaluation_pairs(pairs, tokenizer, tokenize=tokenize),
-            data_collator=DataCollatorForSeq2Seq(tokenizer),
-            processing_class=tokenizer,
-            **arguments,
-        )
+def _perplexities(model, tokenizer, pairs: EvaluationPairs) -> dict[str, float]:
+    model.eval()
+    loader = DataLoader(
+        pairs.tokens.select_columns(["input_ids", "labels"]),
+        batch_sampler=list(evaluation_batches(pairs)),
+        collate_fn=DataCollatorForSeq2Seq(tokenizer),
+    )
+    batches = ({name: tensor.to(model.device) for name, tensor in batch.items()} for batch in loader)
+    nats, num_tokens = summed_pairs_loss(batches, lambda batch: model(**batch, num_items_in_batch=1).loss).tolist()
+    return perplexities(nats, num_tokens, sum(pairs.tokens["target_words"]))

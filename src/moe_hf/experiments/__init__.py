@@ -1,0 +1,1 @@
+"""The experiments of docs/reproduction.md: sweeps, baselines, and the reports on them."""

@@ -27,7 +27,15 @@ MEASURES = {
 
 @dataclass
 class BalanceRow:
-    """One row of the table: the coefficients, {measure: one number for each seed}, and the `curves` of each seed."""
+    """One row of the table.
+
+    Attributes:
+        w_importance: coefficient of the importance loss.
+        w_load: coefficient of the load loss.
+        measures: {name in `MEASURES`: one number for each seed}.
+        seeds: in the order of the runs.
+        curves: of each seed, while training.
+    """
 
     w_importance: float
     w_load: float
@@ -37,10 +45,17 @@ class BalanceRow:
 
     @property
     def label(self) -> str:
+        """The coefficients in words."""
         return f"w_importance={self.w_importance:g}, w_load={self.w_load:g}"
 
     def add(self, seed: int, metrics: dict[str, float], history: str | Path) -> None:
-        """Take the metrics of `evaluate_lm` and the expert_history.csv of one seed; MoE layers are averaged."""
+        """Take the results of one seed; MoE layers are averaged.
+
+        Args:
+            seed: of the run.
+            metrics: those of `evaluate_lm`.
+            history: the run's expert_history.csv.
+        """
         self.seeds.append(seed)
         self.curves.append(read_history(history))
         self.measures["perplexity"].append(metrics["eval_perplexity_per_word"])
@@ -62,7 +77,12 @@ def balance_table(rows: list[BalanceRow]) -> str:
 
 
 def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
-    """Perplexity of every row, and CV(Load) and max/mean load while training."""
+    """Plot perplexity of every row, and CV(Load) and max/mean load while training.
+
+    Args:
+        rows: those of the table.
+        file: PNG to write.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")

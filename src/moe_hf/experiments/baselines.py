@@ -12,12 +12,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..data.arguments import DataArguments, TranslationDataArguments
 from ..errors import InputError
-from ..training.arguments import DataArguments, MoeTrainingArguments, TranslationTrainingArguments
+from ..training.arguments import MoeTrainingArguments, TranslationTrainingArguments
 from ..training.lm import train_lm
 from ..training.lm_trainer import LmTrainer
 from ..training.translation import train_translation
-from ..training.translation_arguments import TranslationDataArguments
 from ..training.translation_trainer import TranslationTrainer
 
 # What a configuration keeps without knowing it.
@@ -25,16 +25,28 @@ NOTES = ("label_smoothing", "attn_implementation")
 
 
 @dataclass
-class ReferenceArguments:
-    """A model of Transformers: {"model_type": "gpt2", "n_embd": 64, ...}; the vocabulary is the tokenizer's."""
+class BaselineArguments:
+    """A model of Transformers; its vocabulary is the tokenizer's.
 
-    reference: dict = field(default_factory=dict)
+    Attributes:
+        baseline: {"model_type": "gpt2", "n_embd": 64, ...}.
+        model_name_or_path: always None, as the model starts from random weights.
+    """
+
+    baseline: dict = field(default_factory=dict)
     model_name_or_path: str | None = None
 
     def config(self, **vocabulary) -> PreTrainedConfig:
-        """Its configuration; InputError: there is no such model, or it has no such arguments."""
+        """The model's configuration.
+
+        Args:
+            **vocabulary (Any): further arguments of the configuration, such as vocab_size.
+
+        Raises:
+            InputError: there is no such model, or it has no such arguments.
+        """
         try:
-            return AutoConfig.for_model(**self.reference, **vocabulary)
+            return AutoConfig.for_model(**self.baseline, **vocabulary)
         except (TypeError, ValueError) as error:
             raise self._error(f"is no model: {' '.join(str(error).split())[:300]}") from error
 
@@ -48,11 +60,11 @@ class ReferenceArguments:
             InputError: it cannot be made, is of the wrong kind, or an argument is not one of its configuration.
         """
         config = self.config()
-        known = ReferenceArguments({"model_type": config.model_type}).config()
-        for name in self.reference:
+        known = BaselineArguments({"model_type": config.model_type}).config()
+        for name in self.baseline:
             if not hasattr(known, name) and name not in NOTES:  # which the configuration would take for a note
                 raise self._error(f"is no model: {name!r} is no argument of {config.model_type}")
-        smoothing = self.reference.get("label_smoothing", 0.0)
+        smoothing = self.baseline.get("label_smoothing", 0.0)
         if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
             raise InputError(f"label_smoothing={smoothing!r} must be a number of at least 0 and below 1")
         if translates and not config.is_encoder_decoder:
@@ -67,24 +79,26 @@ class ReferenceArguments:
             raise self._error("cannot be trained here: it does not shift labels; marian, bart, t5 and others do")
 
     def _error(self, reason: str) -> InputError:
-        return InputError(f"reference={self.reference} {reason}")
+        return InputError(f"baseline={self.baseline} {reason}")
 
 
-def train_reference(
-    model_args: ReferenceArguments, data_args: DataArguments, training_args: MoeTrainingArguments
+def train_baseline(
+    model_args: BaselineArguments, data_args: DataArguments, training_args: MoeTrainingArguments
 ) -> tuple[LmTrainer, dict[str, float]]:
     """`train_lm` for another causal language model, such as GPT-2, from random weights.
 
     It sees each window by itself, since only an LSTM's state can be carried: choose a `window_length` that is fair.
 
     Args:
-        data_args, training_args: as for `train_lm`, with carry_state=False.
+        model_args: the model.
+        data_args: as for `train_lm`, with carry_state=False.
+        training_args: as for `train_lm`.
 
     Raises:
         InputError: something in the arguments or the data is wrong.
     """
     if data_args.carry_state:
-        raise InputError("carry_state=True needs an LSTM, a reference model is trained on each window by itself")
+        raise InputError("carry_state=True needs an LSTM, a baseline model is trained on each window by itself")
 
     def new_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -93,12 +107,17 @@ def train_reference(
     return train_lm(model_args, data_args, training_args, new_model)
 
 
-def train_translation_reference(
-    model_args: ReferenceArguments, data_args: TranslationDataArguments, training_args: TranslationTrainingArguments
+def train_translation_baseline(
+    model_args: BaselineArguments, data_args: TranslationDataArguments, training_args: TranslationTrainingArguments
 ) -> tuple[TranslationTrainer, dict[str, float | str]]:
     """`train_translation` for another encoder-decoder model that shifts labels, such as Marian's Transformer or BART.
 
     Its loss is ours: `label_smoothing` may stand among the arguments of its configuration, which keeps it.
+
+    Args:
+        model_args: the model.
+        data_args: as for `train_translation`.
+        training_args: as for `train_translation`.
 
     Raises:
         InputError: something in the arguments or the data is wrong.

@@ -17,8 +17,18 @@ SIZES = {"parameters": "parameters without embedding and softmax", "ops": "opera
 
 @dataclass
 class CapacityRow:
-    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last perplexities on the
-    validation text (`perplexities` per word), `seconds` of a step, and the `curves` of `MEASURES`."""
+    """One model.
+
+    Attributes:
+        name: of the model.
+        parameters: without embedding and softmax.
+        ops: operations per token, without embedding and softmax.
+        seeds: in the order of the runs.
+        perplexities: of each seed, the last perplexity per word on the validation text.
+        token_perplexities: the same per token.
+        seconds: of each seed, the time of a step.
+        curves: of each seed, `MEASURES` while training.
+    """
 
     name: str
     parameters: int
@@ -31,10 +41,17 @@ class CapacityRow:
 
 
 def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
-    """Put what a finished training left in `folder` into the row of its model."""
+    """Put a finished training into the row of its model.
+
+    Args:
+        rows: {name: row}; gets a new row where there is none.
+        name: of the model.
+        seed: of the training.
+        folder: where the training left its results.
+    """
     config = AutoConfig.from_pretrained(folder)
     row = rows.setdefault(name, CapacityRow(name, *size_of_any(config)))
-    # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
+    # A resumed run reports only its part after the last checkpoint, which suffices for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     curves = read_curves(folder, MEASURES)
     row.seeds.append(seed)
@@ -44,16 +61,17 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
     row.curves.append(curves)
 
 
-def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
+def capacity_table(rows: list[CapacityRow], compared_with: str) -> str:
     """The rows as a Markdown table; means over the seeds and, from two seeds on, the range.
 
     Args:
-        baseline: the model that the others' perplexity and time are compared with.
+        rows: the models.
+        compared_with: name of the model that the others' perplexity and time are compared with.
     """
-    base = next(row for row in rows if row.name == baseline)
+    base = next(row for row in rows if row.name == compared_with)
     lines = [
-        f"| model | parameters | operations per token | perplexity per word | over {baseline} | per token | "
-        f"over {baseline} | s a step |",
+        f"| model | parameters | operations per token | perplexity per word | over {compared_with} | per token | "
+        f"over {compared_with} | s a step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -68,9 +86,9 @@ def capacity_table(rows: list[CapacityRow], baseline: str) -> str:
     return "\n".join(lines)
 
 
-def _compared(values: list[float], baseline: list[float]) -> tuple[str, str]:
-    """The mean, with the range if there is one, and how far it is from the baseline's."""
-    return mean_and_range(values), f"{100 * (statistics.fmean(values) / statistics.fmean(baseline) - 1):+.1f} %"
+def _compared(values: list[float], base: list[float]) -> tuple[str, str]:
+    """The mean, with the range if there is one, and how far it is from that of `base`."""
+    return mean_and_range(values), f"{100 * (statistics.fmean(values) / statistics.fmean(base) - 1):+.1f} %"
 
 
 def _ratio(sizes: list[int]) -> float:
@@ -78,9 +96,13 @@ def _ratio(sizes: list[int]) -> float:
 
 
 def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
-    """Perplexity against the number of parameters (figure 2, left), and while training.
+    """Plot perplexity against the number of parameters (figure 2, left), and while training.
 
     For models that differ more in computation, against the operations per token (figure 2, right).
+
+    Args:
+        rows: the models.
+        file: PNG to write.
     """
     from matplotlib.figure import Figure
 

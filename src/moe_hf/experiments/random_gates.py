@@ -35,12 +35,16 @@ def specialisation_table(
 ) -> str:
     """A Markdown table: what the strongest expert tells about the token that is read and the one after it.
 
-    In bits above those of permuted experts (see `specialisation`), and how many experts tell at least 1 bit; compare
-    only rows that count about as many tokens, since both grow with the text. Of each MoE layer three rows: the trained
-    model, the same with gates drawn at random, and an untrained model with gates drawn; means and ranges over `seeds`.
+    The unit is bits above those of permuted experts (see `specialisation`); beside them stands how many experts tell
+    at least 1 bit. Both grow with the text: compare only rows that count about as many tokens. Each MoE layer has
+    three rows: the trained model, the same with gates drawn at random, and an untrained model with gates drawn.
+    Numbers are means and ranges over `seeds`.
 
     Args:
-        model, files, target_language, max_tokens: as for `routing_report`.
+        model: as for `routing_report`.
+        files: as for `routing_report`.
+        target_language: as for `routing_report`.
+        max_tokens: as for `routing_report`.
         seeds: of the drawn gates and the untrained models, at least one.
 
     Raises:
@@ -69,7 +73,7 @@ def specialisation_table(
 
 
 def _models(trained: PreTrainedModel, seeds: Sequence[int]) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The trained model and its controls, made one by one."""
+    """The trained model, and those with random gates, made one by one."""
     yield TRAINED, trained
     for seed in seeds:
         yield DRAWN, draw_gates(copy.deepcopy(trained), trained, seed)
@@ -85,6 +89,14 @@ def draw_gates(model: PreTrainedModel, trained: PreTrainedModel, seed: int) -> P
     """Let the gates of `model` choose at random: normal weights of the standard deviation of `trained`'s own.
 
     Strictly balanced gates become top-k gates with the same k, as their thresholds fit trained weights only.
+
+    Args:
+        model: gets the gates.
+        trained: a model of the same layers.
+        seed: of the weights.
+
+    Returns:
+        `model`.
     """
     generator = torch.Generator().manual_seed(seed)
     for block, of_trained in zip(moe_layers(model).values(), moe_layers(trained).values(), strict=True):

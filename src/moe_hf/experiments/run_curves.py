@@ -13,8 +13,11 @@ def read_curves(folder: str | Path, measures: dict[str, str]) -> Curves:
 
     Args:
         folder: where it left trainer_state.json and eval_results.json.
-        measures: {name of the curve: name in the Trainer's log}. What was evaluated at the end only is one point; what
-            was never logged has none.
+        measures: {name of the curve: name in the Trainer's log}.
+
+    Returns:
+        {name: [(step, value), ...]}. A measure that was evaluated only at the end has one point; one that was never
+        logged has none.
     """
     state, end = (
         json.loads((Path(folder) / file).read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import logging
 import os
 import re
 import shutil
@@ -10,13 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..data.arguments import DataArguments
 from ..data.tokenizers import load_or_train_tokenizer
 from ..errors import InputError
-from ..training.arguments import DataArguments, MoeTrainingArguments
+from ..training.arguments import MoeTrainingArguments
 from ..training.checkpoints import check_same_run
 from ..training.lm import load_text, train_lm
-from ..training.runs import course_of_run
-from .baselines import ReferenceArguments, train_reference, train_translation_reference
+from ..training.runs import run_identity
+from .baselines import BaselineArguments, train_baseline, train_translation_baseline
+
+logger = logging.getLogger(__name__)
 
 # What decides the tokenizer, with the arguments of its training in tokenizers.py.
 TOKENIZER_ARGUMENTS = (
@@ -30,12 +34,19 @@ TRAINING_ARGUMENTS = {"max_steps": int, "warmup_steps": int, "learning_rate": fl
 
 @dataclass
 class SweepArguments:
-    """What is varied."""
+    """What a sweep varies.
+
+    Attributes:
+        variants: {name: {argument: value}}, models of this package.
+        baselines: {name: {argument: value}}, models of Transformers beside them.
+        only: names of the models to train; None for all.
+        seeds: one run of each model for each.
+    """
 
     variants: dict | str | None = field(
         default_factory=dict, metadata={"help": "{name: {argument: value}}; on the command line as JSON"}
     )
-    references: dict | str | None = field(
+    baselines: dict | str | None = field(
         default_factory=dict,
         metadata={
             "help": "{name: {model_type: of Transformers, argument of its configuration or of the training: value}}: "
@@ -43,19 +54,23 @@ class SweepArguments:
         },
     )
     only: list[str] | None = field(
-        default=None, metadata={"help": "names of the variants and references to train (default: all)"}
+        default=None, metadata={"help": "names of the variants and baselines to train (default: all)"}
     )
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "seeds, one run each"})
 
     def __post_init__(self):
         self.variants = _named(self.variants, "variants")
-        self.references = _named(self.references, "references")
+        self.baselines = _named(self.baselines, "baselines")
 
     def check_names(self) -> None:
-        """InputError: there is no model, two have one name, or `only` names one that is not there."""
-        names = [*self.variants, *self.references]
-        if both := self.variants.keys() & self.references.keys():
-            raise InputError(f"references: {min(both)!r} is the name of a variant too")
+        """Check the names of the models.
+
+        Raises:
+            InputError: there is no model, two have one name, or `only` names one that is not there.
+        """
+        names = [*self.variants, *self.baselines]
+        if both := self.variants.keys() & self.baselines.keys():
+            raise InputError(f"baselines: {min(both)!r} is the name of a variant too")
         for name in self.only or []:
             if name not in names:
                 raise InputError(f"only={name} is none of {', '.join(names)}")
@@ -80,6 +95,10 @@ def _named(value: dict | str, argument: str) -> dict[str, dict]:
 def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingArguments) -> DataArguments:
     """The same data for all runs, with a tokenizer that is trained once, into the folder `tokenizer` of `output_dir`.
 
+    Args:
+        data_args: of all runs.
+        training_args: of all runs.
+
     Raises:
         InputError: there is one that was trained otherwise, or it cannot be trained.
     """
@@ -88,7 +107,7 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
     folder = Path(training_args.output_dir) / "tokenizer"
     arguments = {name: getattr(data_args, name) for name in TOKENIZER_ARGUMENTS}
     if not folder.is_dir():
-        print(f"{folder}: training", flush=True)
+        logger.info(f"{folder}: training")
         text = load_text(data_args, "train")
         tokenizer = load_or_train_tokenizer(None, text, kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size)
         unfinished = folder.with_name(f"tokenizer-{os.getpid()}")
@@ -104,7 +123,16 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`."""
+    """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`.
+
+    Attributes:
+        name: of the model.
+        seed: of the run.
+        train: `train_lm`, or another function of the same arguments.
+        model_args: of the model.
+        data_args: of the data.
+        training_args: of this run; they name its folder.
+    """
 
     name: str
     seed: int
@@ -115,15 +143,20 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """The run's own folder."""
         return Path(self.training_args.output_dir)
 
     def is_finished(self) -> bool:
-        """Whether the folder has the model and its last results; InputError: those of a run of other arguments."""
+        """Whether the folder has the model and its last results.
+
+        Raises:
+            InputError: the folder has those of a run of other arguments.
+        """
         folder = self.folder
         if not all((folder / file).is_file() for file in ("eval_results.json", "trainer_state.json")):
             return False
-        course = course_of_run(self.model_args, self.data_args, self.training_args)
-        check_same_run(str(folder), str(folder / "finished"), course)
+        identity = run_identity(self.model_args, self.data_args, self.training_args)
+        check_same_run(str(folder), str(folder / "finished"), identity)
         steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
         asked = self.training_args.max_steps
         if asked > 0 and asked != steps:
@@ -135,10 +168,11 @@ def train_runs(runs: list[Run], only: list[str] | None = None) -> list[Run]:
     """Train what is not finished yet; a run that was killed goes on.
 
     Args:
-        only: names of those to train, all if there are none.
+        runs: the whole sweep.
+        only: names of the models to train; None for all.
 
     Returns:
-        all that are finished then, in their order.
+        All runs that are finished then, in their order.
 
     Raises:
         InputError: a run of other arguments stands in one of the folders; finished ones are looked at first.
@@ -147,7 +181,7 @@ def train_runs(runs: list[Run], only: list[str] | None = None) -> list[Run]:
     for run, is_finished in zip(runs, are_finished, strict=True):
         if only and run.name not in only:
             continue
-        print(f"{run.folder}: {'finished before' if is_finished else 'training'}", flush=True)
+        logger.info(f"{run.folder}: {'finished before' if is_finished else 'training'}")
         if not is_finished:
             run.train(run.model_args, run.data_args, run.training_args)
             gc.collect()
@@ -165,7 +199,9 @@ def variant_runs(
     """One run for each variant and seed.
 
     Args:
-        model_args, data_args, training_args: what all runs have in common; each gets a folder in `output_dir`.
+        model_args (object): arguments of the model that all runs have in common.
+        data_args (object): arguments of the data that all runs have in common.
+        training_args: what all runs have in common; each gets a folder in `output_dir`.
         variants: {name: {argument: value}}: model arguments, `DATA_ARGUMENTS` and `TRAINING_ARGUMENTS`; the names
             become folders'.
         seeds: of the initial weights, the order of the data, the gating noise and the dropout.
@@ -190,59 +226,71 @@ def variant_runs(
     return runs
 
 
-def reference_runs(
-    data_args: DataArguments, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+def baseline_runs(
+    data_args: DataArguments, training_args: MoeTrainingArguments, baselines: dict[str, dict], seeds: list[int]
 ) -> list[Run]:
     """`variant_runs` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
+
+    Args:
+        data_args: what all runs have in common.
+        training_args: what all runs have in common; each gets a folder in `output_dir`.
+        baselines: {name: {argument: value}}, see `BaselineArguments`.
+        seeds: as for `variant_runs`.
 
     Raises:
         InputError: a model that cannot be made, or whose windows do not divide the tokens of a step.
     """
     runs = []
     for seed in seeds:
-        for name, changes in references.items():
-            model_args = _reference(name, changes, data_args, training_args, translates=False)
+        for name, changes in baselines.items():
+            model_args = _baseline(name, changes, data_args, training_args, translates=False)
             run_training_args = _of_one_run(training_args, name, seed, changes)
             window = model_args.config().max_position_embeddings
             tokens = training_args.per_device_train_batch_size * data_args.window_length
             if tokens % window:
                 raise InputError(
-                    f"reference {name!r}: its windows of {window} must divide the {tokens} tokens of a step"
+                    f"baseline {name!r}: its windows of {window} must divide the {tokens} tokens of a step"
                 )
             run_training_args.per_device_train_batch_size = tokens // window
             run_data_args = replace(data_args, window_length=window, carry_state=False)
-            runs.append(Run(name, seed, train_reference, model_args, run_data_args, run_training_args))
+            runs.append(Run(name, seed, train_baseline, model_args, run_data_args, run_training_args))
     return runs
 
 
-def translation_reference_runs(
-    data_args, training_args: MoeTrainingArguments, references: dict[str, dict], seeds: list[int]
+def translation_baseline_runs(
+    data_args, training_args: MoeTrainingArguments, baselines: dict[str, dict], seeds: list[int]
 ) -> list[Run]:
     """`variant_runs` for translation models of Transformers' own, on the same batches.
+
+    Args:
+        data_args (object): what all runs have in common.
+        training_args: what all runs have in common; each gets a folder in `output_dir`.
+        baselines: {name: {argument: value}}, see `BaselineArguments`.
+        seeds: as for `variant_runs`.
 
     Raises:
         InputError: a model that cannot be made, does not translate, or has an argument that it cannot have.
     """
     runs = []
     for seed in seeds:
-        for name, changes in references.items():
-            model_args = _reference(name, changes, data_args, training_args, translates=True)
+        for name, changes in baselines.items():
+            model_args = _baseline(name, changes, data_args, training_args, translates=True)
             run_training_args = _of_one_run(training_args, name, seed, changes)
-            runs.append(Run(name, seed, train_translation_reference, model_args, data_args, run_training_args))
+            runs.append(Run(name, seed, train_translation_baseline, model_args, data_args, run_training_args))
     return runs
 
 
-def _reference(name: str, changes: dict, data_args, training_args, translates: bool) -> ReferenceArguments:
+def _baseline(name: str, changes: dict, data_args, training_args, translates: bool) -> BaselineArguments:
     """The model's own arguments, looked at now rather than after another model's training."""
     own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
     if wrong := own.keys() & (vars(training_args).keys() | vars(data_args).keys()):
         allowed = ", ".join(TRAINING_ARGUMENTS)
-        raise InputError(f"reference {name!r}: {min(wrong)!r} is no argument of the model, and none of {allowed}")
-    model_args = ReferenceArguments(own)
+        raise InputError(f"baseline {name!r}: {min(wrong)!r} is no argument of the model, and none of {allowed}")
+    model_args = BaselineArguments(own)
     try:
         model_args.check(translates)
     except InputError as error:
-        raise InputError(f"reference {name!r}: {error}") from error
+        raise InputError(f"baseline {name!r}: {error}") from error
     return model_args
 
 

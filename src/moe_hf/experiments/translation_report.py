@@ -24,8 +24,17 @@ DIRECTION = re.compile("eval_bleu_(?!lowercase)(.+-.+)")  # eval_bleu_en-de
 
 @dataclass
 class TranslationRow:
-    """One model: `parameters` and `ops` without embedding and softmax; of each seed the last evaluation's `metrics`,
-    the `seconds` of a step, and the `curves` of `CURVES`."""
+    """One model.
+
+    Attributes:
+        name: of the model.
+        parameters: without embedding and softmax.
+        ops: operations per token, without embedding and softmax.
+        seeds: in the order of the runs.
+        metrics: of each seed, the last evaluation.
+        seconds: of each seed, the time of a step.
+        curves: of each seed, `CURVES` while training.
+    """
 
     name: str
     parameters: int
@@ -45,14 +54,21 @@ class TranslationRow:
 
 
 def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, folder: str | Path) -> None:
-    """Put what a finished training left in `folder` into the row of its model."""
+    """Put a finished training into the row of its model.
+
+    Args:
+        rows: {name: row}; gets a new row where there is none.
+        name: of the model.
+        seed: of the training.
+        folder: where the training left its results.
+    """
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
     row = rows.setdefault(name, TranslationRow(name, *size_of_any(config)))
     row.seeds.append(seed)
     row.curves.append(read_curves(folder, CURVES))
     row.metrics.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8")))
-    # What a resumed run reports is its part after the last checkpoint, which does for the time of a step.
+    # A resumed run reports only its part after the last checkpoint, which suffices for the time of a step.
     speed = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     row.seconds.append(1 / speed if speed else float("nan"))
 

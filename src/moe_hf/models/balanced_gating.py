@@ -56,7 +56,8 @@ def batchwise_loss(
     Args:
         gates: (T, E), G_sigma(x).
         threshold: (E,), T.
-        by_threshold, by_batch: (T, E) bool, the two masks, both False for padding.
+        by_threshold: (T, E) bool, M_threshold, False for padding.
+        by_batch: (T, E) bool, M_batchwise, False for padding.
 
     Returns:
         a scalar, the sum over tokens and experts.
@@ -105,14 +106,14 @@ class StrictlyBalancedGate(nn.Module):
         init.constant_(self.threshold, 1 / self.num_experts)
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
     ) -> GateOutput:
         """Route tokens.
 
         Args:
             hidden_states: (T, D).
             mask: (T,) bool, False for padding: such a token takes no expert's place and is not counted.
-            need_balancing: also compute importance, the token counts and the threshold loss.
+            output_statistics: also compute importance, the token counts and the threshold loss.
 
         Returns:
             K is the most experts that a token of this batch has, at least 1. Load is the token counts, the same m for
@@ -124,15 +125,15 @@ class StrictlyBalancedGate(nn.Module):
         is_token_T1 = (
             logits_TE.new_ones((len(logits_TE), 1), dtype=torch.bool) if mask is None else mask.bool()[:, None]
         )
-        if self.training or need_balancing:
+        if self.training or output_statistics:
             num_tokens = len(logits_TE) if mask is None else int(is_token_T1.sum())
             by_batch_TE = self.choose_by_batch(gates_TE, is_token_T1, num_tokens)
-        if not self.training or need_balancing:
+        if not self.training or output_statistics:
             by_threshold_TE = threshold_mask(gates_TE, threshold_E, is_token_T1)
 
         chosen_TE = by_batch_TE if self.training else by_threshold_TE
         top_k_index, top_k_weights = self._slots(logits_TE, chosen_TE)
-        if not need_balancing:
+        if not output_statistics:
             return GateOutput(top_k_index, top_k_weights, logits_TE)
         counts_E = chosen_TE.sum(dim=0).to(top_k_weights.dtype)
         importance_E = importance(top_k_index, top_k_weights, self.num_experts)
@@ -143,7 +144,9 @@ class StrictlyBalancedGate(nn.Module):
         """M_batchwise, (T, E) bool, where the batch is this call's; who knows of more tokens may put theirs in place.
 
         Args:
-            gates_TE, is_token_T1: as for `batchwise_mask`. num_tokens: of these, the real ones.
+            gates_TE: (T, E), G_sigma(x).
+            is_token_T1: (T, 1) bool, False for padding.
+            num_tokens: how many of the T are no padding.
         """
         m = tokens_for_each_expert(num_tokens, self.num_experts, self.num_experts_per_tok)
         return batchwise_mask(gates_TE, m, is_token_T1)

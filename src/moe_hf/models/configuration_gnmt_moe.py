@@ -18,9 +18,10 @@ class GnmtMoeConfig(MoeConfig):
     The translation model of Shazeer et al. (2017), appendices E and G: a reduced GNMT with MoE layers in both stacks.
 
     The paper's models have `lstm_hidden_size=2048` and, with `num_experts=32` flat or `num_expert_groups` set, the
-    defaults below; configs/translation has one file for each.
+    defaults below; configs/translation has one file for each. The arguments of `MoeConfig` are allowed too, with the
+    paper's dropout, expert size and loss weights for translation as defaults.
 
-    Args:
+    Attributes:
         encoder_layer_pattern: the encoder's layers in order, each "lstm" or "moe", at least one of them "lstm".
         decoder_layer_pattern: the decoder's layers in order; the first is "lstm", which drives the attention.
         encoder_bidirectional_first: whether the encoder's first layer, which must then be "lstm", reads the source in
@@ -36,10 +37,11 @@ class GnmtMoeConfig(MoeConfig):
             use the target's too.
         use_cache: whether to return the decoder's state outside of training.
         decoder_start_token_id: the token before the first one of the target; training from `labels` needs it.
-        and all of `MoeConfig`, with the paper's dropout, expert size and loss weights for translation as defaults.
 
     Raises:
-        a validation error that names the argument and the values allowed.
+        StrictDataclassClassValidationError: a value is not allowed; the message names the argument, the value and what
+            is allowed.
+        StrictDataclassFieldValidationError: a value is of another type.
 
     ```python
     >>> from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration

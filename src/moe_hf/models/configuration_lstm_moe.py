@@ -17,20 +17,22 @@ class LstmMoeConfig(MoeConfig):
     The paper's rows are spelt with `layer_pattern`: `["lstm", "moe", "lstm"]` with `num_experts=32` is MoE-32,
     `["lstm"] * 4` is 4xLSTM-512, `["lstm"]` with `lstm_hidden_size=2048` is LSTM-2048-512, and `num_experts=1`,
     `num_experts_per_tok=1`, `moe_intermediate_size=4096` is MoE-1-Wide, `num_experts=1024`, `num_expert_groups=16` is
-    MoE-1024-h.
+    MoE-1024-h. The arguments of `MoeConfig` are allowed too.
 
-    Args:
+    With `num_sampled` or `loss_chunk_size` a training output has `logits=None`.
+
+    Attributes:
         layer_pattern: the layers in order, each "lstm" or "moe", at least one of them "lstm".
         use_cache: whether to return the LSTM state outside of training.
         num_sampled: classes that the softmax is estimated from while training (importance sampling, appendix C), below
             `vocab_size`. Meant for ids by falling frequency; any other order is corrected for too, with more noise.
             None: the full softmax, which evaluation and generation always use.
         loss_chunk_size: tokens whose logits exist at once while a loss is computed; the loss is the same. None: all.
-        With either, a training output has `logits=None`.
-        and all of `MoeConfig`.
 
     Raises:
-        a validation error that names the argument and the values allowed.
+        StrictDataclassClassValidationError: a value is not allowed; the message names the argument, the value and what
+            is allowed.
+        StrictDataclassFieldValidationError: a value is of another type.
 
     ```python
     >>> from moe_hf import LstmMoeConfig, LstmMoeForCausalLM

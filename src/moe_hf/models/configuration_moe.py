@@ -26,7 +26,7 @@ class MoeConfig(PreTrainedConfig):
     r"""
     The arguments that say what a MoE layer is, for every model family.
 
-    Args:
+    Attributes:
         vocab_size: number of tokens.
         hidden_size: width of embedding, layers and softmax input.
         lstm_hidden_size: units of an LSTM's cell; when they differ from `hidden_size`, the output is projected to it.
@@ -61,7 +61,9 @@ class MoeConfig(PreTrainedConfig):
             and experts are scaled by their number of inputs, gates start at zero (strictly balanced ones close to it).
 
     Raises:
-        a validation error that names the argument and the values allowed.
+        StrictDataclassClassValidationError: a value is not allowed; the message names the argument, the value and what
+            is allowed.
+        StrictDataclassFieldValidationError: a value is of another type.
     """
 
     base_model_fsdp_plan = FSDP_PLAN

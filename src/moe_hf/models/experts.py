@@ -9,6 +9,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
+from .configuration_moe import MoeConfig
 from .int8_experts import int8_experts_forward
 from .quantization import is_int8
 
@@ -27,7 +28,7 @@ class MoeExperts(nn.Module):
     Parameters: up_proj (E, H, D), mid_proj (num_expert_layers - 1, E, H, H) if more than one, down_proj (E, D, H).
     """
 
-    def __init__(self, config):
+    def __init__(self, config: MoeConfig):
         super().__init__()
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={config.hidden_act!r} is not known, use one of {', '.join(sorted(ACT2FN))}")

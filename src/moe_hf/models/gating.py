@@ -100,14 +100,14 @@ class NoisyTopKGate(nn.Module):
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
     ) -> GateOutput:
         """Route tokens.
 
         Args:
             hidden_states: (T, D).
             mask: (T,) bool, False for padding: such a token is not routed (all its weights are 0) and not counted.
-            need_balancing: also compute importance, load and the token counts.
+            output_statistics: also compute importance, load and the token counts.
         """
         clean_TE = linear_in_float32(hidden_states, self.weight)
         stddev_TE = None
@@ -115,10 +115,10 @@ class NoisyTopKGate(nn.Module):
             raw_stddev_TE = linear_in_float32(hidden_states, self.noise_weight)
             stddev_TE = nn.functional.softplus(raw_stddev_TE) + self.noise_epsilon
         top_k_index, top_k_weights, probability_TE = noisy_top_k(
-            clean_TE, stddev_TE, self.num_experts_per_tok, need_probability=need_balancing
+            clean_TE, stddev_TE, self.num_experts_per_tok, need_probability=output_statistics
         )
         top_k_weights = masked(top_k_weights, mask)
-        if not need_balancing:
+        if not output_statistics:
             return GateOutput(top_k_index, top_k_weights, clean_TE)
 
         counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)
@@ -142,13 +142,13 @@ class SoftmaxTopKGate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
     ) -> GateOutput:
         logits_TE = linear_in_float32(hidden_states, self.weight)
         top_values, top_k_index = logits_TE.topk(self.num_experts_per_tok, dim=-1)
         # The softmax over the kept logits is the softmax over all of them, renormalised over the kept.
         top_k_weights = masked(top_values.softmax(dim=-1), mask)
-        if not need_balancing:
+        if not output_statistics:
             return GateOutput(top_k_index, top_k_weights, logits_TE)
         counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)
         importance_E = importance(top_k_index, top_k_weights, self.num_experts)

@@ -63,10 +63,10 @@ class HierarchicalGate(nn.Module):
         self.noise_weight = nn.Parameter(torch.zeros(shape))
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
     ) -> GateOutput:
         """Route tokens; arguments as for `NoisyTopKGate`. `router_logits` are the primary gate's, (T, G)."""
-        primary = self.primary(hidden_states, mask, need_balancing)
+        primary = self.primary(hidden_states, mask, output_statistics)
         order_R, group_R, counts = self._rows_by_group(primary)
         rows_RD = hidden_states.index_select(0, order_R // primary.top_k_index.shape[-1])
         clean_RM = self._secondary(rows_RD, self.weight, counts)
@@ -75,14 +75,14 @@ class HierarchicalGate(nn.Module):
             raw_stddev_RM = self._secondary(rows_RD, self.noise_weight, counts)
             stddev_RM = nn.functional.softplus(raw_stddev_RM) + self.noise_epsilon
         index_RQ, weights_RQ, probability_RM = noisy_top_k(
-            clean_RM, stddev_RM, self.num_chosen_per_group, need_probability=need_balancing
+            clean_RM, stddev_RM, self.num_chosen_per_group, need_probability=output_statistics
         )
 
         weights_RQ = primary.top_k_weights.reshape(-1).index_select(0, order_R)[:, None] * weights_RQ
         top_k_index, top_k_weights = self._per_token(
             order_R, group_R[:, None] * self.num_experts_per_group + index_RQ, weights_RQ, len(hidden_states)
         )
-        if not need_balancing:
+        if not output_statistics:
             return GateOutput(top_k_index, top_k_weights, primary.router_logits)
         importance_E = importance(top_k_index, top_k_weights, self.num_experts)
         counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)

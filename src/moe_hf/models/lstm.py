@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .configuration_moe import MoeConfig
 from .lstm_kernel import lstm_sequence
 from .packing import DocumentLanes
 from .quantization import dequantized, is_int8, linear
@@ -40,8 +41,10 @@ def run_lstm(
     Args:
         inputs: (B, S, I).
         mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
-        h, c: (L, B, D) and (L, B, U), the state before the first step of each direction.
+        h: (L, B, D), the output before the first step of each direction.
+        c: (L, B, U), the cell before the first step of each direction.
         directions: the weights that read forward, and those that read backward if there are two.
+        training: whether the fused kernel is to keep what a backward pass needs.
         starts: (B, S) bool, where the state starts anew from zero; on a CPU only, and for one direction.
 
     Returns:
@@ -158,7 +161,7 @@ class Lstm(nn.Module):
     stacked in torch's order: input, forget, cell, output.
     """
 
-    def __init__(self, config, input_size: int | None = None):
+    def __init__(self, config: MoeConfig, input_size: int | None = None):
         super().__init__()
         self.width = config.hidden_size
         self.units = config.lstm_hidden_size or self.width
@@ -205,10 +208,10 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
 
     Args:
         config: as for `Lstm`, and dropout.
-        input_size: as for `Lstm`.
+        input_size: I; None: D.
     """
 
-    def __init__(self, config, input_size: int | None = None):
+    def __init__(self, config: MoeConfig, input_size: int | None = None):
         super().__init__(config, input_size)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -225,7 +228,8 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
         Args:
             hidden_states: (B, S, D), what the output is added to.
             mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
-            h, c: (B, D) and (B, U), the state before the first position; None for zeros.
+            h: (B, D), the output before the first position; None for zeros.
+            c: (B, U), the cell before the first position; None for zeros.
             inputs: (B, S, I), what the LSTM reads; None: hidden_states.
             documents: the documents of packed rows, each of which starts from a zero state; None: a row is one.
 

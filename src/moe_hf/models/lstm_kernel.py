@@ -29,7 +29,8 @@ def lstm_sequence(
         lstm: has weight_ih (4U, I), weight_hh (4U, D), bias (4U,), and weight_hr (D, U), or None if D = U.
         x: (B, S, I).
         mask: (B, S) bool, False for padding; None when there is none.
-        h, c: (B, D) and (B, U), the state to start from.
+        h: (B, D), the output to start from.
+        c: (B, U), the cell to start from.
         reverse: read the sequence from its end.
         starts: (B, S) bool, where the state starts anew from zero; None: nowhere. Not with `reverse`.
 

@@ -4,6 +4,7 @@ Shape suffixes: B batch, S sequence, D width, V vocabulary, E experts.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,17 +15,19 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache import CACHE_NAME, cache_of, keeps_lstm_state, one_cache
-from .classification import last_token, problem_type_of, summed_classification_loss
 from .configuration_lstm_moe import LstmMoeConfig
-from .embedding import TokenEmbedding
 from .generation_moe import MoeGenerationMixin
-from .inputs import check_ids, check_keywords, padding_mask
 from .lstm import LstmLayer
-from .moe import MoeBlock, layer_balancing_loss
+from .moe import MoeBlock
 from .packing import DocumentLanes, document_starts, lay_out
-from .pretrained_moe import MoePreTrainedModel
+from .pretrained_moe import MoePreTrainedModel, TokenEmbedding, padding_mask
 from .softmax_loss import SoftmaxHead
-from .task_loss import check_loss_is_ours, loss_of_batch, summed_cross_entropy
+from .task_loss import (
+    check_loss_is_ours,
+    problem_type_of,
+    summed_classification_loss,
+    summed_cross_entropy,
+)
 
 
 @dataclass
@@ -73,7 +76,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_aux_loss: bool | None = None,
+        output_statistics: bool | None = None,
         position_ids: torch.LongTensor | None = None,
         seq_idx: torch.Tensor | None = None,
         cu_seq_lens_q: torch.Tensor | None = None,
@@ -81,22 +84,27 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LstmMoeModelOutput:
         """
         Args:
-            input_ids: (B, S), or `inputs_embeds`: (B, S, D).
+            input_ids: (B, S) int64.
             attention_mask: (B, S) or (B, past + S), 0 for padding on either side; it changes nothing for the rest.
-            past_key_values, or cache: the state after earlier tokens; it is updated in place.
+            past_key_values: the state after earlier tokens; it is updated in place.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
             use_cache: whether to return the state; by default `config.use_cache`, but neither while training nor of
                 packed rows.
-            output_aux_loss: whether to compute the balancing losses; by default only while training.
+            output_statistics: whether to compute the gates' statistics, and the balancing losses from them; by default
+                only while training.
             position_ids: (B, S); where they do not rise, another document begins, which starts from a zero state. An
                 LSTM has no other use for them.
             seq_idx: (B, S), the number of each position's document, to the same effect.
             cu_seq_lens_q: (documents + 1,), where each document of one row begins, to the same effect.
-            cu_seq_lens_k, max_length_q, max_length_k: not used, `cu_seq_lens_q` says it all.
-            output_hidden_states, output_router_logits (by name): whether to return them.
+            cu_seq_lens_k: not used, `cu_seq_lens_q` says it all.
+            max_length_q: not used.
+            max_length_k: not used.
+            cache: another name of `past_key_values`.
+            **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, an id outside of the vocabulary, a mask of
@@ -104,33 +112,25 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 output_attentions=True.
             TypeError: another keyword.
         """
-        check_keywords(self, kwargs)
+        self._check_keywords(kwargs)
         if kwargs.get("output_attentions"):
             raise ValueError("output_attentions=True: this model has no attention, only False is allowed")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
-        if inputs_embeds is None:
-            check_ids("input_ids", input_ids, self.config.vocab_size)
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
         mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
         documents = self._documents(inputs_embeds, mask, position_ids, seq_idx, cu_seq_lens_q)
         past_key_values = one_cache(past_key_values, cache)
-        if documents is not None and (use_cache or past_key_values is not None):
-            raise ValueError(
-                "position_ids, seq_idx or cu_seq_lens_q pack several documents into a row, which share no state: "
-                "allowed are past_key_values=None and use_cache=False"
-            )
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and documents is None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None:
-            self._check_cache(past_key_values)
-        if output_aux_loss is None:
-            output_aux_loss = self.training
+        if documents is not None:
+            if use_cache or past_key_values is not None:
+                raise ValueError(
+                    "position_ids, seq_idx or cu_seq_lens_q pack several documents into a row, which share no state: "
+                    "allowed are past_key_values=None and use_cache=False"
+                )
+            use_cache = False
+        use_cache, output_statistics = self._with_defaults(use_cache, output_statistics)
+        past_key_values = self._usable_cache(past_key_values, use_cache)
 
         hidden_states = self.dropout(inputs_embeds)
-        aux_loss = hidden_states.new_zeros((), dtype=torch.float32) if output_aux_loss else None
+        aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         for index, (name, layer) in enumerate(zip(self.config.layer_pattern, self.layers)):
             if name == "lstm":
                 h, c = (None, None) if past_key_values is None else past_key_values.layers[index].state
@@ -138,10 +138,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
                 if past_key_values is not None:
                     past_key_values.update(h, c, index, num_tokens=hidden_states.shape[1])
             else:
-                hidden_states, importance, load, _, threshold_loss = layer(hidden_states, mask, output_aux_loss)
-                if output_aux_loss:
-                    layer_loss = layer_balancing_loss(self.config, importance, load, threshold_loss)
-                    aux_loss = aux_loss.to(layer_loss.device) + layer_loss
+                hidden_states, aux_loss = self._run_moe(layer, hidden_states, mask, aux_loss)
         return LstmMoeModelOutput(last_hidden_state=hidden_states, aux_loss=aux_loss, **{CACHE_NAME: past_key_values})
 
     def _documents(self, inputs_embeds, mask, *boundaries) -> DocumentLanes | None:
@@ -150,6 +147,9 @@ class LstmMoeModel(LstmMoePreTrainedModel):
             return None
         # Only the kernel for the CPU can start anew within a lane.
         return lay_out(starts.to(inputs_embeds.device), mask, one_a_lane=inputs_embeds.device.type != "cpu")
+
+    def _new_cache(self) -> Cache:
+        return DynamicCache(config=self.config)
 
     def _check_cache(self, past_key_values: Cache) -> None:
         layers = past_key_values.layers
@@ -197,21 +197,30 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         cu_seq_lens_q: torch.Tensor | None = None,
         skip_logits: bool | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """
         Args:
-            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, position_ids, seq_idx, cu_seq_lens_q,
-                cache and the rest: see `LstmMoeModel`.
-            labels: (B, S), the tokens themselves (shifted here); -100, padding and the first token of a document are
-                not scored.
-            shift_labels (by name): (B, S), instead of `labels`: the token that follows each position.
+            input_ids: (B, S) int64.
+            attention_mask: (B, S) or (B, past + S), 0 for padding on either side; it changes nothing for the rest.
+            past_key_values: the state after earlier tokens; it is updated in place.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
+            labels: (B, S) int64, the tokens themselves (shifted here); -100, padding and the first token of a document
+                are not scored.
+            use_cache: whether to return the state; by default `config.use_cache`, but neither while training nor of
+                packed rows.
             logits_to_keep: compute the logits of this many last positions only (0: all), or of these positions.
-            skip_logits: whether to leave out the logits where the loss needs none, see below; by default while
-                training only.
             num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches
                 and processes. The task loss is divided by it, and the balancing losses are weighed by this
                 micro-batch's share of it: their gradient is the mean over the micro-batches.
+            position_ids: (B, S); where they do not rise, another document begins, see `LstmMoeModel`.
+            seq_idx: (B, S), the number of each position's document.
+            cu_seq_lens_q: (documents + 1,), where each document of one row begins.
+            skip_logits: whether to leave out the logits where the loss needs none, see below; by default while
+                training only.
+            cache: another name of `past_key_values`.
+            **kwargs: `shift_labels`, (B, S) int64, instead of `labels`: the token that follows each position; and what
+                else `LstmMoeModel` takes.
 
         Returns:
             loss: while training the task loss plus the balancing losses, in evaluation the task loss alone (so that
@@ -234,26 +243,25 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
             past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_aux_loss=has_labels or self.training,
+            output_statistics=has_labels or self.training,
             **boundaries,
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
 
         logits = loss = targets = nats = None
-        label_smoothing = self.config.label_smoothing if self.training else 0.0
         if has_labels:
             shape = outputs.last_hidden_state.shape[:2]
             mask = None if attention_mask is None else attention_mask[:, -shape[1] :]
             starts = document_starts(shape, *boundaries.values(), mask_BS=mask)
             targets = _targets(labels, shift_labels, attention_mask, starts)
             if self._computes_loss_without_logits():
-                nats = self._nats_without_logits(hidden_states, targets, label_smoothing)
+                nats = self._nats_without_logits(hidden_states, targets)
         if nats is None or not (self.training if skip_logits is None else skip_logits):
             logits = self.lm_head(hidden_states)
         if has_labels:
-            nats = summed_cross_entropy(logits, targets, label_smoothing) if nats is None else nats
-            loss = loss_of_batch(nats, targets, num_items_in_batch, outputs.aux_loss if self.training else None)
+            nats = summed_cross_entropy(logits, targets, self._label_smoothing) if nats is None else nats
+            loss = self._loss_of_batch(nats, targets, num_items_in_batch, outputs.aux_loss)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=outputs.aux_loss,
@@ -266,16 +274,14 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
     def _computes_loss_without_logits(self) -> bool:
         return self.config.loss_chunk_size is not None or (self.training and self.config.num_sampled is not None)
 
-    def _nats_without_logits(
-        self, hidden_states: torch.Tensor, targets: torch.Tensor, label_smoothing: float
-    ) -> torch.Tensor:
+    def _nats_without_logits(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The task loss summed over the scored tokens; evaluation always takes the full softmax."""
         nats = self.lm_head(
             hidden_states,
             targets=targets,  # by name, as tensor parallelism passes on one positional argument
             num_sampled=self.config.num_sampled if self.training else None,
             chunk_size=self.config.loss_chunk_size,
-            label_smoothing=label_smoothing,
+            label_smoothing=self._label_smoothing,
         )
         if nats.dim():
             raise ValueError(
@@ -310,6 +316,33 @@ def _targets(
     return shift_labels
 
 
+def last_token(
+    input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, pad_token_id: int | None
+) -> torch.Tensor | int:
+    """Where each row's last real token stands, left or right padded: (B,), or -1 for the last position of all.
+
+    Args:
+        input_ids: (B, S), or None; the last that is not `pad_token_id` counts if there is no mask.
+        attention_mask: (B, S), 0 for padding, or None.
+        pad_token_id: the id of padding, or None.
+
+    Raises:
+        ValueError: several rows, and nothing tells which of their tokens are padding.
+    """
+    if attention_mask is not None:
+        is_real_BS = attention_mask.bool()
+    elif input_ids is not None and pad_token_id is not None:
+        is_real_BS = input_ids != pad_token_id
+    elif input_ids is not None and len(input_ids) > 1:
+        raise ValueError(
+            "pad_token_id=None, and no attention_mask: give one of them to find the last tokens of a batch"
+        )
+    else:
+        return -1
+    positions_S = torch.arange(is_real_BS.shape[1], device=is_real_BS.device)
+    return (positions_S * is_real_BS).argmax(dim=-1)
+
+
 class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
     """`LstmMoeModel` and a linear layer on each text's last token: classes, several labels at once, or numbers."""
 
@@ -330,18 +363,20 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LstmMoeSequenceClassifierOutput:
         """
         Args:
-            input_ids, attention_mask, inputs_embeds: see `LstmMoeModel`. Without a mask the last token that is not
-                `pad_token_id` speaks for a text.
+            input_ids: (B, S) int64.
+            attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest. None: the last token
+                that is not `pad_token_id` speaks for a text.
+            inputs_embeds: (B, S, D), instead of `input_ids`.
             labels: (B,) classes, -100 where nothing is scored; (B, num_labels) for several labels at once or several
                 numbers; (B,) numbers with `num_labels=1`. `config.problem_type` says which, or else their type.
             num_items_in_batch: number of labels in the whole batch of an optimizer step, over all micro-batches and
                 processes: the task loss is divided by it, and the balancing losses are weighed by this micro-batch's
                 share of it.
-            output_hidden_states, output_router_logits (by name): whether to return them.
+            **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
             loss: the mean cross-entropy, binary cross-entropy or squared error; while training with
@@ -355,14 +390,14 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
         """
         if kwargs.pop("use_cache", None):  # TRL says False
             raise ValueError("use_cache=True: a text is read once and no state returned, only False is allowed")
-        check_keywords(self, kwargs)
+        self._check_keywords(kwargs)
         check_loss_is_ours(num_items_in_batch, labels is not None)
         outputs: LstmMoeModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             use_cache=False,
-            output_aux_loss=labels is not None or self.training,
+            output_statistics=labels is not None or self.training,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -375,9 +410,8 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
             labels = labels.to(logits.device)
             # Kept in the configuration, as the library does: pipelines choose between softmax and sigmoid by it.
             self.config.problem_type = problem_type_of(self.config, labels)
-            smoothing = self.config.label_smoothing if self.training else 0.0
-            total = summed_classification_loss(logits, labels, self.config.problem_type, smoothing)
-            loss = loss_of_batch(total, labels, num_items_in_batch, outputs.aux_loss if self.training else None)
+            total = summed_classification_loss(logits, labels, self.config.problem_type, self._label_smoothing)
+            loss = self._loss_of_batch(total, labels, num_items_in_batch, outputs.aux_loss)
         return LstmMoeSequenceClassifierOutput(
             loss=loss,
             logits=logits,

@@ -10,12 +10,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .balanced_gating import StrictlyBalancedGate
 from .balancing import balancing_loss, cv_squared
+from .configuration_moe import MoeConfig
 from .experts import MoeExperts
 from .gating import GateOutput, NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 
 
-def build_gate(config) -> nn.Module:
+def build_gate(config: MoeConfig) -> nn.Module:
     """The gate that `config.gating` and `config.num_expert_groups` name."""
     sizes = (config.hidden_size, config.num_experts, config.num_experts_per_tok)
     if config.num_expert_groups is not None:
@@ -28,7 +29,7 @@ def build_gate(config) -> nn.Module:
 
 
 def layer_balancing_loss(
-    config, importance: torch.Tensor, load: torch.Tensor, threshold_loss: torch.Tensor | None
+    config: MoeConfig, importance: torch.Tensor, load: torch.Tensor, threshold_loss: torch.Tensor | None
 ) -> torch.Tensor:
     """The weighted balancing losses of one layer, a scalar.
 
@@ -37,7 +38,9 @@ def layer_balancing_loss(
 
     Args:
         config: has importance_loss_coef, load_loss_coef and threshold_loss_coef.
-        importance, load, threshold_loss: as `MoeBlock` returns them.
+        importance: (E,), the gate values that each expert receives.
+        load: (E,), the smooth number of tokens that each expert receives, or the token counts.
+        threshold_loss: a scalar, L_batchwise per token; None unless the gating is strictly balanced.
     """
     if threshold_loss is None:
         return balancing_loss(importance, load, config.importance_loss_coef, config.load_loss_coef)
@@ -47,11 +50,19 @@ def layer_balancing_loss(
 class MoeBlock(GradientCheckpointingLayer):
     """x + dropout(sigmoid(sum_i G(x)_i E_i(x))), applied to all positions of all sequences at once.
 
+    It has three stages:
+    1. The gate chooses experts and weights for every token.
+    2. Dispatch, experts, combine (`mix_experts`): tokens are sorted by expert, each expert computes its own tokens,
+       and a token's results are summed, weighted by its gate values. `MoeExperts.forward` does all three. Under expert
+       parallelism the plan `ep_dispatch_experts` wraps that call: it takes tokens to the processes that hold their
+       experts, and brings the results back.
+    3. Sigmoid, dropout, residual.
+
     Args:
         config: see `LstmMoeConfig`; `gating` chooses the gate, `_experts_implementation` how experts are computed.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: MoeConfig):
         super().__init__()
         self.gate = build_gate(config)
         self.is_strictly_balanced = config.gating == "strictly_balanced"
@@ -60,13 +71,13 @@ class MoeBlock(GradientCheckpointingLayer):
         self.recompute_experts = config.recompute_experts
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, need_balancing: bool = True
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
             hidden_states: (B, S, D).
             mask: (B, S) bool, False for padding, which is neither routed nor counted.
-            need_balancing: also report the balancing statistics.
+            output_statistics: also report the balancing statistics.
 
         Returns:
             hidden_states (B, S, D); importance, load and token counts, each (E,) or None; and the threshold loss, a
@@ -75,7 +86,7 @@ class MoeBlock(GradientCheckpointingLayer):
         """
         hidden_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         mask_T = None if mask is None else mask.reshape(-1)
-        routed = self.gate(hidden_TD, mask_T, need_balancing)
+        routed = self.gate(hidden_TD, mask_T, output_statistics)
         output_TD = self.mix_experts(hidden_TD, routed)
         output = torch.sigmoid(output_TD).view_as(hidden_states)
         hidden_states = hidden_states + self.dropout(output)

@@ -1,20 +1,98 @@
-"""What both model families share as Transformers models: initialisation, loading, recording, the experts' backend."""
+"""What both model families share: checks of their inputs, the run of a MoE layer, and Transformers' hooks.
+
+Shape suffixes: B batch, S sequence, D width.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from .balanced_gating import StrictlyBalancedGate
+from .configuration_moe import MoeConfig
 from .experts import MoeExperts
-from .experts_interface import OWN_IMPLEMENTATION
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
-from .quantization import int8_quantization
+from .moe import MoeBlock, layer_balancing_loss
+from .quantization import embedding, int8_quantization
+from .segment_experts import OWN_IMPLEMENTATION
 from .sharding_checks import check_sharding
+from .task_loss import loss_of_batch
+
+# Keywords that `capture_outputs` of the library reads, around the forwards that record something.
+RECORDING_KEYWORDS = ("output_hidden_states", "output_router_logits", "output_attentions")
+
+
+class TokenEmbedding(nn.Embedding):
+    """ids (...) -> (..., D): rows of `weight` (vocab_size, D), times D ** 0.5 with `config.scale_embedding`.
+
+    A matrix that is the softmax's too has to start small, with a variance of 1 / D; layers that start with gates and
+    attention scores near zero learn slowly from inputs as small as that.
+
+    Args:
+        config: vocab_size, hidden_size D, scale_embedding.
+    """
+
+    def __init__(self, config: MoeConfig):
+        super().__init__(config.vocab_size, config.hidden_size)
+        # Under this name the library has it elsewhere, and adapters on an embedding look for it.
+        self.embed_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return embedding(input_ids, self.weight) * self.embed_scale
+
+
+def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
+    """Refuse an id outside of the vocabulary, which a GPU would answer with a crash of the whole process.
+
+    Args:
+        name: what the error calls the ids.
+        ids: integers of any shape.
+        vocab_size: the number of tokens.
+
+    Raises:
+        ValueError: an id is negative, or is not below `vocab_size`.
+    """
+    if torch.compiler.is_compiling() or ids.numel() == 0 or ids.device.type == "meta":
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"{name} holds {low if low < 0 else high}, allowed are 0 to vocab_size - 1 = {vocab_size - 1}"
+        )
+
+
+def padding_mask(
+    name: str, mask: torch.Tensor | None, hidden_states: torch.Tensor, has_past: bool = True
+) -> torch.Tensor | None:
+    """(B, S) bool for the positions of `hidden_states` (B, S, D), or None when there is no padding among them.
+
+    Args:
+        name: what the error calls the mask.
+        mask: (B, S), 0 for padding, or with `has_past` (B, S or more), of which the last S positions count. None: no
+            padding.
+        hidden_states: (B, S, D).
+        has_past: whether positions may stand before those of `hidden_states`.
+
+    Raises:
+        ValueError: the mask has another shape.
+    """
+    if mask is None:
+        return None
+    batch, length = hidden_states.shape[:2]
+    fits = mask.dim() == 2 and mask.shape[0] == batch
+    if not fits or mask.shape[1] < length or (mask.shape[1] > length and not has_past):
+        expected = f"({batch}, {length} or more)" if has_past else f"({batch}, {length})"
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected}")
+    mask = mask[:, mask.shape[1] - length :].to(hidden_states.device, torch.bool)
+    # A compiled or exported graph serves every mask.
+    return None if not torch.compiler.is_compiling() and mask.all() else mask
 
 
 class MoePreTrainedModel(PreTrainedModel):
@@ -50,6 +128,89 @@ class MoePreTrainedModel(PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = int8_quantization(kwargs["quantization_config"])
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def _check_keywords(self, keywords: dict) -> None:
+        """Refuse a keyword that no part of the model uses.
+
+        The forwards take `**kwargs` for `RECORDING_KEYWORDS` only, and hand them down to the part that records.
+
+        Raises:
+            TypeError: as Python's for an unknown keyword.
+        """
+        for name in keywords:
+            if name not in RECORDING_KEYWORDS:
+                raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}")
+
+    def _embed(
+        self,
+        ids: torch.Tensor | None,
+        embeds: torch.Tensor | None,
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
+        prefix: str = "",
+    ) -> torch.Tensor:
+        """The embedded input, (B, S, D).
+
+        Args:
+            ids: (B, S) token ids, or None.
+            embeds: (B, S, D), instead of `ids`; returned as they are.
+            embed_tokens: embeds the ids.
+            prefix: of the two arguments' names, input_ids and inputs_embeds, in errors.
+
+        Raises:
+            ValueError: not exactly one of `ids` and `embeds`, or an id outside of the vocabulary.
+        """
+        if (ids is None) == (embeds is None):
+            raise ValueError(f"exactly one of {prefix}input_ids and {prefix}inputs_embeds must be given")
+        if embeds is not None:
+            return embeds
+        check_ids(f"{prefix}input_ids", ids, self.config.vocab_size)
+        return embed_tokens(ids)
+
+    def _with_defaults(self, use_cache: bool | None, output_statistics: bool | None) -> tuple[bool, bool]:
+        """Both arguments; by default a cache is returned outside of training, and balancing losses while training."""
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        return use_cache, self.training if output_statistics is None else output_statistics
+
+    def _usable_cache(self, past_key_values: Cache | None, use_cache: bool) -> Cache | None:
+        """The given cache, or a new one where one is to be returned; None for no cache.
+
+        Raises:
+            ValueError: the given cache keeps no state of this model's LSTMs.
+        """
+        if past_key_values is None:
+            return self._new_cache() if use_cache else None
+        self._check_cache(past_key_values)
+        return past_key_values
+
+    def _zero_aux_loss(self, hidden_states: torch.Tensor, output_statistics: bool) -> torch.Tensor | None:
+        """What the layers' balancing losses are added to: zero, or None when they are not asked for."""
+        return hidden_states.new_zeros((), dtype=torch.float32) if output_statistics else None
+
+    def _run_moe(
+        self, layer: MoeBlock, hidden_states: torch.Tensor, mask: torch.Tensor | None, aux_loss: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run a MoE layer, and add its balancing losses to `aux_loss` unless that is None."""
+        hidden_states, importance, load, _, threshold_loss = layer(hidden_states, mask, aux_loss is not None)
+        if aux_loss is not None:
+            layer_loss = layer_balancing_loss(self.config, importance, load, threshold_loss)
+            aux_loss = aux_loss.to(layer_loss.device) + layer_loss
+        return hidden_states, aux_loss
+
+    @property
+    def _label_smoothing(self) -> float:
+        """`config.label_smoothing` while training, else 0."""
+        return self.config.label_smoothing if self.training else 0.0
+
+    def _loss_of_batch(
+        self,
+        total: torch.Tensor,
+        targets: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+        aux_loss: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`loss_of_batch`; the balancing losses count only while training, so that exp(eval_loss) is a perplexity."""
+        return loss_of_batch(total, targets, num_items_in_batch, aux_loss if self.training else None)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -110,7 +271,9 @@ class MoePreTrainedModel(PreTrainedModel):
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         config, reason = self.config, None
-        if getattr(config, "quantization_config", None) is not None and requested_experts != OWN_IMPLEMENTATION:
+        if getattr(config, "quantization_config", None) is not None:
+            # "eager" computes with quantized weights; no kernel stands behind our name for them.
+            requested_experts = None if requested_experts == OWN_IMPLEMENTATION else requested_experts
             reason = "computes with float weights, but the model is quantized"
         elif config.num_expert_layers > 1:
             reason = f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"

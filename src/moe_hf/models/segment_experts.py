@@ -1,6 +1,6 @@
-"""The experts on a CPU: one sort, contiguous segments, and a backward pass written by hand.
+"""Our implementation of the experts, as Transformers' experts interface knows it, and its kernel for a CPU.
 
-What makes it fast:
+The kernel sorts once, works on contiguous segments, and has a backward pass written by hand. What makes it fast:
 - idle experts cost nothing forward, and slots of weight 0 (padding) are not computed at all;
 - a gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept or scaled;
 - gradients are written into memory that is not cleared first, but for the idle experts' part;
@@ -11,9 +11,25 @@ Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidd
 
 import torch
 from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
+OWN_IMPLEMENTATION = "moe_hf"
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
 _NAMESPACE = __name__.replace(".", "_")
+
+
+def experts_forward(
+    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """`MoeExperts.forward` by the fastest implementation that the device and the sizes allow.
+
+    On a CPU the segments (benchmarks/results/experts.md); elsewhere the library's grouped matrix products, not
+    measured yet, whose kernel wants multiples of 8 and at most 32 bits.
+    """
+    is_grouped = module.up_proj.device.type != "cpu" and module.up_proj.element_size() <= 4
+    is_grouped = is_grouped and module.hidden_dim % 8 == 0 and module.intermediate_dim % 8 == 0
+    forward = grouped_mm_experts_forward if is_grouped else segment_experts_forward
+    return forward(module, hidden_states, top_k_index, top_k_weights)
 
 
 def segment_experts_forward(
@@ -162,3 +178,4 @@ def _backward(ctx, grad, *_):
 
 
 _experts.register_autograd(_backward, setup_context=_keep_for_backward)
+ALL_EXPERTS_FUNCTIONS.register(OWN_IMPLEMENTATION, experts_forward)

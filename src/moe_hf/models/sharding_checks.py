@@ -2,16 +2,21 @@
 
 import torch
 import transformers
+from transformers.distributed import DistributedConfig
+from transformers.modeling_utils import PreTrainedModel
 
 from .experts import MoeExperts
 
 
-def check_sharding(model, distributed_config) -> None:
-    """Raise a ValueError, on every process, for a model that cannot be sharded as asked for.
+def check_sharding(model: PreTrainedModel, distributed_config: DistributedConfig) -> None:
+    """Refuse, on every process, a model that cannot be sharded as asked for.
 
     Args:
         model: with its whole parameters, on the meta device.
-        distributed_config: a `transformers.distributed.DistributedConfig`.
+        distributed_config: how many processes share the experts.
+
+    Raises:
+        ValueError: `ep_size` does not fit the experts, or the processes' configurations or libraries differ.
     """
     config, size = model.config, distributed_config.ep_size
     values = config.to_dict()
@@ -29,9 +34,15 @@ def check_sharding(model, distributed_config) -> None:
 
 
 def check_same_everywhere(values: dict) -> None:
-    """Raise a ValueError, on every process, when one of the values, or a version of a library, is not the same on all.
+    """Refuse, on every process, values or versions of libraries that are not the same on all of them.
 
     With other shapes, or another order of their collectives, processes wait for each other without end.
+
+    Args:
+        values: by name; compared as `repr` writes them.
+
+    Raises:
+        ValueError: one of them differs.
     """
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     everywhere = [None] * torch.distributed.get_world_size()

@@ -43,7 +43,8 @@ class SoftmaxHead(nn.Linear):
         Args:
             hidden_states: (..., D).
             targets: (...) int64, -100 where nothing is scored. Without them the logits (..., V) are returned.
-            num_sampled, chunk_size: see `sampled_softmax_loss`; the full softmax when `num_sampled` is None.
+            num_sampled: N, classes that the softmax is estimated from; None: the full softmax.
+            chunk_size: tokens whose logits exist at once; None: all.
             label_smoothing: see `chunked_cross_entropy`; for the full softmax only.
 
         Returns:
@@ -83,6 +84,8 @@ def log_uniform_sample(
 
     Args:
         num_sampled: N, at least 1 and below `vocab_size`.
+        vocab_size: V.
+        device: where to draw; None: torch's default.
 
     Returns:
         sample_N int64, ascending, and log_count_N float64, the log of their expected counts (at most 0). Drawn by the
@@ -128,9 +131,11 @@ def sampled_softmax_loss(
     zero in the others. Gradients are exact for the given sample.
 
     Args:
-        hidden_TD, weight_VD: of one floating type; autocast applies.
-        targets_T: int64, -100 where nothing is scored; 0 loss and zero gradients when none is.
-        sample_N: distinct classes, ascending; log_count_N: log of their expected counts.
+        hidden_TD: (T, D), of the weight's floating type; autocast applies.
+        weight_VD: (V, D).
+        targets_T: (T,) int64, -100 where nothing is scored; 0 loss and zero gradients when none is.
+        sample_N: (N,) int64, distinct classes, ascending.
+        log_count_N: (N,), the log of their expected counts.
         chunk_size: tokens whose (C, N) logits exist at once; None: all.
 
     Returns:
@@ -154,8 +159,17 @@ def chunked_cross_entropy(
     Loss and gradients are those of all logits at once. The gradients are computed along with the loss, chunk by chunk,
     so that no logits are kept or computed twice; for that the weight's gradient exists from the forward pass on.
 
-    Arguments and result as for `sampled_softmax_loss`, and `label_smoothing`, the share of the target's probability
-    that is spread over the whole vocabulary; the largest tensors are (C, V) and (V, D).
+    The largest tensors are (C, V) and (V, D).
+
+    Args:
+        hidden_TD: (T, D), of the weight's floating type; autocast applies.
+        weight_VD: (V, D).
+        targets_T: (T,) int64, -100 where nothing is scored; 0 loss and zero gradients when none is.
+        chunk_size: tokens whose (C, V) logits exist at once; None: all.
+        label_smoothing: share of the target's probability that is spread over the whole vocabulary.
+
+    Returns:
+        a scalar in at least float32. It can be differentiated once.
     """
     hidden_TD, targets_T = _scored(hidden_TD, targets_T)
     return _ChunkedSoftmax.apply(hidden_TD, weight_VD, targets_T, chunk_size, label_smoothing, torch.is_grad_enabled())

@@ -1,6 +1,6 @@
-"""The loss of a whole batch from its parts: the task's nats, their number, and the balancing losses.
+"""The loss of tokens or of whole texts, summed, and the loss of a batch from that sum and the balancing losses.
 
-Shape suffixes: V vocabulary.
+Shape suffixes: B batch, L labels, V vocabulary.
 """
 
 import torch
@@ -27,6 +27,51 @@ def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, label_smoo
         reduction="sum",
         label_smoothing=label_smoothing,
     )
+
+
+def problem_type_of(config, labels: torch.Tensor) -> str:
+    """`config.problem_type`, or the library's guess by the number of labels and their type."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    is_class = not (labels.is_floating_point() or labels.dtype == torch.bool)
+    return "single_label_classification" if is_class else "multi_label_classification"
+
+
+def summed_classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, problem_type: str, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """The sum of the squared errors, or of the nats of all labels together, in at least float32.
+
+    Args:
+        logits: (B, L).
+        labels: (B,) classes, -100 for a row that is not scored; or (B, L) numbers or probabilities, (B,) for L = 1.
+        problem_type: "regression", "single_label_classification" or "multi_label_classification".
+        label_smoothing: share of a class's probability that is spread over all classes.
+
+    Raises:
+        ValueError: labels of another shape, or a class that there is not.
+    """
+    num_labels = logits.shape[1]
+    if problem_type == "single_label_classification":
+        if labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, expected ({len(logits)},), a class for each row"
+            )
+        wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= num_labels))]
+        if len(wrong):
+            raise ValueError(
+                f"labels hold {int(wrong[0])}, allowed are 0 to num_labels - 1 = {num_labels - 1}, and -100"
+            )
+        return summed_cross_entropy(logits, labels, label_smoothing)
+    if labels.numel() != logits.numel():
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, expected {tuple(logits.shape)}")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.to(logits.device, logits.dtype).view_as(logits)
+    if problem_type == "regression":
+        return nn.functional.mse_loss(logits, labels, reduction="sum")
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
 
 
 def loss_of_batch(

@@ -1,0 +1,1 @@
+"""What the gates of a model do with a text, and the page that shows it."""

@@ -30,7 +30,8 @@ class PairCounts:
         """Count the pairs of every token.
 
         Args:
-            experts_TK: expert ids, of which the first `num_used_T` of a token count.
+            experts_TK: (T, K) expert ids.
+            num_used_T: (T,), how many of a token's ids count, from the first.
         """
         for k in np.unique(num_used_T[num_used_T > 1]).tolist():
             rows = experts_TK[num_used_T == k, :k].astype(np.int64)
@@ -51,12 +52,19 @@ class PairCounts:
         return self._keys // self.num_experts, self._keys % self.num_experts, self._counts
 
     def expected(self, first_N: np.ndarray, second_N: np.ndarray, load_E: np.ndarray) -> np.ndarray:
-        """The counts (N,) that experts would have which are paired at random, in proportion to their loads.
+        """The counts (N,) of pairs that are chosen at random, in proportion to the experts' loads.
 
-        expected_ij = C load_i load_j, with C such that as many pairs are expected as there were. load_i load_j / T,
-        for a token of k experts, is too much by k / (k - 1), since an expert is not paired with itself. A
-        hierarchical gate takes its experts from few groups, so pairs inside a group and across groups have a C each:
-        what is compared is not the hierarchy.
+        expected_ij = C load_i load_j, with C such that as many pairs are expected as there were. The plain product
+        load_i load_j / T, for a token of k experts, is too large by k / (k - 1), since an expert is not paired with
+        itself.
+
+        A hierarchical gate takes its experts from few groups. Pairs inside a group and across groups therefore have a
+        C each, and the hierarchy itself does not count as a preference.
+
+        Args:
+            first_N: (N,), one expert of each pair.
+            second_N: (N,), the other.
+            load_E: (E,), tokens of each expert.
         """
         load_E = load_E.astype(np.float64)
         of_groups = load_E.reshape(-1, self.group_size).sum(axis=1)

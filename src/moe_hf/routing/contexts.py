@@ -17,7 +17,13 @@ class TopContexts:
         self.positions = np.full((num_experts, size), -1, dtype=np.int64)
 
     def add(self, experts: np.ndarray, values: np.ndarray, positions: np.ndarray) -> None:
-        """Take expert ids, gate values above 0 and positions, each (slots,)."""
+        """Take gate values, in any order.
+
+        Args:
+            experts: (slots,), expert ids.
+            values: (slots,), gate values above 0.
+            positions: (slots,), where in the text each token stands.
+        """
         candidates = values >= self.values[experts, -1]
         experts, values, positions = experts[candidates], values[candidates], positions[candidates]
         order = np.lexsort((positions, -values, experts))

@@ -6,7 +6,6 @@ from pathlib import Path
 from ..errors import InputError
 
 # What a training keeps in its folder.
-HISTORY_FILE = "expert_history.csv"
 CURVES = {
     "cv_importance": "CV(Importance)",
     "cv_load": "CV(Load)",
@@ -16,10 +15,13 @@ CURVES = {
 
 
 def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]]:
-    """The curves of each MoE layer from `AuxLossCallback`'s CSV file: {layer: {"step" or name of `CURVES`: values}}.
+    """Read the curves of each MoE layer from `AuxLossCallback`'s CSV file.
+
+    Returns:
+        {layer: {"step" or name of `CURVES`: values}}.
 
     Raises:
-        InputError: the file cannot be read, or is no such file.
+        InputError: the file cannot be read, or is another kind of file.
     """
     layers: dict[str, dict[str, list[float]]] = {}
     try:
@@ -44,7 +46,12 @@ def plot_expert_history(history: str | Path, file: str | Path) -> None:
 
 
 def plot_curves(layers: dict[str, dict[str, list[float]]], file: str | Path) -> None:
-    """`plot_expert_history` for what `read_expert_history` returns."""
+    """Plot what `read_expert_history` returns, see `plot_expert_history`.
+
+    Args:
+        layers: the curves.
+        file: PNG to write.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 3.2), layout="constrained")

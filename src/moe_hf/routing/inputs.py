@@ -12,21 +12,25 @@ from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.tokenized_pairs import tokenize_pairs
 from ..data.translation_tokenizers import language_tag_id
 from ..errors import InputError
-from ..training.runs import load_model_and_tokenizer
+from ..loading import load_model_and_tokenizer
 from .texts import PairText, StreamText
 
 
 def load_for_routing(
     model: str, target_language: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, on a GPU if there is one, and its tokenizer.
+    """Load a model, onto a GPU if there is one, and its tokenizer.
+
+    Args:
+        model: folder or Hub name.
+        target_language: of a multilingual translation model.
 
     Raises:
         InputError: they cannot be loaded, or do not know the language.
     """
     loaded, tokenizer = load_model_and_tokenizer(model)
     if target_language is not None:
-        if loaded.config.model_type == "lstm_moe":
+        if not loaded.config.is_encoder_decoder:
             raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
         language_tag_id(tokenizer, target_language)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
@@ -43,8 +47,22 @@ def open_text(
     carry_state: bool = True,
     max_tokens: int = 200_000,
 ) -> StreamText | PairText:
-    """What `collect_routing` reads. Arguments as for `routing_report`; InputError: the files cannot be read."""
-    if model.config.model_type == "lstm_moe":
+    """Open the files that a model of either family is to read, as what `collect_routing` takes.
+
+    Args:
+        model: of either family.
+        tokenizer: its tokenizer.
+        files: as for `routing_report`.
+        target_language: as for `routing_report`.
+        batch_size: as for `routing_report`.
+        window_length: as for `routing_report`.
+        carry_state: as for `routing_report`.
+        max_tokens: as for `routing_report`.
+
+    Raises:
+        InputError: the files cannot be read, or are not two for a translation model.
+    """
+    if not model.config.is_encoder_decoder:
         stream = tokenize_to_stream(load_text_dataset(files, max_lines=max_tokens), tokenizer)
         return StreamText(stream, window_length, batch_size, max_tokens, carry_state)
     if len(files) != 2:

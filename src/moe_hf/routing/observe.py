@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from ..models.balancing import cv_squared
 from ..models.gating import GateOutput
@@ -23,18 +25,22 @@ class RoutingTotals(NamedTuple):
     tokens: torch.Tensor
 
 
-def moe_layers(model) -> dict[str, MoeBlock]:
+def moe_layers(model: nn.Module) -> dict[str, MoeBlock]:
     """The MoE layers by name: "layers.1", or of a translation model "encoder.layers.1"."""
     modules = model.named_modules()
     return {layer_name(name): module for name, module in modules if isinstance(module, MoeBlock)}
 
 
 @contextmanager
-def observe_gates(model, observe: Callable[[str, GateOutput], None]) -> Iterator[None]:
-    """Call `observe(name of the layer, what its gate decided)` in every forward pass inside the `with` block.
+def observe_gates(model: nn.Module, observe: Callable[[str, GateOutput], None]) -> Iterator[None]:
+    """Watch the gates of a model in every forward pass inside the `with` block.
 
     The library's own recording (`output_router_logits`) has logits only, and of a hierarchical gate those over the
     groups, so neither which experts were chosen nor the gate values.
+
+    Args:
+        model: has `MoeBlock` layers.
+        observe: called with the name of the layer and what its gate decided.
     """
     hooks = [
         block.gate.register_forward_hook(lambda gate, inputs, output, name=name: observe(name, output))
@@ -48,7 +54,7 @@ def observe_gates(model, observe: Callable[[str, GateOutput], None]) -> Iterator
 
 
 @contextmanager
-def routing_totals(model) -> Iterator[dict[str, RoutingTotals]]:
+def routing_totals(model: nn.Module) -> Iterator[dict[str, RoutingTotals]]:
     """Add up what each expert of each MoE layer gets from the forward passes inside the `with` block.
 
     Yields:
@@ -70,11 +76,13 @@ def routing_totals(model) -> Iterator[dict[str, RoutingTotals]]:
 
 
 @torch.no_grad()
-def expert_load(model, tokenizer, lines: Iterable[str], batch_size: int = 64) -> dict[str, torch.Tensor]:
+def expert_load(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, lines: Iterable[str], batch_size: int = 64
+) -> dict[str, torch.Tensor]:
     """Count the tokens that each expert gets from a text, without noise.
 
     Args:
-        model: a model with `MoeBlock` layers; it is put into evaluation mode for the count.
+        model: has `MoeBlock` layers; it is put into evaluation mode for the count.
         tokenizer: its tokenizer.
         lines: the text; each line is a sequence of its own.
         batch_size: lines at once.
@@ -88,7 +96,7 @@ def expert_load(model, tokenizer, lines: Iterable[str], batch_size: int = 64) ->
         with routing_totals(model) as totals:
             for start in range(0, len(lines), batch_size):
                 batch = tokenizer(lines[start : start + batch_size], return_tensors="pt", padding=True)
-                model.base_model(**batch.to(model.device), output_aux_loss=True, use_cache=False)
+                model.base_model(**batch.to(model.device), output_statistics=True, use_cache=False)
     finally:
         model.train(was_training)
     return {layer: total.tokens for layer, total in totals.items()}

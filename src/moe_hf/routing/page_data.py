@@ -7,12 +7,15 @@ import base64
 import math
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from ..models.configuration_moe import MoeConfig
 from ..version import __version__
 from .coactivation import PairCounts
 from .history_plot import CURVES
 from .specialisation import specialisation
 from .statistics import LayerRouting, side_of
+from .texts import SideText
 from .token_texts import FRAGMENT, token_texts, whole_characters
 
 PASSAGE = 1500  # tokens of the text that the page shows as such
@@ -24,7 +27,14 @@ NONE = 0xFFFFFFFF
 
 
 def report_data(
-    facts: dict, config, routing: dict[str, LayerRouting], sides: dict, tokenizer, history, num_contexts, context_width
+    facts: dict,
+    config: MoeConfig,
+    routing: dict[str, LayerRouting],
+    sides: dict[str, SideText],
+    tokenizer: PreTrainedTokenizerBase,
+    history: dict,
+    num_contexts: int,
+    context_width: int,
 ) -> dict:
     """All that the page shows.
 
@@ -35,7 +45,8 @@ def report_data(
         sides: of each side of the model the `SideText` that it read.
         tokenizer: its ids are those of `sides`.
         history: what `read_expert_history` returned, or {}.
-        num_contexts, context_width: see `moe_hf.routing.report.routing_report`.
+        num_contexts: contexts shown of each expert.
+        context_width: tokens shown on each side of a context's middle.
 
     Returns:
         {facts, vocabulary, sides, layers}: what json.dumps takes. Arrays are {type, bytes}, see `pack`.
@@ -87,14 +98,31 @@ def report_data(
 
 
 def pack(values: np.ndarray, kind: str) -> dict[str, str]:
-    """An array as base64 of its little-endian bytes; `kind` is one of u1, u2, u4, i4, f4."""
+    """An array as base64 of its little-endian bytes.
+
+    Args:
+        values: the array.
+        kind: one of u1, u2, u4, i4, f4.
+
+    Returns:
+        {"type": kind, "bytes": text}.
+    """
     return {"type": kind, "bytes": base64.b64encode(np.ascontiguousarray(values, dtype=f"<{kind}").tobytes()).decode()}
 
 
-def distinct_contexts(layer: LayerRouting, text, num_contexts: int, width: int) -> list[list[tuple[int, float]]]:
-    """Of every expert up to `num_contexts` (position, gate value), the highest first, no two with the same words.
+def distinct_contexts(
+    layer: LayerRouting, text: SideText, num_contexts: int, width: int
+) -> list[list[tuple[int, float]]]:
+    """The places of a text where each expert has its highest gate values, no two with the same words.
 
-    Words are compared `width` to the left and to the right, not over the text's `starts`.
+    Args:
+        layer: what the gate did with the text.
+        text: what the layer's side of the model read.
+        num_contexts: places of an expert at most.
+        width: tokens compared to the left and to the right of a place, not over the text's `starts`.
+
+    Returns:
+        For each expert its (position, gate value), the highest first.
     """
     ends = np.append(text.starts[1:], len(text.ids))
     found = []

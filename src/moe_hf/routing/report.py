@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.extra_packages import require_packages
-from .history_plot import HISTORY_FILE, read_expert_history
+from ..run_folder import HISTORY_FILE
+from .history_plot import read_expert_history
 from .inputs import batches_with_progress, load_for_routing, num_positions, open_text
 from .page_data import report_data
 from .statistics import choose_layers, collect_routing
@@ -40,15 +41,17 @@ def routing_report(
         layers: MoE layers to report on; None: all.
         history: `AuxLossCallback`'s CSV file of the training; None: the one in the folder `model`, if there is one.
         batch_size: rows of a text, or sentence pairs, at once.
-        window_length, carry_state: of a language model, as for `evaluate_lm`.
+        window_length: of a language model, as for `evaluate_lm`.
+        carry_state: of a language model, as for `evaluate_lm`.
         max_tokens: tokens read, of a translation model on either side.
-        num_contexts: contexts shown of each expert. context_width: tokens shown on each side of a context's middle.
+        num_contexts: contexts shown of each expert.
+        context_width: tokens shown on each side of a context's middle.
 
     Returns:
         what was written: {"page": file, "plot": file}, and "history_plot" if there is a history.
 
     Raises:
-        InputError: an argument is out of range, a file or the model cannot be read, or there is no package for plots.
+        InputError: an argument is out of range, a file or the model cannot be read, or matplotlib is missing.
     """
     require_packages("matplotlib")
     output = _checked_output(output)

@@ -8,11 +8,17 @@ import numpy as np
 class Specialisation(NamedTuple):
     """Mutual information between a token's expert and its class, in bits.
 
-    bits: as counted, which is too high by chance, the more so the more experts and classes there are for the tokens.
-    control_mean, control_std: the same after the experts were permuted among the tokens, over several permutations.
-    bits - control_mean is what the experts know, or less: the fewer tokens there are for the pairs of experts and
+    `bits - control_mean` is what the experts know, or less: the fewer tokens there are for the pairs of experts and
     classes, the more the control takes away. It is at most the lesser of the two entropies.
-    expert_entropy, class_entropy: in bits. num_tokens: of them.
+
+    Attributes:
+        bits: as counted, which is too high by chance, the more so the more experts and classes there are for the
+            tokens.
+        control_mean: the mean of the same after the experts were permuted among the tokens, over several permutations.
+        control_std: the standard deviation over these permutations.
+        expert_entropy: of the experts, in bits.
+        class_entropy: of the classes, in bits.
+        num_tokens: tokens counted.
     """
 
     bits: float
@@ -37,6 +43,9 @@ def specialisation(
         num_classes: at least 2.
         num_shuffles: permutations of the control, at least 2.
         seed: of the permutations.
+
+    Raises:
+        ValueError: num_classes or num_shuffles below 2.
     """
     if num_classes < 2 or num_shuffles < 2:
         raise ValueError(f"num_classes={num_classes} and num_shuffles={num_shuffles} must be at least 2")
@@ -64,11 +73,21 @@ def bits_of_experts(
     num_shuffles: int = 10,
     seed: int = 0,
 ) -> np.ndarray:
-    """(E,) what the choice of each expert tells about a token's class, in bits, less the mean of the control.
+    """What the choice of each expert tells about a token's class, in bits, less the mean of the control.
 
     That is the divergence of the classes of the expert's tokens from those of all, D(P(class | expert) || P(class)),
-    whose mean over the tokens is the mutual information. 0 for an expert without a token. Arguments as for
-    `specialisation`.
+    whose mean over the tokens is the mutual information.
+
+    Args:
+        experts: as for `specialisation`.
+        token_ids: as for `specialisation`.
+        num_experts: E.
+        num_classes: as for `specialisation`.
+        num_shuffles: as for `specialisation`.
+        seed: as for `specialisation`.
+
+    Returns:
+        (E,), 0 for an expert without a token.
     """
     counted = (experts >= 0) & (token_ids >= 0)
     experts, classes = experts[counted], most_frequent_classes(token_ids[counted], num_classes)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..errors import InputError
 from ..models.balancing import cv_squared, importance, tokens_per_expert
@@ -25,12 +26,14 @@ class LayerRouting:
     Memory: some 80 bytes a position, and 16 * `contexts_size` bytes an expert; `pairs` has a bound of its own.
 
     Attributes:
-        importance: (E,) float64, the sum of gate values (equation 6). load: (E,) int64, the number of tokens.
+        importance: (E,) float64, the sum of gate values (equation 6).
+        load: (E,) int64, the number of tokens.
         experts: (P, EXPERTS_KEPT) int32, of every position, the highest gate value first; -1 for none.
         gates: (P, EXPERTS_KEPT) float64, their gate values G(x)_i; 0 for none.
         num_used: (P,) int32, how many experts a position has; -1 for one that was not read.
         entropy: (P,) float64, of the gate values, in bits; NaN for a position without experts.
-        contexts: `TopContexts`. pairs: `PairCounts`, None for a dense gate, which pairs all experts with all.
+        contexts: `TopContexts`.
+        pairs: `PairCounts`, None for a dense gate, which pairs all experts with all.
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class LayerRouting:
         """Take one batch.
 
         Args:
-            top_k_index, top_k_weights: (T, K), what the gate returned, the highest weight first.
+            top_k_index: (T, K), the experts that the gate returned, the highest weight first.
+            top_k_weights: (T, K), their weights.
             positions: (T,), where in the text each token stands, every position once; -1 for padding.
         """
         is_token = (positions >= 0).to(top_k_index.device)
@@ -78,9 +82,11 @@ class LayerRouting:
     def summary(self) -> dict[str, float]:
         """Numbers of the whole text.
 
-        tokens, without_expert: how many. experts_per_token: the mean. cv_importance, cv_load, max_over_mean_load,
-        dead_experts: of the whole text. gate_entropy: mean over the tokens with experts, in bits. effective_experts:
-        2 to the entropy of the experts' shares of the importance, E in perfect balance.
+        - tokens, without_expert: how many.
+        - experts_per_token: the mean.
+        - cv_importance, cv_load, max_over_mean_load, dead_experts: of all experts.
+        - gate_entropy: mean over the tokens with experts, in bits.
+        - effective_experts: 2 to the entropy of the experts' shares of the importance, E in perfect balance.
         """
         read = self.num_used >= 0
         share = self.importance[self.importance > 0] / max(self.importance.sum(), np.finfo(float).tiny)
@@ -98,7 +104,7 @@ class LayerRouting:
 
 @torch.no_grad()
 def collect_routing(
-    model,
+    model: nn.Module,
     batches: Iterable[tuple[dict, dict[str, torch.Tensor]]],
     num_positions: dict[str, int],
     layers: list[str] | None = None,
@@ -146,8 +152,16 @@ def collect_routing(
     return routing
 
 
-def choose_layers(model, layers: list[str] | None) -> list[str]:
-    """The names of the MoE layers of `model` that are wanted, all for None; InputError: there are none such."""
+def choose_layers(model: nn.Module, layers: list[str] | None) -> list[str]:
+    """The names of the MoE layers of `model` that are wanted.
+
+    Args:
+        model: of either family.
+        layers: the names; None for all.
+
+    Raises:
+        InputError: the model has no MoE layers, or not those.
+    """
     known = list(moe_layers(model))
     if not known:
         raise InputError(f"model={model.config.name_or_path or type(model).__name__} has no MoE layer to report on")

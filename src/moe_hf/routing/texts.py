@@ -17,8 +17,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class SideText:
-    """What one side of a model reads: `ids` (P,), the tokens; `following` (P,), the token after each, -1 for none;
-    `starts`, positions in rising order before which the side has read nothing, so that no context reaches over them.
+    """What one side of a model reads.
+
+    Attributes:
+        ids: (P,), the tokens.
+        following: (P,), the token after each, -1 for none.
+        starts: positions in rising order before which the side has read nothing, so that no context reaches over them.
     """
 
     ids: np.ndarray
@@ -31,8 +35,10 @@ class StreamText:
 
     Args:
         stream: a `TokenStream`, or an array of ids, of at least 2 tokens. The last one that is used is only predicted.
-        window_length, batch_size, carry_state: as for `evaluate_lm`; a short text has fewer rows and shorter windows.
+        window_length: as for `evaluate_lm`; a short text has shorter windows.
+        batch_size: as for `evaluate_lm`; a short text has fewer rows.
         max_tokens: how many are read at most.
+        carry_state: as for `evaluate_lm`.
     """
 
     def __init__(

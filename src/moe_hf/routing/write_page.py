@@ -23,6 +23,9 @@ def write_report(output: Path, data: dict, routing: dict[str, LayerRouting], his
 
     Returns:
         {"page": file, "plot": file}, and "history_plot" if there is a history.
+
+    Raises:
+        InputError: a file cannot be written.
     """
     written = {"page": str(output), "plot": str(output.with_suffix(".png"))}
     try:

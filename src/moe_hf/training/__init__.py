@@ -1,1 +1,1 @@
-"""Training and evaluation of the language models on text."""
+"""Training of both families: arguments, Trainers, optimizer, callbacks and checkpoints."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +10,11 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import OptimizerNames
 
+from ..data.arguments import DataArguments
 from ..data.paths import expand_path
 from ..errors import InputError
+from ..evaluation.held_out_pairs import EVAL_NUM_BEAMS, TOKENS_PER_BATCH
+from ..old_names import with_new_names, with_new_options
 from .optimizer import FACTORED_ADAM
 
 # Where `~` and `${VARIABLE}` mean something, besides the files of data.
@@ -20,7 +22,7 @@ PATH_ARGUMENTS = ("output_dir", "cache_dir", "tokenizer_name_or_path", "model_na
 
 
 @dataclass
-class MoeModelArguments:
+class ModelArguments:
     """The model: a checkpoint to go on from, or a new one. What is not given has the default of its configuration."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "checkpoint or Hub name to fine-tune"})
@@ -60,7 +62,7 @@ class MoeModelArguments:
 
 
 @dataclass
-class ModelArguments(MoeModelArguments):
+class LmModelArguments(ModelArguments):
     """A language model: the arguments of `LstmMoeConfig`."""
 
     layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
@@ -73,7 +75,7 @@ class ModelArguments(MoeModelArguments):
 
 
 @dataclass
-class TranslationModelArguments(MoeModelArguments):
+class TranslationModelArguments(ModelArguments):
     """A translation model: the arguments of `GnmtMoeConfig`."""
 
     encoder_layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
@@ -84,36 +86,6 @@ class TranslationModelArguments(MoeModelArguments):
     attention_type: str | None = field(default=None, metadata={"help": "product or additive"})
     attention_feeding: str | None = field(default=None, metadata={"help": "recurrent, input or parallel"})
     share_embeddings: bool | None = field(default=None, metadata={"help": "one embedding for source and target"})
-
-
-@dataclass
-class DataArguments:
-    """The text: files or a `datasets` hub name, the tokenizer, and how the stream of tokens is cut."""
-
-    train_files: list[str] | None = field(
-        default=None,
-        metadata={"help": "text files, one sentence or paragraph a line: plain, .gz, .xz, globs, ${VARS}"},
-    )
-    validation_files: list[str] | None = field(default=None, metadata={"help": "text files to evaluate on"})
-    dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
-    train_split: str = field(default="train", metadata={"help": "split of that dataset to train on"})
-    validation_split: str = field(default="validation", metadata={"help": "split of that dataset to evaluate on"})
-    text_column: str = field(default="text", metadata={"help": "column of that dataset which holds the text"})
-    keep_empty_lines: bool = field(default=True, metadata={"help": "an empty line is an end-of-sentence symbol"})
-    max_train_lines: int | None = field(default=None, metadata={"help": "use only that many lines"})
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "tokenizer to take; else one is trained"}
-    )
-    tokenizer_kind: str = field(default="bpe", metadata={"help": "tokenizer to train: bpe or word"})
-    vocab_size: int = field(default=16000, metadata={"help": "vocabulary of the tokenizer to train"})
-    window_length: int = field(default=35, metadata={"help": "tokens that gradients go back through"})
-    carry_state: bool = field(
-        default=False,
-        metadata={"help": "hand the LSTM state from each window to the next (truncated back-propagation)"},
-    )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
 
 
 @dataclass
@@ -179,9 +151,11 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
     constant_steps: int = field(
         default=0, metadata={"help": "steps at the peak learning rate between warm-up and 1/sqrt(step) (paper: 8000)"}
     )
-    eval_words_per_batch: int = field(default=8000, metadata={"help": "tokens of a batch that perplexity is taken of"})
+    eval_tokens_per_batch: int = field(
+        default=TOKENS_PER_BATCH, metadata={"help": "tokens of a batch that perplexity is taken of"}
+    )
     eval_num_beams: int = field(
-        default=1,
+        default=EVAL_NUM_BEAMS,
         metadata={"help": "beams of the translations that are judged; 1: greedy (moe-hf evaluate-translation has 4)"},
     )
     tokenize: str | None = field(
@@ -196,30 +170,47 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
                 f"constant_steps={self.constant_steps} must be at least 0, and is for lr_scheduler_type=inverse_sqrt, "
                 f"not {self.lr_scheduler_type}"
             )
-        for name in ("eval_words_per_batch", "eval_num_beams"):
+        for name in ("eval_tokens_per_batch", "eval_num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def parse_arguments(
-    argv: list[str] | None = None, dataclasses_: tuple = (ModelArguments, DataArguments, MoeTrainingArguments)
+    argv: list[str],
+    dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments),
+    *,
+    prog: str | None = None,
+    keywords: dict | None = None,
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
 
     `~` and `${VARIABLE}` are expanded in `PATH_ARGUMENTS` here, in files of data when they are read.
 
+    Args:
+        argv: the command line, without the name of the program.
+        dataclasses_: the argument classes.
+        prog: the name of the program in its help.
+        keywords: arguments by name, as Python values; they win over the file.
+
+    Returns:
+        an instance of each class.
+
     Raises:
         InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(dataclasses_, usage="%(prog)s [CONFIG.yaml] [--name value ...]", allow_abbrev=False)
+    usage = "%(prog)s [CONFIG.yaml] [--name value ...]"
+    parser = HfArgumentParser(dataclasses_, prog=prog, usage=usage, allow_abbrev=False)
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
             action.nargs, action.const = "?", "last"
     parser.error = _refuse
+    argv = with_new_options(argv, parser)
     if argv and not argv[0].startswith("-"):
         parser.set_defaults(**_read_yaml(argv[0], dataclasses_))
         argv = argv[1:]
+    if keywords:
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in keywords.items()}
+        parser.set_defaults(**_known_arguments(values, dataclasses_))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             args=argv, look_for_args_file=False, return_remaining_strings=True
@@ -241,7 +232,7 @@ def changed_arguments(*parsed) -> dict:
     """What differs from the defaults, as plain values: as a YAML file, the same arguments again.
 
     Args:
-        parsed: instances of the argument classes.
+        *parsed (object): instances of the argument classes.
     """
     changed = {}
     for arguments in parsed:
@@ -278,11 +269,17 @@ def _read_yaml(path: str, dataclasses_: tuple) -> dict:
         raise InputError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"configuration file {path} holds {type(values).__name__}, expected 'name: value' lines")
+    return _known_arguments(values, dataclasses_, where=f"{path}: ")
+
+
+def _known_arguments(values: dict, dataclasses_: tuple, where: str = "") -> dict:
+    """The values under the arguments' new names; InputError: no argument has one of the names."""
     known = {f.name for cls in dataclasses_ for f in dataclasses.fields(cls) if f.init}
+    values = with_new_names(values, known, where=where)
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             raise InputError(
-                f"{path}: no argument is named {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                f"{where}no argument is named {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
             )
     return values

@@ -31,9 +31,10 @@ class AuxLossCallback(TrainerCallback):
     progress bar, `log_history` and the CSV file do.
 
     Args:
-        history_file: CSV file to append to, one row for each log and layer; None for none.
-        importance_loss_coef_schedule, load_loss_coef_schedule: {step: coefficient}, linear between the steps given and
-            constant outside of them; None leaves the model's coefficient.
+        history_file (str | Path | None): CSV file to append to, one row for each log and layer; None for none.
+        importance_loss_coef_schedule (dict[int, float] | None): {step: coefficient}, linear between the steps given
+            and constant outside of them; None leaves the model's coefficient.
+        load_loss_coef_schedule (dict[int, float] | None): likewise.
 
     Raises:
         InputError: a schedule that is not {step: coefficient} with steps and coefficients of at least 0.

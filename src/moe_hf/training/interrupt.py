@@ -1,7 +1,7 @@
 """Ctrl-C, or a scheduler's SIGTERM, ends a training after the step it is in, with a checkpoint to go on from."""
 
+import logging
 import signal
-import sys
 
 import torch
 import torch.distributed as dist
@@ -9,13 +9,15 @@ from transformers import TrainerCallback
 
 from ..errors import InterruptedRun
 
+logger = logging.getLogger(__name__)
+
 
 class InterruptCallback(TrainerCallback):
     """Saves a checkpoint and raises an `InterruptedRun` when a signal came during a step or an evaluation.
 
     On one process these are SIGINT (Ctrl-C) and SIGTERM, and a second signal does what it would do without this.
-    On several, which all stop after the same step, it is SIGINT alone, however often it comes: a launcher passes on
-    the one that the terminal has sent already, and its SIGTERM is for those that wait for a process that died.
+    Several processes all stop after the same step, and only for SIGINT, however often it comes. A launcher passes on
+    the SIGINT that the terminal has sent already, and sends SIGTERM to processes that wait for one that died.
 
     Works in the main thread only, as signal handlers do; elsewhere signals do what they did before.
     """
@@ -36,7 +38,7 @@ class InterruptCallback(TrainerCallback):
     def _receive(self, number, frame):
         if self.received is None:
             again = ", again: at once" if self._is_single else ""
-            print(f"\n{signal.Signals(number).name}: stops after this step{again}", file=sys.stderr, flush=True)
+            logger.warning(f"{signal.Signals(number).name}: stops after this step{again}")
         self.received = number
         if self._is_single:
             self.restore()

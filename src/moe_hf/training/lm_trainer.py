@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, Trainer
 
 from ..errors import InputError
-from ..evaluation.metrics import load_metric
+from ..evaluation.summed_loss import perplexities, summed_stream_loss
 from ..models.cache import CACHE_NAME, cache_of
 from .moe_trainer import MoeTrainerMixin
 
@@ -96,9 +96,19 @@ class LmTrainer(MoeTrainerMixin, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss and perplexity over every token of a `StreamWindows` dataset with rows, per token and per word.
 
-        With `carry_state` each window goes on from the state of the one before it. Keys: `eval_loss` (nats per token),
-        `eval_perplexity_per_token`, `eval_perplexity_per_word`, `eval_bits_per_word`, `eval_runtime` (seconds),
-        `eval_tokens_per_second`.
+        With `carry_state` each window goes on from the state of the one before it.
+
+        Args:
+            eval_dataset (StreamWindows | None): None for the trainer's own.
+            ignore_keys (list[str] | None): not used.
+            metric_key_prefix: before each name of a metric.
+
+        Returns:
+            `eval_loss` (nats per token), `eval_perplexity_per_token`, `eval_perplexity_per_word`,
+            `eval_bits_per_word`, `eval_runtime` (seconds) and `eval_tokens_per_second`.
+
+        Raises:
+            InputError: the dataset's rows are not those of a batch.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         expected = self.args.eval_batch_size * self.args.world_size
@@ -108,32 +118,26 @@ class LmTrainer(MoeTrainerMixin, Trainer):
         self.callback_handler.eval_dataloader = dataloader
         start = time.time()
         self.model.eval()
-        totals, cache = torch.zeros(2, dtype=torch.float64, device=self.args.device), None
         # A DataLoader draws a random number, but a run resumed at an epoch's end skips this evaluation.
         random_state = torch.get_rng_state()
-        for batch in dataloader:
-            batch = self._prepare_inputs(batch)
-            num_scored = (batch["shift_labels"] != -100).sum()
-            if self.carry_state and cache is None:
-                cache = DynamicCache(config=self.model.config)
-            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-                # num_items_in_batch=1: the sum over the tokens, not the mean
-                state = {CACHE_NAME: cache, "use_cache": self.carry_state}
-                loss = self.model(**batch, **state, num_items_in_batch=1, skip_logits=True).loss
-            totals += torch.stack([loss.double(), num_scored.double()])
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            totals = summed_stream_loss(self.model, self._prepared(dataloader), self.carry_state)
         torch.set_rng_state(random_state)
-        nll, num_tokens = self.accelerator.reduce(totals).tolist()
+        nats, num_tokens = self.accelerator.reduce(totals.to(self.args.device)).tolist()
 
         seconds = time.time() - start
-        metric = load_metric("stream_perplexity")
-        metric.add(nll=nll, num_tokens=int(num_tokens), num_words=dataset.stream.num_words)
-        values = {"loss": nll / num_tokens, **metric.compute()}
+        values = perplexities(nats, num_tokens, dataset.stream.num_words)
         values |= {"runtime": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _prepared(self, dataloader):
+        """The batches on the device; the callbacks hear of each that was computed."""
+        for batch in dataloader:
+            yield self._prepare_inputs(batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
 
 def detached(cache: DynamicCache) -> DynamicCache:

@@ -1,19 +1,21 @@
 """What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
 
+import copy
+
 import torch
 from transformers import TrainerCallback
 
-from ..distributed.global_batch import CombinedBatchCallback
+from ..distributed.global_batch import GlobalBatchCallback
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
 from ..model_code import add_code
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
 
-class OwnNoiseCallback(TrainerCallback):
-    """Else dropout and gating noise would be the same on all processes.
+class SeedPerRankCallback(TrainerCallback):
+    """Gives each rank its own seed, so that dropout and gating noise differ between ranks.
 
-    Not before the training starts: the seed by then is that of the order of the data, which they share.
+    The seed changes when training starts: before that it gives the order of the data, which the ranks share.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -24,8 +26,8 @@ class OwnNoiseCallback(TrainerCallback):
 class MoeTrainerMixin(ShardedCheckpointMixin):
     """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args=None, **kwargs):
+        super().__init__(model=model, args=copy.copy(args), **kwargs)  # the caller's arguments stay as they are
         if self.args.device.type == "cpu":  # there is nothing to pin memory for, and torch warns about it
             self.args.dataloader_pin_memory = False
         if self.args.label_smoothing_factor:
@@ -33,9 +35,9 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
                 f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
                 "with it the balancing losses; only 0 is allowed, label_smoothing is the model's own"
             )
-        self.add_callback(OwnNoiseCallback())
+        self.add_callback(SeedPerRankCallback())
         if self.args.balance_across_processes and self.args.world_size > 1:
-            self.add_callback(CombinedBatchCallback())
+            self.add_callback(GlobalBatchCallback())
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.args.optim == FACTORED_ADAM:

@@ -3,6 +3,7 @@
 Shape suffixes: E experts (any number of leading dimensions), H rows and D columns of an expert's matrix.
 """
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim.adamw import adamw
 from transformers import TrainerCallback
 
 from ..models.experts import MoeExperts
+
+logger = logging.getLogger(__name__)
 
 FACTORED_ADAM = "factored_adam"
 # A factored step goes through a parameter in pieces, so that its temporaries have this size and not that of all
@@ -29,21 +32,23 @@ class FactoredAdam(torch.optim.Optimizer):
         v_ij = R_i C_j / mean_i R_i / (1 - beta2^t)        p_ij -= lr g_ij / (sqrt(v_ij) + eps)
 
     after the decoupled weight decay p_ij *= 1 - lr weight_decay. Where each g^2 is of rank one this is AdamW with
-    betas = (0, beta2). An expert without tokens (g = 0) is not moved but by the weight decay, and its moments decay;
-    after a long rest its first step is as long as lr / sqrt(1 - beta2) at most where g^2 is of rank one.
+    betas = (0, beta2). Only the weight decay moves an expert without tokens (g = 0), and its moments decay. After a
+    long rest its first step is at most lr / sqrt(1 - beta2) long where g^2 is of rank one.
 
-    R and C are float32 (float64 for float64 parameters), whatever the parameter's dtype: their size over the
-    parameters' is 1 / H + 1 / D, under 1 % for matrices larger than 200 x 200, more for smaller ones.
+    R and C are float32 (float64 for float64 parameters), whatever the parameter's dtype. Their size over the
+    parameters' is 1 / H + 1 / D, which is under 1 % for matrices larger than 200 x 200.
 
-    Neither library Adafactor is this: torch's scales lr by the parameter's RMS and caps it by 1 / sqrt(t), and in both
-    beta2 is 1 - t^decay_rate, which no decay_rate makes Adam's constant with bias correction (for Transformers' one
-    would have to set decay_rate = log((1 - beta2) / (1 - beta2^t)) / log t anew at each step, and its eps is another).
+    The Adafactor of torch and that of Transformers are other optimizers. In both, beta2 is 1 - t^decay_rate, and no
+    decay_rate gives Adam's constant with bias correction. torch's also scales lr by the parameter's RMS and caps it by
+    1 / sqrt(t), and Transformers' has another eps.
 
     Args:
-        params: parameters or groups of them; `factored=True` in a group is for stacked matrices (..., H, D). Sharding
-            of the leading dimensions is fine.
-        lr, eps, weight_decay: as in AdamW.
+        params (Iterable): parameters or groups of them. Sharding of the leading dimensions is fine.
+        lr: as in AdamW.
         betas: as in AdamW; a factored group uses the second alone.
+        eps: as in AdamW.
+        weight_decay: as in AdamW.
+        factored: the default of groups that do not say it themselves; for stacked matrices (..., H, D).
 
     Raises:
         ValueError: a value out of range; a factored parameter with fewer than two dimensions.
@@ -200,7 +205,8 @@ def create_factored_adam(model: nn.Module, args, decay_parameters: list[str]) ->
     """A `FactoredAdam` that is factored for the model's experts.
 
     Args:
-        args: `TrainingArguments` with learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay.
+        model: has `MoeExperts`.
+        args (TrainingArguments): with learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay.
         decay_parameters: names of the parameters that weight decay is for.
     """
     experts, decayed = set(expert_parameters(model)), set(decay_parameters)
@@ -226,7 +232,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, params) -> int:
 
 
 class OptimizerSizeCallback(TrainerCallback):
-    """Print the size of the optimizer's state after the first step, whichever optimizer it is."""
+    """Log the size of the optimizer's state after the first step, whichever optimizer it is."""
 
     def __init__(self):
         self.done = False
@@ -241,4 +247,4 @@ class OptimizerSizeCallback(TrainerCallback):
             size, own = state_bytes(optimizer, params), sum(param.nbytes for param in params)
             if own:
                 share = f"{100 * size / own:.2f} % of the parameters' bytes"
-                print(f"optimizer state, {name}: {size / 1e6:.2f} MB, {share}")
+                logger.info(f"optimizer state, {name}: {size / 1e6:.2f} MB, {share}")

@@ -1,6 +1,6 @@
 """What the training runs of both families have in common: a model for a tokenizer, a trainer to its results."""
 
-import os
+import logging
 import sys
 import warnings
 from functools import partial
@@ -9,31 +9,21 @@ from pathlib import Path
 import yaml
 from datasets import disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-)
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging as transformers_logging
 
-from ..data.tokenizers import load_tokenizer
 from ..distributed.sharding import distributed_config, shard_new_model
-from ..errors import InputError
-from ..routing.history_plot import HISTORY_FILE
-from .arguments import MoeModelArguments, MoeTrainingArguments, changed_arguments
+from ..errors import InputError, first_line
+from ..loading import load_pretrained
+from ..run_folder import CONFIG_FILE, HISTORY_FILE
+from .arguments import ModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
 
-# The arguments of a run, in its folder: a configuration file that repeats it.
-CONFIG_FILE = "run.yaml"
-TASK_MODELS = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 # What a run may change when it is resumed.
-FREE_ARGUMENTS = (
+MAY_CHANGE_ON_RESUME = (
     "recompute_experts",
     "validation_files",
     "validation_source_files",
@@ -43,27 +33,36 @@ FREE_ARGUMENTS = (
     "preprocessing_num_workers",
     "cache_dir",
 )
-COURSE_ARGUMENTS = (
+MUST_MATCH_ON_RESUME = (
     "seed data_seed optim learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
     "lr_scheduler_type warmup_steps constant_steps importance_loss_coef_schedule load_loss_coef_schedule bf16 fp16 "
     "balance_across_processes"
 ).split()
 
 
-def course_of_run(model_args, data_args, training_args) -> dict:
-    """The arguments that decide which weights a run ends with, but for when it ends."""
+def run_identity(model_args, data_args, training_args) -> dict:
+    """The arguments that decide which weights a run ends with, but for when it ends.
+
+    Args:
+        model_args (object): of the model.
+        data_args (object): of the data.
+        training_args (MoeTrainingArguments): those of the run.
+
+    Returns:
+        {name: value}; a resumed run must have the same.
+    """
     given = {**vars(model_args), **vars(data_args)}
-    course = {name: value for name, value in given.items() if name not in FREE_ARGUMENTS}
-    course |= {name: getattr(training_args, name) for name in COURSE_ARGUMENTS if hasattr(training_args, name)}
+    identity = {name: value for name, value in given.items() if name not in MAY_CHANGE_ON_RESUME}
+    identity |= {name: getattr(training_args, name) for name in MUST_MATCH_ON_RESUME if hasattr(training_args, name)}
     # A run may go on with more processes, if its steps stay the same.
     steps = training_args.gradient_accumulation_steps * training_args.world_size
-    return course | {"rows_per_step (of all processes)": training_args.per_device_train_batch_size * steps}
+    return identity | {"rows_per_step (of all processes)": training_args.per_device_train_batch_size * steps}
 
 
 def quiet_logs(training_args: MoeTrainingArguments) -> None:
-    """Set the library's log level as told, on one process; in a log file progress bars only hide the messages."""
+    """Set the log levels: the library's as told, ours by rank; in a log file progress bars only hide the messages."""
     if training_args.process_index:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        logging.getLogger("moe_hf").setLevel(logging.WARNING)
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -78,7 +77,8 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     Args:
         trainer: with the datasets to train and evaluate on, the latter may be None.
         checkpoint: what to resume from, or None.
-        model_args, data_args: what the trainer was built from.
+        model_args (object): what the trainer was built from.
+        data_args (object): what the trainer was built from.
 
     Returns:
         the last evaluation's metrics, empty without anything to evaluate on.
@@ -94,7 +94,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     ).attach_to(trainer)
     trainer.add_callback(OptimizerSizeCallback())
     if checkpoint or args.should_save:  # every process checks, so that none waits for one that stopped
-        check_same_run(args.output_dir, checkpoint, course_of_run(model_args, data_args, args))
+        check_same_run(args.output_dir, checkpoint, run_identity(model_args, data_args, args))
     if args.should_save:
         config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
         (Path(args.output_dir) / CONFIG_FILE).write_text(config, encoding="utf-8")
@@ -117,7 +117,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
 def build_model(
     model_class: type[PreTrainedModel],
     auto_class,
-    model_args: MoeModelArguments,
+    model_args: ModelArguments,
     training_args: MoeTrainingArguments,
     tokenizer,
     checkpoint: str | None = None,
@@ -127,9 +127,9 @@ def build_model(
 
     Args:
         model_class: the family's model, made anew.
-        auto_class: what loads a checkpoint of that family.
+        auto_class (type): what loads a checkpoint of that family.
         checkpoint: what the run is resumed from; a sharded model is made from it at once.
-        config: further arguments of a new model's configuration.
+        **config (Any): further arguments of a new model's configuration.
 
     Raises:
         InputError: an argument is not allowed, or the checkpoint cannot be loaded or does not fit.
@@ -156,53 +156,38 @@ def build_model(
     return model
 
 
-def load_pretrained(auto_class, path: str, config_arguments: dict | None = None, **arguments) -> PreTrainedModel:
-    """`auto_class.from_pretrained`, with arguments of the configuration replaced.
-
-    Raises:
-        InputError: there is no such model, it is damaged, or its configuration does not allow the arguments.
-    """
-    try:
-        config = AutoConfig.from_pretrained(path, **(config_arguments or {}))
-        config.validate()
-        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-            raise ValueError(f"a classifier without a softmax over the vocabulary, {config.architectures[0]}")
-        return auto_class.from_pretrained(path, config=config, **arguments)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({reason(error)})") from error
-
-
-def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of either family, with its softmax, and its tokenizer.
+def new_model(model_class, model_args: ModelArguments, tokenizer, **config) -> PreTrainedModel:
+    """Make a model with the configuration of `new_config`.
 
     Args:
-        source: folder or Hub name of both.
+        model_class (type[PreTrainedModel]): of the family.
+        model_args: the given arguments.
+        tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
+        **config (Any): further arguments of the configuration.
 
     Raises:
-        InputError: one of them cannot be loaded, or the model is of no family of this package.
+        InputError: an argument is not allowed.
     """
-    try:
-        model_type = AutoConfig.from_pretrained(source).model_type
-    except (OSError, ValueError) as error:
-        raise InputError(f"model={source}: cannot be loaded ({reason(error)})") from error
-    if model_type not in TASK_MODELS:
-        raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(TASK_MODELS)}")
-    tokenizer = load_tokenizer(source)
-    return load_pretrained(TASK_MODELS[model_type], source), tokenizer
-
-
-def new_model(model_class, model_args: MoeModelArguments, tokenizer, **config) -> PreTrainedModel:
-    """A model with the configuration of `new_config`."""
     config = new_config(model_class.config_class, model_args, tokenizer, **config)
     config._experts_implementation = model_args.experts_implementation
     try:
         return model_class(config)
     except ValueError as error:
-        raise InputError(reason(error)) from error
+        raise InputError(first_line(error)) from error
 
 
-def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config):
-    """The configuration of a new model, with the tokenizer's vocabulary and special tokens."""
+def new_config(config_class, model_args: ModelArguments, tokenizer, **config):
+    """Make the configuration of a new model, with the tokenizer's vocabulary and special tokens.
+
+    Args:
+        config_class (type[MoeConfig]): of the family.
+        model_args: the given arguments.
+        tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
+        **config (Any): further arguments of the configuration.
+
+    Raises:
+        InputError: an argument is not allowed.
+    """
     try:
         return config_class(
             vocab_size=len(tokenizer),
@@ -213,10 +198,4 @@ def new_config(config_class, model_args: MoeModelArguments, tokenizer, **config)
             **model_args.config_arguments(),
         )
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise InputError(reason(error)) from error
-
-
-def reason(error: Exception) -> str:
-    """The first line of the message; a configuration's own is the cause of the library's."""
-    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
-    return str(cause or error).strip().partition("\n")[0]
+        raise InputError(first_line(error)) from error

@@ -25,7 +25,13 @@ def warmup_constant_inverse_sqrt(optimizer: Optimizer, warmup_steps: int, consta
 
 
 def factor(step: int, warmup_steps: int, constant_steps: int) -> float:
-    """Share of the peak learning rate at `step`, counted from 0."""
+    """Share of the peak learning rate at a step.
+
+    Args:
+        step: counted from 0.
+        warmup_steps: as for `warmup_constant_inverse_sqrt`.
+        constant_steps: as for `warmup_constant_inverse_sqrt`.
+    """
     if step < warmup_steps:
         return step / warmup_steps
     plateau_end = warmup_steps + constant_steps

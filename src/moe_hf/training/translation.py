@@ -1,8 +1,11 @@
 """Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 
+from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
@@ -11,20 +14,23 @@ from transformers import (
     set_seed,
 )
 
+from ..data.arguments import TranslationDataArguments
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
-from ..distributed.sharding import check_same_run_everywhere, made_by_first_process
+from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
-from ..evaluation.bleu_tokenizers import check_tokenizer, language_of_file, tokenizer_for
+from ..evaluation.bleu_tokenizers import check_tokenizer
+from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
 from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
-from .runs import build_model, course_of_run, quiet_logs, run_training
-from .translation_arguments import TranslationDataArguments
-from .translation_trainer import EvaluationPairs, TranslationTrainer, evaluation_batches
+from .runs import build_model, quiet_logs, run_identity, run_training
+from .translation_trainer import TranslationTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train_translation(
@@ -36,8 +42,10 @@ def train_translation(
     """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
 
     Args:
-        model_args, data_args, training_args: what to train, on what, and how.
-        new_model: makes a model for the tokenizer, if it is not to be ours (`reference.py`).
+        model_args: what to train.
+        data_args: what to train it on.
+        training_args: how.
+        new_model: makes a model for the tokenizer, if it is not to be ours (`experiments/baselines.py`).
 
     Returns:
         the trainer, and the last evaluation's metrics (empty without validation pairs).
@@ -46,7 +54,7 @@ def train_translation(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
-    check_same_run_everywhere(course_of_run(model_args, data_args, training_args), training_args)
+    check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
@@ -64,15 +72,16 @@ def train_translation(
     else:
         model = new_model(tokenizer)
         check_positions(model, train_tokens, None if validation is None else validation.tokens)
-    report(model)
+    log_model_size(model)
 
+    training_args = copy.copy(training_args)  # the caller's stay as they are
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
     set_output_length(model, int(lengths[1].max()))
     longest = max(int(side.max()) for side in lengths)
     batches = TokenBatchSampler(
         *lengths,
-        data_args.words_per_batch,
+        data_args.tokens_per_batch,
         seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
         directions=column_to_numpy(train_tokens, "direction"),
         temperature=data_args.sampling_temperature,
@@ -80,8 +89,10 @@ def train_translation(
         # The batches of an optimizer step stand together: how many of them a process has may change in a resumed run.
         num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
-    limit = max(data_args.words_per_batch, longest)  # a longer pair is a batch of its own
-    print(f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}")
+    limit = max(data_args.tokens_per_batch, longest)  # a longer pair is a batch of its own
+    logger.info(
+        f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}"
+    )
     trainer = TranslationTrainer(
         model=model,
         args=training_args,
@@ -96,7 +107,15 @@ def train_translation(
 
 
 def check_positions(model: PreTrainedModel, *tokens) -> None:
-    """InputError: a sentence has more tokens than a Transformer has positions; ours has no such limit."""
+    """Check that a Transformer has positions for every sentence; the models of this package have no such limit.
+
+    Args:
+        model: what is to be trained.
+        *tokens (Dataset | None): what `tokenize_pairs` returns; None is skipped.
+
+    Raises:
+        InputError: a sentence has more tokens than the model has positions.
+    """
     positions = getattr(model.config, "max_position_embeddings", math.inf)
     for part in tokens:
         for side in ("source", "target") if part is not None else ():
@@ -118,8 +137,24 @@ def set_output_length(model: PreTrainedModel, longest_target: int) -> None:
     model.generation_config.max_length = min(length, getattr(model.config, "max_position_embeddings", length))
 
 
-def load_pairs(model_args, data_args, training_args, checkpoint):
-    """The tokenizer, the training pairs as tokens, and the validation pairs or None."""
+def load_pairs(
+    model_args, data_args, training_args, checkpoint
+) -> tuple[PreTrainedTokenizerBase, Dataset, EvaluationPairs | None]:
+    """Load the sentence pairs of a run and tokenise them.
+
+    Args:
+        model_args (TranslationModelArguments): may name a model, whose tokenizer is taken.
+        data_args (TranslationDataArguments): the pairs and the tokenizer.
+        training_args (TranslationTrainingArguments): those of the run.
+        checkpoint (str | None): what is resumed from; its tokenizer is taken.
+
+    Returns:
+        The tokenizer, the training pairs as tokens, and the validation pairs or None.
+
+    Raises:
+        InputError: there are no pairs to train on, or none to evaluate on where `eval_strategy` needs them, or they
+            cannot be read.
+    """
     train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
     if validation_sources:
         load_metric("sacrebleu_metrics")  # better now than after hours of training
@@ -132,7 +167,7 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
         validation = load_pairs_of("validation", validation_sources, data_args) if validation_sources else None
     # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
     source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
-    tokenizer = made_by_first_process(
+    tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_translation_tokenizer(
             source, train.texts(), vocab_size=data_args.vocab_size, languages=train.tagged_languages
         ),
@@ -149,51 +184,32 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
                 target_files=validation_sources[0].target_files,
             )
     if validation is not None:
-        evaluation_batches(validation, training_args)  # which refuses pairs that the processes cannot share
+        # It refuses pairs that the processes cannot share.
+        evaluation_batches(validation, training_args.eval_tokens_per_batch, training_args.world_size)
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
-    print(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
+    logger.info(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
     return tokenizer, tokens, validation
 
 
 def load_pairs_of(part: str, sources, data_args):
-    """The pairs of one part of the data, with a line that says how many."""
+    """Load the pairs of one part of the data, and log how many they are.
+
+    Args:
+        part: "train" or "validation".
+        sources (Sequence[PairSource]): where the pairs are.
+        data_args (TranslationDataArguments): limits and cache.
+    """
     pairs = load_sentence_pairs(
         sources,
         max_pairs=data_args.max_train_pairs if part == "train" else None,
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
     )
-    print(f"{part}: {pairs}")
+    logger.info(f"{part}: {pairs}")
     return pairs
 
 
-def evaluation_pairs(
-    pairs,
-    tokenizer,
-    num_proc: int | None = None,
-    *,
-    tokenize: str | None = None,
-    target_files: list[str] | str | None = None,
-) -> EvaluationPairs:
-    """What `TranslationTrainer.evaluate` takes; pairs are used whole, however long.
-
-    Args:
-        tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
-        target_files: whose names tell the language (text.zh) where the pairs do not.
-    """
-    first = target_files if isinstance(target_files, str) else next(iter(target_files or []), "")
-    languages = [target or language_of_file(first) for _, target in pairs.directions]
-    tokenizers = {language: tokenize or tokenizer_for(language) for language in dict.fromkeys(languages)}
-    directions = [f"{source or '?'}-{target or '?'}" for source, target in pairs.directions]
-    return EvaluationPairs(
-        tokenize_pairs(pairs, tokenizer, num_proc=num_proc),
-        pairs.dataset["target"][:],
-        directions,
-        {name: tokenizers[language] for name, language in zip(directions, languages)},
-    )
-
-
-def report(model) -> None:
-    """Print the size of what is trained."""
+def log_model_size(model) -> None:
+    """Log the size of what is trained."""
     total, embedded = model.num_parameters(), sum(p.numel() for n, p in model.named_parameters() if "embed" in n)
-    print(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")
+    logger.info(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")

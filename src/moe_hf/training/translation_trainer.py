@@ -2,57 +2,21 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Seq2SeqTrainer
 
-from ..data.token_batches import TokenBatchSampler
-from ..errors import InputError
-from ..evaluation.bleu_tokenizers import DEFAULT_TOKENIZER, merge_signatures
-from ..evaluation.metrics import load_metric
+from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, score_translations
+from ..evaluation.summed_loss import perplexities, summed_pairs_loss
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..translator import Translator
-from .arguments import TranslationTrainingArguments
 from .moe_trainer import MoeTrainerMixin
 from .schedule import warmup_constant_inverse_sqrt
 from .token_batch_trainer import TokenBatchTrainerMixin
-
-
-@dataclass(frozen=True)
-class EvaluationPairs:
-    """Held-out pairs.
-
-    tokens: of `tokenize_pairs`. references: the targets as text. directions: a name of each.
-    bleu_tokenizers: sacrebleu's name of the tokenizer of each direction; one that is not there has "13a".
-    """
-
-    tokens: Dataset
-    references: list[str]
-    directions: list[str]
-    bleu_tokenizers: dict[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.references)
-
-
-def evaluation_batches(pairs: EvaluationPairs, args: TranslationTrainingArguments) -> TokenBatchSampler:
-    """The batches that perplexity is taken of; InputError: the processes cannot share them evenly."""
-    try:
-        return TokenBatchSampler(
-            pairs.tokens["source_length"],
-            pairs.tokens["target_length"],
-            args.eval_words_per_batch,
-            num_processes=args.world_size,
-            limit_name="eval_words_per_batch",
-        )
-    except InputError as error:
-        raise InputError(f"validation pairs: {error}") from error
 
 
 def token_loss(model: PreTrainedModel) -> Callable:
@@ -99,12 +63,20 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
     def evaluate(
         self, eval_dataset: EvaluationPairs | None = None, ignore_keys=None, metric_key_prefix="eval", **kwargs
-    ):
+    ) -> dict[str, float | str]:
         """Perplexity of the references, and BLEU and chrF of translations, of all pairs and of each direction.
 
-        Keys: `eval_loss` (nats per token, without label smoothing), `eval_perplexity_per_token`,
-        `eval_perplexity_per_word`, `eval_bleu`, `eval_bleu_lowercase`, `eval_chrf`, their signatures, `eval_runtime`
-        (seconds); with several directions also `eval_bleu_en-de` and so on, and `eval_bleu` is their mean.
+        Args:
+            eval_dataset: None for the trainer's own.
+            ignore_keys (list[str] | None): not used.
+            metric_key_prefix (str): before each name of a metric.
+            **kwargs (Any): not used.
+
+        Returns:
+            `eval_loss` (nats per token, without label smoothing), `eval_perplexity_per_token`,
+            `eval_perplexity_per_word`, `eval_bleu`, `eval_bleu_lowercase`, `eval_chrf`, their signatures, and
+            `eval_runtime` (seconds). With several directions also `eval_bleu_en-de` and so on, and `eval_bleu` is
+            their mean.
         """
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         start = time.time()
@@ -122,19 +94,14 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
     def perplexities(self, pairs: EvaluationPairs) -> dict[str, float]:
         """loss (nats per token), perplexity_per_token, perplexity_per_word and bits_per_word of the references."""
         tokens = pairs.tokens.select_columns(["input_ids", "labels"])
+        batches = evaluation_batches(pairs, self.args.eval_tokens_per_batch, self.args.world_size)
         # Not by accelerate's `prepare`, which keeps every loader for ever.
-        batches = list(evaluation_batches(pairs, self.args))[self.args.process_index :: self.args.world_size]
+        batches = list(batches)[self.args.process_index :: self.args.world_size]
         loader = DataLoader(tokens, batch_sampler=batches, collate_fn=self.data_collator)
-        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in loader:
-            batch = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-                loss = self._summed_loss(batch)
-            totals += torch.stack([loss.double(), (batch["labels"] != -100).sum().double()])
-        nll, num_tokens = self.accelerator.reduce(totals).tolist()
-        metric = load_metric("stream_perplexity")
-        metric.add(nll=nll, num_tokens=int(num_tokens), num_words=sum(pairs.tokens["target_words"]))
-        return {"loss": nll / num_tokens, **metric.compute()}
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            totals = summed_pairs_loss(map(self._prepare_inputs, loader), self._summed_loss)
+        nats, num_tokens = self.accelerator.reduce(totals.to(self.args.device)).tolist()
+        return perplexities(nats, num_tokens, sum(pairs.tokens["target_words"]))
 
     def _summed_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Nats of all tokens of the batch: the loss by one item."""
@@ -161,29 +128,3 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         parts = gather_object([list(zip(range(rank, len(pairs), world_size), found))])
         translations = [text for _, text in sorted(entry for part in parts for entry in part)]
         return score_translations(translations, pairs), translations
-
-
-def score_translations(translations: list[str], pairs: EvaluationPairs) -> dict[str, float | str]:
-    """BLEU, lower-case BLEU and chrF with their signatures; of each direction too when there are several.
-
-    The signature of a mean of directions with different tokenizers names each tokenizer with its directions.
-    """
-    metric = load_metric("sacrebleu_metrics")
-    directions = pairs.tokens["direction"]
-    scores, found = {}, {}
-    for number, name in enumerate(pairs.directions):
-        rows = [row for row, direction in enumerate(directions) if direction == number]
-        values = metric.compute(
-            predictions=[translations[row] for row in rows],
-            references=[pairs.references[row] for row in rows],
-            tokenize=pairs.bleu_tokenizers.get(name, DEFAULT_TOKENIZER),
-        )
-        for key, value in values.items():
-            found.setdefault(key, {})[name] = value
-            if len(pairs.directions) > 1 and not isinstance(value, str):
-                scores[f"{key}_{name}"] = value
-    means = {
-        key: merge_signatures(values) if key.endswith("_signature") else sum(values.values()) / len(values)
-        for key, values in found.items()
-    }
-    return means | scores

@@ -1,0 +1,71 @@
+"""The loss of held-out text, summed over its tokens, and the perplexities that follow from it."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from ..models.cache import CACHE_NAME
+from .metrics import load_metric
+
+
+@torch.no_grad()
+def summed_stream_loss(
+    model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], carry_state: bool = False
+) -> torch.Tensor:
+    """The loss of a language model over a stream of tokens.
+
+    Args:
+        model: in evaluation mode.
+        batches: windows of the stream, on the model's device, with `shift_labels`; row i of each goes on where row i
+            of the one before it ended.
+        carry_state: whether each window starts from the state after the one before it, or from zero.
+
+    Returns:
+        (2,) float64: nats, and the number of scored tokens.
+    """
+    cache = DynamicCache(config=model.config) if carry_state else None
+    state = {CACHE_NAME: cache, "use_cache": carry_state, "skip_logits": True}
+    return _sum(
+        # num_items_in_batch=1: the sum over the tokens, not the mean
+        (model(**batch, **state, num_items_in_batch=1).loss, batch["shift_labels"])
+        for batch in batches
+    )
+
+
+@torch.no_grad()
+def summed_pairs_loss(
+    batches: Iterable[dict[str, torch.Tensor]], loss_of: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+) -> torch.Tensor:
+    """The loss of a translation model over sentence pairs.
+
+    Args:
+        batches: on the model's device, with `labels`.
+        loss_of: the nats of all scored tokens of a batch together.
+
+    Returns:
+        (2,) float64: nats, and the number of scored tokens.
+    """
+    return _sum((loss_of(batch), batch["labels"]) for batch in batches)
+
+
+def _sum(losses: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    total = None
+    for loss, labels in losses:
+        both = torch.stack([loss.double(), (labels != -100).sum().double()])
+        total = both if total is None else total + both
+    return torch.zeros(2, dtype=torch.float64) if total is None else total
+
+
+def perplexities(nats: float, num_tokens: float, num_words: int) -> dict[str, float]:
+    """The measures of a summed loss: loss (nats per token), perplexity_per_token, perplexity_per_word and
+    bits_per_word.
+
+    Args:
+        nats: the sum of the losses.
+        num_tokens: tokens that were scored.
+        num_words: words of the text, each line's end counted as one.
+    """
+    metric = load_metric("stream_perplexity")
+    metric.add(nll=nats, num_tokens=int(num_tokens), num_words=num_words)
+    return {"loss": nats / num_tokens, **metric.compute()}

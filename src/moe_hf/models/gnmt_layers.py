@@ -1,0 +1,229 @@
+"""The layers of the translation model alone: its attention, and the first layer of encoder and decoder.
+
+The encoder's first LSTM reads the source in both directions (GNMT, section 3.2). The decoder's first LSTM queries the
+attention (GNMT, section 3; appendices E and G).
+
+Shape suffixes: B batch, S source length, T target length, D width, A size of the attention's hidden layer (= D),
+U units of an LSTM's cell.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_gnmt_moe import GnmtMoeConfig
+from .lstm import Lstm, LstmLayer, float_weights, lstm_cell, run_lstm
+from .quantization import is_int8, linear
+
+
+class BidirectionalLstmLayer(GradientCheckpointingLayer):
+    """x + dropout(LSTM(x)) in each direction, both of width D.
+
+    The paper says neither how the directions are merged nor where the residual goes. Here each direction has its own
+    residual; a following LSTM reads both, concatenated to 2D, which gives the paper's operations per time step; and
+    the stream that later residuals add to is their mean, x + (dropout(forward) + dropout(backward)) / 2.
+
+    Args:
+        config: as for `LstmLayer`, for each direction.
+
+    Parameters: those of an LSTM layer under forward_lstm and backward_lstm.
+    """
+
+    def __init__(self, config: GnmtMoeConfig):
+        super().__init__()
+        self.forward_lstm = Lstm(config)
+        self.backward_lstm = Lstm(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            hidden_states: (B, S, D).
+            mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
+
+        Returns:
+            the mean of both directions (B, S, D), and both, the forward one first (B, S, 2D).
+        """
+        directions, h, c = zip(self.forward_lstm(hidden_states), self.backward_lstm(hidden_states))
+        output, _, _ = run_lstm(hidden_states, mask, torch.stack(h), torch.stack(c), directions, self.training)
+        both = torch.cat([hidden_states, hidden_states], dim=-1) + self.dropout(output)
+        return torch.stack(both.chunk(2, dim=-1)).mean(dim=0), both
+
+
+class GnmtAttention(nn.Module):
+    """A feed-forward network scores every source position x_i for every query y_j; a softmax over i makes weights.
+
+    "product", the paper's:  sum_d V_d tanh((x_i U)_d) tanh((y_j W)_d), which is one matrix product of two tensors;
+    "additive", GNMT's:      sum_d V_d tanh((x_i U)_d + (y_j W)_d), which needs memory for B * T * S * A numbers.
+    What depends on the source alone, the keys, is computed once. The context is the weighted sum of the x_i.
+
+    Args:
+        config: hidden_size D, attention_type.
+
+    Parameters: source_weight (A, D), U; query_weight (A, D), W; score_weight (A,), V.
+    """
+
+    def __init__(self, config: GnmtMoeConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.is_product = config.attention_type == "product"
+        self.source_weight = nn.Parameter(torch.empty(width, width))
+        self.query_weight = nn.Parameter(torch.empty(width, width))
+        self.score_weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """U and W keep the variance. Product: V = 1 / A, so the score starts as a mean over d; additive: V is random.
+
+        With V = 1 the first sums over d are as large as chance makes them, and alignment is learnt far later.
+        """
+        bound = self.source_weight.shape[1] ** -0.5
+        init.normal_(self.source_weight, std=bound)
+        init.normal_(self.query_weight, std=bound)
+        if self.is_product:
+            init.constant_(self.score_weight, 1 / len(self.score_weight))
+        else:
+            init.normal_(self.score_weight, std=bound)
+
+    def project_source(self, source: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> the keys (B, S, A): V tanh(x U) for products, else x U."""
+        keys_BSA = linear(source, self.source_weight)
+        return torch.tanh(keys_BSA) * self.score_weight if self.is_product else keys_BSA
+
+    def forward(
+        self, query: torch.Tensor, keys: torch.Tensor | None, source: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            query: (B, T, D).
+            keys: (B, S, A), what an earlier call returned for this source; None: computed here.
+            source: (B, S, D).
+            mask: (B, S) bool, False for padding, whose weight is exactly 0; None when there is none.
+
+        Returns:
+            context (B, T, D), zero for a row whose source is all padding; weights (B, T, S), at least float32; keys.
+        """
+        if keys is None:
+            keys = self.project_source(source)
+        query_BTA = linear(query, self.query_weight)
+        if self.is_product:
+            scores_BTS = torch.bmm(torch.tanh(query_BTA), keys.to(query_BTA.dtype).transpose(1, 2))
+        else:
+            scores_BTS = torch.tanh(query_BTA[:, :, None] + keys[:, None]) @ self.score_weight
+        scores_BTS = scores_BTS.to(torch.promote_types(scores_BTS.dtype, torch.float32))
+        if mask is not None:
+            scores_BTS = scores_BTS.masked_fill(~mask[:, None], torch.finfo(scores_BTS.dtype).min)
+        weights_BTS = scores_BTS.softmax(dim=-1)
+        if mask is not None:
+            weights_BTS = weights_BTS * mask[:, None]
+        return torch.bmm(weights_BTS.to(source.dtype), source), weights_BTS, keys
+
+
+def recurrent_projection(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
+    """(context, h) -> context_weight context + weight_hh h, to be called `num_steps` times.
+
+    It is one product a step, with the weights side by side; for a single step that copy would cost more than a second.
+    """
+    if num_steps == 1:
+        return lambda context, h: nn.functional.linear(context, context_weight) + nn.functional.linear(h, weight_hh)
+    both_weights = torch.cat([context_weight, weight_hh], dim=1)
+    return lambda context, h: nn.functional.linear(torch.cat([context, h], dim=-1), both_weights)
+
+
+class AttentionLstmLayer(LstmLayer):
+    """x + dropout(LSTM(x)), and the attention context for every target position.
+
+    The query is h, the LSTM's output before dropout and residual sum.
+    attention_feeding="recurrent": context_t = attend(h_{t-1}), and the LSTM reads [x_t, context_t]; h before the first
+    step is zero. One step after the other; what does not depend on the step before is computed for all at once.
+    attention_feeding="input": the LSTM reads the same, [x_t, attend(h_{t-1})], but context_t = attend(h_t): the layers
+    above get what was looked for after x_t was read (Luong et al., 2015, section 3.3).
+    attention_feeding="parallel": the LSTM reads x_t, in one call, and context_t = attend(h_t).
+
+    Args:
+        config: as for `LstmLayer` and `GnmtAttention`, and attention_feeding.
+
+    Parameters: those of an LSTM layer, with weight_ih (4U, 2D) unless feeding is parallel, and attention.*.
+    """
+
+    def __init__(self, config: GnmtMoeConfig):
+        self_feeding = config.attention_feeding != "parallel"
+        super().__init__(config, 2 * config.hidden_size if self_feeding else None)
+        self.self_feeding = self_feeding
+        self.attends_after_step = config.attention_feeding == "input"
+        self.attention = GnmtAttention(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        source: torch.Tensor,
+        keys: torch.Tensor | None = None,
+        source_mask: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        h: torch.Tensor | None = None,
+        c: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        Args:
+            hidden_states: (B, T, D).
+            source: (B, S, D), the encoder's output.
+            keys: (B, S, D), what an earlier call returned for this source; None: computed here.
+            source_mask: (B, S) bool, False for padding of the source; None when there is none.
+            mask: (B, T) bool, False for padding of the target; None when there is none.
+            h: (B, D), the output before the first position; None for zeros.
+            c: (B, U), the cell before the first position; None for zeros.
+
+        Returns:
+            hidden_states (B, T, D), context (B, T, D), attention weights (B, 1, T, S), h, c and keys.
+        """
+        h, c = self.start(hidden_states, h, c)
+        if self.self_feeding:
+            run = self._run_step_by_step
+        else:
+            run = self._run_at_once
+        output, context, weights, h, c, keys = run(hidden_states, source, keys, source_mask, mask, h, c)
+        dtype = hidden_states.dtype  # autocast would leave the state in the lower precision, or only a part of it
+        hidden_states = hidden_states + self.dropout(output)
+        return hidden_states, context, weights[:, None], h.to(dtype), c.to(dtype), keys
+
+    def _run_at_once(self, hidden_states, source, keys, source_mask, mask, h, c):
+        output, h, c = run_lstm(hidden_states, mask, h[None], c[None], [self], self.training)
+        context, weights, keys = self.attention(output, keys, source, source_mask)
+        return output, context, weights, h[0], c[0], keys
+
+    def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
+        dtype, width = hidden_states.dtype, hidden_states.shape[-1]
+        if hidden_states.shape[1] == 1 and is_int8(self.weight_ih):
+            # A part of the columns would have to be copied, so x goes in together with the context.
+            lstm, from_x, x = self, (self.bias,), hidden_states[:, 0]
+
+            def project(context, h):
+                return linear(torch.cat([x, context], dim=-1), lstm.weight_ih) + linear(h, lstm.weight_hh)
+        else:
+            lstm = float_weights(self)
+            from_x = nn.functional.linear(hidden_states, lstm.weight_ih[:, :width], lstm.bias).unbind(1)
+            project = recurrent_projection(lstm.weight_ih[:, width:], lstm.weight_hh, num_steps=len(from_x))
+        is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
+        outputs, contexts, all_weights = [], [], []
+        for gates_x, is_real_B1 in zip(from_x, is_real):
+            context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
+            new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, lstm.weight_hr)
+            new_h, new_c = new_h.to(dtype), new_c.to(dtype)
+            output = new_h
+            if is_real_B1 is not None:
+                output = output * is_real_B1
+                new_h, new_c = torch.where(is_real_B1, new_h, h), torch.where(is_real_B1, new_c, c)
+            h, c = new_h, new_c
+            outputs.append(output[:, None])
+            contexts.append(context)
+            all_weights.append(weights)
+        if self.attends_after_step:
+            context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
+            contexts, all_weights = [*contexts[1:], context], [*all_weights[1:], weights]
+        return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys

@@ -1,0 +1,203 @@
+"""The cost model of sharded training against models on the meta device, real optimizers and what autograd keeps."""
+
+from pathlib import Path
+
+import pytest
+import tiny_gnmt
+import tiny_models
+import torch
+
+from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+from moe_hf.commands import plan as script
+from moe_hf.distributed.plan import (
+    Cluster,
+    activation_values,
+    all_to_all_values,
+    compute_to_transfer,
+    needed_compute_to_transfer,
+    plan_sharding,
+    step_flops,
+)
+from moe_hf.distributed.plan_report import describe, paper_memory_table, read_config
+from moe_hf.errors import InputError
+from moe_hf.evaluation import count_embedding_parameters, count_parameters
+from moe_hf.evaluation.paper_tables import BILLION_WORDS_100
+from moe_hf.training.arguments import MoeTrainingArguments
+from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
+
+ROOT = Path(__file__).parents[2]
+PAPER = {row.config: row for row in BILLION_WORDS_100}
+ONE = Cluster(1, flops=1, bandwidth=1)
+FAMILIES = {"lstm_moe": tiny_models, "gnmt_moe": tiny_gnmt}
+
+
+@pytest.mark.parametrize("devices", [1, 8, 128])
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_of_all_devices_are_the_models(name, devices):
+    config = read_config(ROOT / "configs" / "lm" / name)
+    plan = plan_sharding(config, Cluster(devices, 1, 1), tokens=1)
+    parameters = (plan.experts.parameters + plan.dense.parameters + plan.embeddings.parameters) * devices / 4
+    if config.num_experts % devices == 0 or "moe" not in config.layer_pattern:
+        assert parameters == pytest.approx(count_parameters(config) + count_embedding_parameters(config))
+        assert PAPER[name].has_params(round((plan.experts.parameters + plan.dense.parameters) * devices / 4))
+    else:
+        assert parameters > count_parameters(config) + count_embedding_parameters(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["adam", "factored_adam"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_optimizer_state_is_the_real_one(family, optimizer, dtype, tmp_path):
+    model = FAMILIES[family].tiny_model(dtype, num_experts=6, moe_intermediate_size=10).train()
+    model.tie_weights()
+    args = MoeTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    if optimizer == "adam":
+        real = torch.optim.AdamW(model.parameters(), fused=True)
+    else:
+        real = create_factored_adam(model, args, [])
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    real.step()
+    experts = expert_parameters(model)
+    others = set(model.parameters()).difference(experts)
+    plan = plan_sharding(model.config, ONE, 1, optimizer, dtype.itemsize)
+    counters = 4 * len(others), 4 * len(experts) if optimizer == "adam" else 0  # a step counter for each tensor
+    assert state_bytes(real, others) == plan.dense.optimizer + plan.embeddings.optimizer + counters[0]
+    assert state_bytes(real, experts) == plan.experts.optimizer + counters[1]
+    assert plan.experts.gradients == sum(param.grad.nbytes for param in experts)
+
+
+def kept_values(model, config, tokens):
+    """Numbers of floating-point type that autograd keeps for the layers, each storage once, parameters not."""
+    storages, own = {}, {param.untyped_storage().data_ptr() for param in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        kept.append(tensor)  # else the memory would be used again
+        return tensor
+
+    kept, layers = [], model.model.layers
+    hidden_states = torch.randn(1, tokens, config.hidden_size, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for layer in layers:
+            hidden_states = layer(hidden_states)[0]
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"gating": "softmax_top_k"}, {"recompute_experts": True}, {"num_experts_per_tok": 2}, {"hidden_size": 24}],
+)
+def test_activations_are_what_autograd_keeps(changes):
+    # With a projection the LSTM is our kernel; torch's for the CPU does not tell what it keeps.
+    sizes = dict(hidden_size=16, lstm_hidden_size=20, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=28)
+    config = LstmMoeConfig(vocab_size=30, dropout=0.0, **(sizes | changes))
+    model = LstmMoeForCausalLM(config).train()
+    of_40_tokens = kept_values(model, config, 60) - kept_values(model, config, 20)  # less the states of the LSTMs
+    assert of_40_tokens == 40 * activation_values(config, is_sharded=False)
+
+
+def test_sharded_experts_keep_the_rows_that_move_too():
+    config = tiny_models.tiny_config()
+    moved = activation_values(config) - activation_values(config, is_sharded=False)
+    assert moved == 2 * config.num_experts_per_tok * config.hidden_size
+
+
+@pytest.mark.parametrize(("family", "layers"), [("lstm_moe", 1), ("gnmt_moe", 2)])
+def test_a_token_moves_4_k_d_values_for_each_layer(family, layers):
+    config = FAMILIES[family].tiny_config(num_experts_per_tok=3, hidden_size=24)
+    assert all_to_all_values(config) == layers * 4 * 3 * 24
+    again = FAMILIES[family].tiny_config(num_experts_per_tok=3, hidden_size=24, recompute_experts=True)
+    assert all_to_all_values(again) == layers * 6 * 3 * 24
+    assert step_flops(again) - step_flops(config) == layers * 2 * 3 * 2 * 24 * config.moe_intermediate_size
+
+
+def test_bandwidth_rule_is_where_an_experts_compute_takes_as_long_as_its_transfer():
+    assert compute_to_transfer(tiny_models.tiny_config(moe_intermediate_size=56)) == 56
+    cluster = Cluster(10**6, flops=28e9, bandwidth=1e9)  # 14e9 multiply-and-adds, 250e6 values: 56 for each
+    assert needed_compute_to_transfer(cluster) == 56
+    plan, half = (plan_sharding(tiny_models.tiny_config(moe_intermediate_size=h), cluster, 100) for h in (56, 28))
+    experts = 2 * (plan.compute_seconds - half.compute_seconds)
+    # The rule is of the forward pass; a training step has three times the operations and twice the transfer.
+    assert experts / 3 == pytest.approx(plan.all_to_all_seconds / 2, rel=1e-5)
+    deep = tiny_models.tiny_config(moe_intermediate_size=16, num_expert_layers=2)
+    assert compute_to_transfer(deep) == (2 * 8 * 16 + 16 * 16) / (2 * 8)
+
+
+def test_one_device_moves_nothing():
+    plan = plan_sharding(tiny_models.tiny_config(), ONE, 10)
+    assert plan.all_to_all == plan.dense_exchange == plan.gathered == 0 and plan.bound == "compute"
+
+
+def test_the_largest_model_of_the_paper():
+    config = read_config(ROOT / "configs" / "lm" / "100b-moe-131072-h.yaml")
+    plan = plan_sharding(config, Cluster(128, 1e12, 1e9), 2_500_000 // 128)
+    assert plan.experts_per_device == 1024 and round(plan.tokens_per_expert) == 76
+    assert plan.experts.parameters == 1024 * 2 * 512 * 1024 * 4
+    assert plan.experts.optimizer == 1024 * 2 * (512 + 1024) * 4
+    # "to have enough memory for all the parameters": 12 GB hold the experts with the factored optimizer alone.
+    adam = plan_sharding(config, Cluster(128, 1e12, 1e9), 2_500_000 // 128, "adam")
+    assert sum(plan.experts) < 12e9 < sum(adam.experts)
+
+
+def run(capsys, *argv):
+    status = script.main(list(argv))
+    return status, capsys.readouterr()
+
+
+def test_command_prints_a_plan_of_a_file(capsys):
+    file = str(ROOT / "configs" / "lm" / "100b-moe-131072-h.yaml")
+    status, output = run(capsys, file, "--devices", "128", "--tokens", "19531", "--memory", "12")
+    assert status == 0
+    assert "experts per device: 1,024; tokens per expert: 76.3" in output.out
+    assert f"sent per token: {6 * 4 * 512 * 4 * 127 / 128:,.0f} bytes" in output.out
+    assert "GB are more than the 12.00 GB of a device" in output.out
+    assert "multiple" not in output.out
+
+
+def test_command_prints_a_plan_of_sizes(capsys):
+    sizes = ["--num_experts", "131072", "--num_expert_groups", "256", "--hidden_size", "256", "--vocab_size", "1000"]
+    status, output = run(capsys, *sizes, "--devices", "48", "--tokens", "100")
+    assert status == 0
+    assert "experts per device: 2,731" in output.out
+    assert "warning: num_experts=131072 is not a multiple of devices=48: Transformers refuses it" in output.out
+    assert "warning: 0.1 tokens per expert are few" in output.out
+    status, output = run(capsys, *sizes, "--devices", "512")
+    assert "warning: num_expert_groups=256 is not a multiple of devices=512" in output.out
+
+
+def test_a_sound_plan_has_no_warnings():
+    config = tiny_models.tiny_config(num_experts=8, moe_intermediate_size=512)
+    text = describe(plan_sharding(config, Cluster(4, flops=1e12, bandwidth=1e10, memory=1e9), 10_000))
+    assert "warning" not in text and "bound by compute" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["missing.yaml"], "configuration file missing.yaml does not exist"),
+        (["--devices", "0"], "devices=0 must be at least 1"),
+        (["--bandwidth", "0"], "bandwidth=0.0 must be above 0"),
+        (["--tokens", "0"], "tokens=0 must be at least 1"),
+        (["--value_bytes", "0"], "value_bytes=0 must be at least 1"),
+        (["--optimizer", "sgd"], "optimizer='sgd' is not known, use adam or factored_adam"),
+        (["--num_experts", "2"], "num_experts_per_tok=4 exceeds num_experts=2"),
+    ],
+)
+def test_bad_input_is_one_line(argv, message, capsys):
+    status, output = run(capsys, *argv)
+    assert status == 1 and message in output.err and len(output.err.splitlines()) == 1
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(InputError, match="list.yaml holds list, expected"):
+        read_config(tmp_path / "list.yaml")
+
+
+def test_the_documented_table_is_what_the_command_prints():
+    documented = (ROOT / "docs" / "sharding.md").read_text(encoding="utf-8")
+    table = paper_memory_table(ROOT / "configs" / "lm")
+    assert table in documented and len(table.splitlines()) == 2 + len(PAPER)
