@@ -15,7 +15,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_gnmt_moe import GnmtMoeConfig
-from .lstm import Lstm, LstmLayer, lstm_cell, run_lstm
+from .lstm import Lstm, LstmLayer, float_weights, lstm_cell, run_lstm
+from .quantization import is_int8, linear
 
 
 class BidirectionalLstmLayer(GradientCheckpointingLayer):
@@ -94,7 +95,7 @@ class GnmtAttention(nn.Module):
 
     def project_source(self, source: torch.Tensor) -> torch.Tensor:
         """(B, S, D) -> the keys (B, S, A): V tanh(x U) for products, else x U."""
-        keys_BSA = nn.functional.linear(source, self.source_weight)
+        keys_BSA = linear(source, self.source_weight)
         return torch.tanh(keys_BSA) * self.score_weight if self.is_product else keys_BSA
 
     def forward(
@@ -112,7 +113,7 @@ class GnmtAttention(nn.Module):
         """
         if keys is None:
             keys = self.project_source(source)
-        query_BTA = nn.functional.linear(query, self.query_weight)
+        query_BTA = linear(query, self.query_weight)
         if self.is_product:
             scores_BTS = torch.bmm(torch.tanh(query_BTA), keys.to(query_BTA.dtype).transpose(1, 2))
         else:
@@ -202,13 +203,21 @@ class AttentionLstmLayer(LstmLayer):
 
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
-        from_x = nn.functional.linear(hidden_states, self.weight_ih[:, :width], self.bias).unbind(1)
-        project = recurrent_projection(self.weight_ih[:, width:], self.weight_hh, num_steps=len(from_x))
+        if hidden_states.shape[1] == 1 and is_int8(self.weight_ih):
+            # A part of the columns would have to be copied, so x goes in together with the context.
+            lstm, from_x, x = self, (self.bias,), hidden_states[:, 0]
+
+            def project(context, h):
+                return linear(torch.cat([x, context], dim=-1), lstm.weight_ih) + linear(h, lstm.weight_hh)
+        else:
+            lstm = float_weights(self)
+            from_x = nn.functional.linear(hidden_states, lstm.weight_ih[:, :width], lstm.bias).unbind(1)
+            project = recurrent_projection(lstm.weight_ih[:, width:], lstm.weight_hh, num_steps=len(from_x))
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
             context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
-            new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, self.weight_hr)
+            new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, lstm.weight_hr)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:
