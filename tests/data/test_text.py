@@ -179,7 +179,7 @@ def test_file_without_permission_is_named(load, text_file, monkeypatch):
     def refuse(path, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(text_data, "open", refuse, raising=False)
+    monkeypatch.setattr(lines, "open", refuse, raising=False)
     with pytest.raises(InputError, match="a.txt: cannot be read .*Permission denied"):
         load([text_file("a.txt")])
 
