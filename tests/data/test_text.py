@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import moe_hf.data.text as text_data
+from moe_hf.data import lines
 from moe_hf.data.text import TOKEN_FEATURES, TokenStream, load_text_dataset, tokenize_to_stream
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.errors import InputError
