@@ -11,16 +11,18 @@ Compare with the third row, the domain's text alone: what the general text is wo
 """
 
 import argparse
+import logging
 from pathlib import Path
 
+import moe_hf
 from moe_hf.demo.text_corpus import dialect_of, write_demo_corpus
 from moe_hf.evaluation.language_model import evaluate_lm
-from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.lm import train_lm
 
-MODEL = "--hidden_size 96 --num_experts 8 --num_experts_per_tok 2 --moe_intermediate_size 96 --dropout 0.1"
-TRAINING = "--learning_rate 4e-3 --warmup_steps 50 --max_steps 500 --logging_steps 100 --window_length 32"
-TRAINING += " --per_device_train_batch_size 16 --lr_scheduler_type cosine --save_strategy no --report_to none"
+MODEL = dict(hidden_size=96, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=96, dropout=0.1)
+# One vocabulary for both texts: a tokenizer trained on the general text knows no word of the domain.
+MODEL |= dict(tokenizer_kind="bpe", vocab_size=1000)
+TRAINING = dict(learning_rate=4e-3, warmup_steps=50, max_steps=500, logging_steps=100, window_length=32)
+TRAINING |= dict(per_device_train_batch_size=16, lr_scheduler_type="cosine", save_strategy="no", report_to="none")
 
 
 def main() -> None:
@@ -29,26 +31,23 @@ def main() -> None:
         parser.add_argument(name, nargs=2, metavar=("TRAIN", "VALID"))
     parser.add_argument("--output", type=Path, default=Path("runs/domain-lm"))
     given, others = parser.parse_known_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what the trainings say
     general, domain = given.general, given.domain
     if not (general and domain):
         general, domain = write_corpora(given.output / "text")
 
-    common = [*TRAINING.split(), *others]
-    # One vocabulary for both texts: a tokenizer trained on the general text knows no word of the domain.
-    new = [*MODEL.split(), "--tokenizer_kind", "bpe", "--vocab_size", "1000", *common]
+    training = TRAINING | {name.removeprefix("--"): value for name, value in zip(others[::2], others[1::2])}
     models = {name: str(given.output / name) for name in ("general", "fine-tuned", "domain alone")}
-    train(general[0], models["general"], *new)
-    train(domain[0], models["fine-tuned"], *common, "--model_name_or_path", models["general"])
-    train(domain[0], models["domain alone"], *new)
+    moe_hf.train_lm(train_files=general[0], output_dir=models["general"], **(MODEL | training))
+    moe_hf.train_lm(
+        train_files=domain[0], output_dir=models["fine-tuned"], model_name_or_path=models["general"], **training
+    )
+    moe_hf.train_lm(train_files=domain[0], output_dir=models["domain alone"], **(MODEL | training))
 
     print(f"\n{'perplexity per word':20} {'general':>10} {'domain':>10}")
     for name, model in models.items():
         scores = [evaluate_lm(model, [text[1]])["eval_perplexity_per_word"] for text in (general, domain)]
         print(f"{name:20} {scores[0]:10.2f} {scores[1]:10.2f}")
-
-
-def train(text: str, output: str, *arguments: str) -> None:
-    train_lm(*parse_arguments(["--train_files", text, "--output_dir", output, *arguments]))
 
 
 def write_corpora(folder: Path) -> tuple[list[str], list[str]]:

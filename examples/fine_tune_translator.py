@@ -12,19 +12,19 @@ The second row forgets the general text, the third trains on as many pairs of it
 """
 
 import argparse
+import logging
 from pathlib import Path
 
-from moe_hf.commands.train_translation import CLASSES
+import moe_hf
 from moe_hf.demo.number_words_en import MONTHS
 from moe_hf.demo.pair_corpus import write_translation_corpus
 from moe_hf.evaluation.translation_model import evaluate_translation
-from moe_hf.training.arguments import parse_arguments
-from moe_hf.training.translation import train_translation
 
-MODEL = "--vocab_size 600 --hidden_size 96 --encoder_layer_pattern lstm moe --decoder_layer_pattern lstm moe lstm"
-MODEL += " --attention_feeding parallel --num_experts 4 --num_experts_per_tok 2 --moe_intermediate_size 96 --dropout 0"
-TRAINING = "--tokens_per_batch 600 --length_bucket_width 4 --learning_rate 4e-3 --lr_scheduler_type cosine"
-TRAINING += " --warmup_steps 50 --logging_steps 100 --save_strategy no --report_to none --max_steps 500"
+MODEL = dict(vocab_size=600, hidden_size=96, encoder_layer_pattern=["lstm", "moe"])
+MODEL |= dict(decoder_layer_pattern=["lstm", "moe", "lstm"], attention_feeding="parallel", dropout=0.0)
+MODEL |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96)
+TRAINING = dict(tokens_per_batch=600, length_bucket_width=4, learning_rate=4e-3, lr_scheduler_type="cosine")
+TRAINING |= dict(warmup_steps=50, logging_steps=100, save_strategy="no", report_to="none", max_steps=500)
 FILES = ("SOURCE", "TARGET", "VALID_SOURCE", "VALID_TARGET")
 
 
@@ -35,17 +35,19 @@ def main() -> None:
         parser.add_argument(name, nargs=4, metavar=FILES)
     parser.add_argument("--output", type=Path, default=Path("runs/fine-tuned"))
     given, others = parser.parse_known_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what the trainings say
     general, domain = given.general, given.domain
     if not (general and domain):
         general, domain = write_corpora(given.output / "text")
 
-    common, models = [*TRAINING.split(), *others], {"before": given.model or str(given.output / "before")}
+    training = TRAINING | {name.removeprefix("--"): value for name, value in zip(others[::2], others[1::2])}
+    models = {"before": given.model or str(given.output / "before")}
     if not given.model:
-        train([general], models["before"], *MODEL.split(), *common)
-    old = ["--model_name_or_path", models["before"], "--learning_rate", "1e-3"]
+        train([general], models["before"], **(MODEL | training))
+    training |= {"model_name_or_path": models["before"], "learning_rate": 1e-3}
     for name, texts in (("domain", [domain]), ("domain and general", [domain, first_lines_of(general, domain)])):
         models[name] = str(given.output / name.replace(" ", "-"))
-        train(texts, models[name], *common, *old)
+        train(texts, models[name], **training)
 
     print(f"\n{'BLEU':20} {'general':>10} {'domain':>10}")
     for name, model in models.items():
@@ -53,10 +55,9 @@ def main() -> None:
         print(f"{name:20} {scores[0]:10.1f} {scores[1]:10.1f}")
 
 
-def train(texts: list, output: str, *arguments: str) -> None:
-    sources, targets = zip(*(text[:2] for text in texts))
-    files = ["--train_source_files", *sources, "--train_target_files", *targets]
-    train_translation(*parse_arguments([*files, "--output_dir", output, *arguments], CLASSES))
+def train(texts: list, output: str, **arguments) -> None:
+    sources, targets = (list(files) for files in zip(*(text[:2] for text in texts)))
+    moe_hf.train_translation(train_source_files=sources, train_target_files=targets, output_dir=output, **arguments)
 
 
 def first_lines_of(general: list[str], domain: list[str]) -> list[str]:
