@@ -6,6 +6,8 @@ NEWEST_VENV ?= .venv-newest
 BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks examples
 RESULTS = benchmarks/results
+# What a function returns is one text without a name, however many lines it has.
+DOCSTRINGS = {"returns_multiple_items": false, "returns_named_value": false}
 
 .PHONY: demo test test-fast test-newest test-distributed test-browser test-ecosystem quality style bench bench-full hf-suite clean
 
@@ -47,9 +49,11 @@ test-ecosystem: $(BIN)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem,eval]'
 	$(BIN)/python -m pytest tests/ecosystem
 
+# Style, and docstrings from which an API reference builds without a warning.
 quality: $(BIN)/.installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	! $(BIN)/griffe dump moe_hf -s src -d google -D '$(DOCSTRINGS)' -f -L WARNING -o /dev/null 2>&1 | grep .
 
 style: $(BIN)/.installed
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -4,7 +4,7 @@
     python examples/domain_lm.py [--general TRAIN VALID] [--domain TRAIN VALID] [--output FOLDER] [--name value ...]
 
 Each file has a sentence or paragraph a line. Without files two small corpora are written: sentences of arithmetic are
-the domain, five other kinds of sentences the general text. Further arguments are those of scripts/train_lm.py, for
+the domain, five other kinds of sentences the general text. Further arguments are those of `moe-hf train-lm`, for
 both trainings, e.g. --max_steps 200.
 
 Compare with the third row, the domain's text alone: what the general text is worth to a small domain.

@@ -6,7 +6,7 @@
 
 Each file has a sentence a line, its translation on the same line of the other file. Without files English and German
 phrases are written: those with a date are the domain, ages, prices, times and others the general text. Without --model
-one is trained on the general text first. Further arguments are those of scripts/train_translation.py.
+one is trained on the general text first. Further arguments are those of `moe-hf train-translation`.
 
 The second row forgets the general text, the third trains on as many pairs of it as of the domain besides.
 """

@@ -3,7 +3,7 @@
 
     python examples/sft.py MODEL OUTPUT_DIR
 
-MODEL: a folder or Hub name, as `scripts/train_lm.py` or `make demo` leave it.
+MODEL: a folder or Hub name, as `moe-hf train-lm` or `make demo` leave it.
 """
 
 import sys

@@ -5,7 +5,7 @@
     python scripts/capacity.py configs/reproduction/computation.yaml
 
 The configuration's `variants` are the models, its `baselines` models of Transformers on the same tokens; every
-argument of scripts/train_lm.py can be given for all of them.
+argument of `moe-hf train-lm` can be given for all of them.
 Finished runs in output_dir are kept and a killed one goes on, so the same command can be given again, also in several
 processes at once with different --only. Writes capacity.md, capacity.csv and capacity.png into output_dir, of all the
 models that are finished with the seeds given.
@@ -14,12 +14,13 @@ models that are finished with the seeds given.
 import sys
 from pathlib import Path
 
+from moe_hf.commands import run_command
 from moe_hf.data.arguments import DataArguments
-from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.errors import InputError
 from moe_hf.experiments.capacity_report import CapacityRow, add_run, capacity_table, plot_capacity
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, baseline_runs, train_runs, variant_runs, with_shared_tokenizer
+from moe_hf.extra_packages import require_packages
 from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
 
 
@@ -30,7 +31,7 @@ def main() -> int:
 def run() -> None:
     require_packages("matplotlib")  # better now than after the training
     classes = (LmModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
-    model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+    model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if not data_args.validation_files:
         raise InputError("validation_files is empty: the table is measured on validation text")
     sweep_args.check_names()
@@ -40,7 +41,8 @@ def run() -> None:
     rows = {}
     for trained in train_runs(runs, sweep_args.only):
         add_run(rows, trained.name, trained.seed, trained.folder)
-    write_report(list(rows.values()), Path(training_args.output_dir))
+    if training_args.process_index == 0:
+        write_report(list(rows.values()), Path(training_args.output_dir))
 
 
 def write_report(rows: list[CapacityRow], folder: Path) -> None:

@@ -4,7 +4,7 @@
     python scripts/compare_translation.py configs/reproduction/multilingual.yaml [--seeds 1 2] [--only NAME ...]
 
 The configuration's `variants` are the models, the first one what the others are compared with, its `baselines`
-models of Transformers on the same batches; every argument of scripts/train_translation.py can be given for all of
+models of Transformers on the same batches; every argument of `moe-hf train-translation` can be given for all of
 them. Finished runs in output_dir are kept and a killed one goes on, so the same command can be given again, also in
 several processes at once with different --only. Writes translation.md, translation.csv and translation.png into
 output_dir, of all the models that are finished with the seeds given: their scores on the validation pairs, translated
@@ -14,13 +14,14 @@ with eval_num_beams (1: greedily), and what they went through while training.
 import sys
 from pathlib import Path
 
+from moe_hf.commands import run_command
 from moe_hf.data.arguments import TranslationDataArguments
-from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.errors import InputError
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, train_runs, translation_baseline_runs, variant_runs
 from moe_hf.experiments.translation_plot import plot_translation
 from moe_hf.experiments.translation_report import TranslationRow, add_translation_run, translation_table
+from moe_hf.extra_packages import require_packages
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import train_translation
 
@@ -32,7 +33,7 @@ def main() -> int:
 def run() -> None:
     require_packages("matplotlib")  # better now than after the training
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments, SweepArguments)
-    model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+    model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if not data_args.validation_sources():
         raise InputError("no validation pairs are given: the table is measured on them")
     sweep_args.check_names()
@@ -43,7 +44,8 @@ def run() -> None:
     rows = {}
     for trained in train_runs(runs, sweep_args.only):
         add_translation_run(rows, trained.name, trained.seed, trained.folder)
-    write_report(list(rows.values()), Path(training_args.output_dir))
+    if training_args.process_index == 0:
+        write_report(list(rows.values()), Path(training_args.output_dir))
 
 
 def write_report(rows: list[TranslationRow], folder: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from moe_hf.commands import run_command
 from moe_hf.demo.language_model import run_demo
 from moe_hf.demo.translator import run_translation_demo
-from moe_hf.errors import run_command
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from moe_hf.errors import run_command
+from moe_hf.commands import run_command
 from moe_hf.experiments.random_gates import specialisation_table
 
 

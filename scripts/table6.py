@@ -3,20 +3,21 @@
 
     python scripts/table6.py configs/reproduction/table6.yaml [--seeds 1 2] [--name value ...]
 
-Every argument of scripts/train_lm.py can be given. Finished runs in output_dir are kept and a killed one goes on, so
+Every argument of `moe-hf train-lm` can be given. Finished runs in output_dir are kept and a killed one goes on, so
 the same command can be given again. Writes table6.md, table6.csv and table6.png into output_dir.
 """
 
 import sys
 from pathlib import Path
 
+from moe_hf.commands import run_command
 from moe_hf.data.arguments import DataArguments
-from moe_hf.errors import InputError, run_command
-from moe_hf.evaluation.extra_packages import require_packages
+from moe_hf.errors import InputError
 from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.experiments.balance_report import TABLE_6, BalanceRow, balance_table, plot_balance
 from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, train_runs, variant_runs, with_shared_tokenizer
+from moe_hf.extra_packages import require_packages
 from moe_hf.run_folder import HISTORY_FILE
 from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
 
@@ -28,7 +29,7 @@ def main() -> int:
 def run() -> None:
     require_packages("matplotlib")  # better now than after the training
     classes = (LmModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
-    model_args, data_args, training_args, sweep_args = parse_arguments(dataclasses_=classes)
+    model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if sweep_args.variants or sweep_args.only:
         raise InputError("variants and only cannot be given: the rows of the table are the variants")
     if not data_args.validation_files:
@@ -47,9 +48,13 @@ def run() -> None:
             batch_size=training_args.per_device_eval_batch_size,
         )
         rows[trained.name].add(trained.seed, metrics, trained.folder / HISTORY_FILE)
+    if training_args.process_index == 0:
+        write_report(rows, Path(training_args.output_dir))
+
+
+def write_report(rows: dict[str, BalanceRow], folder: Path) -> None:
     table = balance_table(list(rows.values()))
     print(table)
-    folder = Path(training_args.output_dir)
     (folder / "table6.md").write_text(table + "\n", encoding="utf-8")
     histories = {
         (name, seed): curves for name, row in rows.items() for seed, curves in zip(row.seeds, row.curves, strict=True)

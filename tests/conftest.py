@@ -21,6 +21,7 @@ from moe_hf import (  # noqa: E402
     LstmMoeForCausalLM,
     LstmMoeForSequenceClassification,
     LstmMoeModel,
+    cli,
 )
 
 
@@ -31,6 +32,18 @@ def classes_as_before(monkeypatch):
         monkeypatch.setattr(cls, "_auto_class", None)
     for cls in (GnmtMoeConfig, GnmtMoeModel, GnmtMoeForConditionalGeneration):
         monkeypatch.setattr(cls, "_auto_class", None)
+
+
+@pytest.fixture
+def call_command(capsys):
+    """`call_command(name, *arguments)` runs `moe-hf NAME` in this process: its exit status, output and errors."""
+
+    def call(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture

@@ -21,13 +21,13 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def call(runs, call_script):
+def call(runs, call_command):
     saving = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "3", "--learning_rate", "0.05"]
     for name, width in (("run", 8), ("other", 12)):
         if not (runs / name).exists():
             sizes = ["--output_dir", runs / name, "--hidden_size", width]
-            assert call_script("train_lm.py", runs / "config.yaml", *saving, *sizes)[0] == 0
-    return partial(call_script, "average_checkpoints.py")
+            assert call_command("train-lm", runs / "config.yaml", *saving, *sizes)[0] == 0
+    return partial(call_command, "average")
 
 
 def test_the_mean_of_every_weight(runs, call):
@@ -54,21 +54,21 @@ def test_the_result_is_a_model_with_its_tokenizer(runs, call):
     assert found["eval_loss"] == pytest.approx(last["eval_loss"], rel=0.1) and found["eval_loss"] != last["eval_loss"]
 
 
-def test_its_card_tells_training_and_averaging_but_not_the_runs_results(runs, call, call_script, tmp_path):
+def test_its_card_tells_training_and_averaging_but_not_the_runs_results(runs, call, call_command, tmp_path):
     assert call(runs / "run", runs / "of_card", "--last", "2")[0] == 0
     arguments = [runs / "of_card", "me/mean", "--dry-run", tmp_path / "card"]
-    assert call_script("push_to_hub.py", *arguments)[0] == 0
+    assert call_command("push", *arguments)[0] == 0
     card = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
-    assert "`python scripts/train_lm.py run.yaml` with this `run.yaml`" in card
+    assert "`moe-hf train-lm run.yaml` with this `run.yaml`" in card
     assert "the mean of the weights of 2 checkpoints (steps 3, 4)" in card
-    assert "`python scripts/average_checkpoints.py runs/mean runs/mean-averaged --last 2`" in card
+    assert "`moe-hf average runs/mean runs/mean-averaged --last 2`" in card
     assert "save_total_limit: 3\n" in card and "output_dir: runs/mean\n" in card
     assert "before step 4" in card and (tmp_path / "card" / "expert_history.png").is_file()
     assert "## Results" not in card  # the run's are its last checkpoint's
 
 
-def test_a_card_of_one_checkpoint_tells_of_no_averaging(runs, call, call_script, tmp_path):
-    assert call_script("push_to_hub.py", runs / "run", "me/last", "--dry-run", tmp_path / "card")[0] == 0
+def test_a_card_of_one_checkpoint_tells_of_no_averaging(runs, call, call_command, tmp_path):
+    assert call_command("push", runs / "run", "me/last", "--dry-run", tmp_path / "card")[0] == 0
     card = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
     assert "## Results" in card and "average" not in card.partition("## Training")[2]
 

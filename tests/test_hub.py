@@ -151,7 +151,7 @@ def test_the_card_says_how_the_training_translated(beams, shown, runs, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, tmp_path, monkeypatch, capsys):
+def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, tmp_path, capsys):
     model, text = shutil.copytree(runs[family], tmp_path / "model"), tmp_path / "other.txt"
     text.write_text("the dog sees the cat\nthe cat sleeps\n" * 20, encoding="utf-8")
     command, main, arguments = {
@@ -160,8 +160,7 @@ def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, 
     }[family]
     output = ["--output", str(tmp_path / "out.txt")] if family == "gnmt_moe" else []  # no part of the result
     for _ in range(2):  # the same evaluation again takes the place of the first
-        monkeypatch.setattr("sys.argv", [f"moe-hf {command}", str(model), "--record", *arguments, *output])
-        assert main() == 0
+        assert main([str(model), "--record", *arguments, *output]) == 0
     printed = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines() if " = " in line)
 
     export(str(model), tmp_path / "repository", repo_id="me/model")
@@ -175,9 +174,8 @@ def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, 
     assert value in [pytest.approx(result.metric_value, abs=1e-4) for result in recorded]
 
 
-def test_a_record_needs_a_folder(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["moe-hf evaluate-lm", "me/model", "text.txt", "--record"])
-    assert evaluate_lm.main() == 1
+def test_a_record_needs_a_folder(capsys):
+    assert evaluate_lm.main(["me/model", "text.txt", "--record"]) == 1
     assert "model='me/model' is not a folder" in capsys.readouterr().err
 
 
@@ -203,10 +201,10 @@ def test_large_weights_are_split(runs, tmp_path):
     torch.testing.assert_close(model.state_dict(), AutoModelForCausalLM.from_pretrained(runs["lstm_moe"]).state_dict())
 
 
-def test_the_script_uploads_a_repository(runs, tmp_path):
+def test_the_command_uploads_a_repository(runs, tmp_path):
     with FakeHub() as hub:
         arguments = (runs["gnmt_moe"], "me/translator", "--private", "--language", "de", "cs")
-        output = run_process(ROOT / "scripts" / "push_to_hub.py", *arguments, **hub.environment)
+        output = run_process("-m", "moe_hf", "push", *arguments, **hub.environment)
         assert f"{hub.url}/me/translator/commit" in output
         assert hub.private == {"me/translator": True}
         export(str(runs["gnmt_moe"]), tmp_path / "expected", repo_id="me/translator", language=["de", "cs"])

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError, first_line
-from .evaluation.extra_packages import require_packages
+from .extra_packages import require_packages
 from .families import FAMILIES
 from .loading import load_model_and_tokenizer
 from .model_card import write_model_card

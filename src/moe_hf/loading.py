@@ -9,7 +9,13 @@ from .families import FAMILIES, Family
 
 
 def load_pretrained(auto_class, path: str, config_arguments: dict | None = None, **arguments) -> PreTrainedModel:
-    """`auto_class.from_pretrained`, with arguments of the configuration replaced.
+    """Load a model by `auto_class.from_pretrained`, with arguments of the configuration replaced.
+
+    Args:
+        auto_class (type): an Auto class of Transformers.
+        path: folder or Hub name of the model.
+        config_arguments: {argument of the configuration: value}.
+        **arguments (Any): further arguments of `from_pretrained`.
 
     Raises:
         InputError: there is no such model, it is damaged, or its configuration does not allow the arguments.

@@ -33,7 +33,7 @@ METRICS = {
 # What a card says of each family, by model type.
 TEXTS = {
     "lstm_moe": {
-        "script": "train_lm.py",
+        "command": "train-lm",
         "summary": "An LSTM language model with sparsely-gated mixture-of-experts layers (Shazeer et al., 2017).",
         "limits": "It continues text in the manner of what it was trained on, true or not, and repeats what is wrong "
         "or hurtful there. It follows no instructions. Nothing was done against the biases of the text. An LSTM's "
@@ -46,7 +46,7 @@ inputs = tokenizer("The", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))""",
     },
     "gnmt_moe": {
-        "script": "train_translation.py",
+        "command": "train-translation",
         "summary": "A GNMT-like translation model with sparsely-gated mixture-of-experts layers (Shazeer et al., "
         "2017).",
         "limits": "It translates single sentences like those it was trained on; other text comes out wrong and does "
@@ -129,7 +129,7 @@ def write_model_card(
         evaluations=[(command_line(e, repo_id), _metric_rows(e["metrics"])) for e in evaluations],
         loads=_last_loads(source / HISTORY_FILE),
         last_step=_read(source / "trainer_state.json").get("global_step"),
-        command=f"python scripts/{texts['script']} {CONFIG_FILE}" if run else None,
+        command=f"moe-hf {texts['command']} {CONFIG_FILE}" if run else None,
         averaging=_averaging(_read(source / AVERAGED_FILE), name),
         training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
         run_yaml=yaml.safe_dump(for_others(run, repo_id), sort_keys=False, allow_unicode=True),
@@ -219,7 +219,7 @@ def _averaging(checkpoints: list[str], name: str) -> str:
     """Which checkpoints the weights are the mean of, and the command; empty for a model of one."""
     if not checkpoints:
         return ""
-    command = f"python scripts/average_checkpoints.py runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
+    command = f"moe-hf average runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
     steps = ", ".join(checkpoint.rpartition("-")[2] for checkpoint in checkpoints)
     return f"the mean of the weights of {len(checkpoints)} checkpoints (steps {steps}) by `{command}`"
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .data.pair_sources import PairSource, read_pair_sources
 from .data.translation_tokenizers import known_languages
-from .evaluation.held_out_pairs import EVAL_NUM_BEAMS
+from .evaluation.records import EVAL_NUM_BEAMS
 from .old_names import with_new_names
 from .run_folder import CONFIG_FILE
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .data.lines import read_lines
 from .data.paths import expand_file_patterns
-from .data.text import read_lines
 from .data.translation_tokenizers import known_languages
 from .errors import InputError
 from .model_card_run import pair_sources

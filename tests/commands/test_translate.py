@@ -47,8 +47,7 @@ def call(monkeypatch, capsys, tmp_path):
     (tmp_path / "targets.txt").write_text("x\ny\nz\n\n")
 
     def run(command, *arguments):
-        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
-        status = command.main()
+        status = command.main([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 

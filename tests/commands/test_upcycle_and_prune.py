@@ -39,12 +39,11 @@ def sources(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(capsys):
     """Call `moe-hf`: its exit status, what it printed, and its errors."""
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["moe-hf", *map(str, arguments)])
-        status = cli.main()
+        status = cli.main([str(argument) for argument in arguments])
         return status, *capsys.readouterr()
 
     return run

@@ -30,20 +30,22 @@ def config(tmp_path):
     return str(tmp_path / "config.yaml")
 
 
-def test_demo_trains_saves_and_translates_in_three_directions(config, tmp_path, capsys):
+def test_demo_trains_saves_and_translates_in_three_directions(config, tmp_path, caplog):
+    caplog.set_level("INFO", logger="moe_hf")
     shares = run_translation_demo(config, str(tmp_path / "out"))
     assert shares == {"en-de": 0.0, "de-fr": 0.0, "fr-en": 0.0}
-    output = capsys.readouterr().out
+    output = "\n".join(caplog.messages)
     assert all(f"  {getattr(phrase, name)} -> " in output for phrase in SHOWN_LINES for name in ("en", "de", "fr"))
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out" / "model")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "out" / "model"))
 
 
-def test_a_translation_counts_only_when_it_is_exact(config, tmp_path, capsys, monkeypatch):
+def test_a_translation_counts_only_when_it_is_exact(config, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(translation_demo, "Translator", Parrot)
+    caplog.set_level("INFO", logger="moe_hf")
     shares = run_translation_demo(config, str(tmp_path / "out"))
     assert shares["de-fr"] == shares["fr-en"] == 0.0
-    lines = capsys.readouterr().out.splitlines()
+    lines = caplog.messages
     for phrase in SHOWN_LINES:
         assert f"  {phrase.en} -> {phrase.de}  ✓" in lines
         assert f"  {phrase.de} -> {phrase.de}  ✗ {phrase.fr}" in lines

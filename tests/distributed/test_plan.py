@@ -20,7 +20,7 @@ from moe_hf.distributed.plan import (
 from moe_hf.distributed.plan_report import describe, paper_memory_table, read_config
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_embedding_parameters, count_parameters
-from moe_hf.evaluation.paper_tables import BILLION_WORDS_100
+from moe_hf.experiments.paper_tables import BILLION_WORDS_100
 from moe_hf.training.arguments import MoeTrainingArguments
 from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
 
@@ -141,15 +141,14 @@ def test_the_largest_model_of_the_paper():
     assert sum(plan.experts) < 12e9 < sum(adam.experts)
 
 
-def run(capsys, monkeypatch, *argv):
-    monkeypatch.setattr("sys.argv", ["sharding_plan.py", *argv])
-    status = script.main()
+def run(capsys, *argv):
+    status = script.main(list(argv))
     return status, capsys.readouterr()
 
 
-def test_command_prints_a_plan_of_a_file(capsys, monkeypatch):
+def test_command_prints_a_plan_of_a_file(capsys):
     file = str(ROOT / "configs" / "lm" / "100b-moe-131072-h.yaml")
-    status, output = run(capsys, monkeypatch, file, "--devices", "128", "--tokens", "19531", "--memory", "12")
+    status, output = run(capsys, file, "--devices", "128", "--tokens", "19531", "--memory", "12")
     assert status == 0
     assert "experts per device: 1,024; tokens per expert: 76.3" in output.out
     assert f"sent per token: {6 * 4 * 512 * 4 * 127 / 128:,.0f} bytes" in output.out
@@ -157,14 +156,14 @@ def test_command_prints_a_plan_of_a_file(capsys, monkeypatch):
     assert "multiple" not in output.out
 
 
-def test_command_prints_a_plan_of_sizes(capsys, monkeypatch):
+def test_command_prints_a_plan_of_sizes(capsys):
     sizes = ["--num_experts", "131072", "--num_expert_groups", "256", "--hidden_size", "256", "--vocab_size", "1000"]
-    status, output = run(capsys, monkeypatch, *sizes, "--devices", "48", "--tokens", "100")
+    status, output = run(capsys, *sizes, "--devices", "48", "--tokens", "100")
     assert status == 0
     assert "experts per device: 2,731" in output.out
     assert "warning: num_experts=131072 is not a multiple of devices=48: Transformers refuses it" in output.out
     assert "warning: 0.1 tokens per expert are few" in output.out
-    status, output = run(capsys, monkeypatch, *sizes, "--devices", "512")
+    status, output = run(capsys, *sizes, "--devices", "512")
     assert "warning: num_expert_groups=256 is not a multiple of devices=512" in output.out
 
 
@@ -186,8 +185,8 @@ def test_a_sound_plan_has_no_warnings():
         (["--num_experts", "2"], "num_experts_per_tok=4 exceeds num_experts=2"),
     ],
 )
-def test_bad_input_is_one_line(argv, message, capsys, monkeypatch):
-    status, output = run(capsys, monkeypatch, *argv)
+def test_bad_input_is_one_line(argv, message, capsys):
+    status, output = run(capsys, *argv)
     assert status == 1 and message in output.err and len(output.err.splitlines()) == 1
 
 

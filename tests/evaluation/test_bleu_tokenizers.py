@@ -152,15 +152,12 @@ def test_a_multilingual_training_reports_all_tokenizers(tmp_path):
     assert "|tok:zh (en-zh), 13a (zh-en)|" in metrics["eval_bleu_signature"]
 
 
-def test_the_evaluation_takes_the_tokenizer_of_the_training_or_the_file_or_as_told(
-    texts, trained, monkeypatch, capsys
-):
+def test_the_evaluation_takes_the_tokenizer_of_the_training_or_the_file_or_as_told(texts, trained, capsys):
     copy = texts / "references.txt"
     copy.write_text("\n".join(REFERENCES_ZH) + "\n", encoding="utf-8")
     arguments = [str(texts / "run"), str(texts / "text.en"), str(copy), "--num_beams", "1"]
     for told, shown in ([], "zh"), (["--tokenize", "char"], "char"):
-        monkeypatch.setattr("sys.argv", ["moe-hf evaluate-translation", *arguments, *told])
-        assert command.main() == 0
+        assert command.main([*arguments, *told]) == 0
         assert re.search(rf"eval_bleu_signature = \S*\|tok:{shown}\|", capsys.readouterr().out)
     (texts / "run" / "run.yaml").unlink()  # as of a model from elsewhere
     for file, shown in (texts / "text.zh", "zh"), (copy, "13a"):
@@ -168,9 +165,8 @@ def test_the_evaluation_takes_the_tokenizer_of_the_training_or_the_file_or_as_to
         assert f"|tok:{shown}|" in metrics["eval_bleu_signature"]
 
 
-def test_an_unknown_tokenizer_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["moe-hf evaluate-translation", "nowhere", "a", "b", "--tokenize", "moses"])
-    assert command.main() == 1
+def test_an_unknown_tokenizer_is_refused_before_anything_is_read(tmp_path, capsys):
+    assert command.main(["nowhere", "a", "b", "--tokenize", "moses"]) == 1
     assert re.match(r"error: tokenize='moses' is not known, use one of .*\n\Z", capsys.readouterr().err)
     nowhere = {"train_pairs": None, "train_files": ["nowhere.tsv"]}
     write_translation_config(tmp_path, {"en": SOURCES, "zh": REFERENCES_ZH}, **nowhere)

@@ -93,11 +93,11 @@ def test_translations_end_where_the_positions_do(config, call):
     assert len(translation.target_ids) == 128
 
 
-def test_its_checkpoints_are_averaged_with_their_ties(config, call, call_script, tmp_path):
+def test_its_checkpoints_are_averaged_with_their_ties(config, call, call_command, tmp_path):
     run = tmp_path / "run" / "Transformer-seed1"
     saving = ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", tmp_path / "run"]
     assert call(config, *saving)[0] == 0
-    assert call_script("average_checkpoints.py", run, tmp_path / "mean", "--last", 3)[0] == 0
+    assert call_command("average", run, tmp_path / "mean", "--last", 3)[0] == 0
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "mean")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     parts = [AutoModelForSeq2SeqLM.from_pretrained(run / f"checkpoint-{step}").state_dict() for step in (4, 5, 6)]

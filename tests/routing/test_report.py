@@ -2,7 +2,6 @@
 
 import gzip
 import re
-import runpy
 import subprocess
 import sys
 import zipfile
@@ -256,13 +255,10 @@ def test_dense_and_single_experts_have_no_pairs(tmp_path):  # with pictures, whi
         assert read_page(written["page"])["layers"][0]["coactivation"] is None
 
 
-def test_the_script_writes_a_report_and_says_where(lm, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_report_and_says_where(lm, tmp_path, monkeypatch, call_command):
     without_pictures(monkeypatch)
-    arguments = ["report", str(lm), str(lm / "text.txt"), "-o", str(tmp_path / "r.html"), "--max_tokens", "50"]
-    monkeypatch.setattr("sys.argv", arguments)
-    script = runpy.run_path(str(ROOT / "scripts" / "routing_report.py"))
-    assert script["main"]() == 0
-    assert f"page = {tmp_path / 'r.html'}" in capsys.readouterr().out
+    status, printed, _ = call_command("report", lm, lm / "text.txt", "-o", tmp_path / "r.html", "--max_tokens", 50)
+    assert status == 0 and f"page = {tmp_path / 'r.html'}" in printed
     assert read_page(tmp_path / "r.html")["layers"][0]["summary"]["tokens"] == 50
 
 

@@ -10,8 +10,9 @@ from tiny_training import ArrayStream, noiseless_lm, tiny_trainer
 from transformers import TrainerCallback
 
 from moe_hf import cli
+from moe_hf.commands import run_command
 from moe_hf.data.windows import StreamWindows
-from moe_hf.errors import InterruptedRun, run_command
+from moe_hf.errors import InterruptedRun
 from moe_hf.run_folder import list_checkpoints
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.interrupt import InterruptCallback
@@ -58,13 +59,13 @@ def handlers():
 @pytest.mark.parametrize(
     "strategy", [dict(save_strategy="no"), dict(save_strategy="steps", save_steps=2, save_total_limit=1)]
 )
-def test_saves_after_the_step(number, strategy, tmp_path, capsys):
+def test_saves_after_the_step(number, strategy, tmp_path, caplog):
     trainer = trainer_of(tmp_path, Signals(number, 4, "step"), max_steps=8, **strategy)
     with pytest.raises(InterruptedRun, match="after step 5 of 8") as interruption:
         trainer.train()
     assert interruption.value.signal_number == number
     assert list_checkpoints(tmp_path)[-1].name == "checkpoint-5"
-    assert f"{number.name}: stops after this step, again: at once" in capsys.readouterr().err
+    assert f"{number.name}: stops after this step, again: at once" in caplog.messages
 
 
 @pytest.mark.parametrize("save_strategy", ["no", "best"])
@@ -118,7 +119,7 @@ def test_trains_outside_of_the_main_thread(tmp_path):
 
 def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
     write_config(tmp_path)
-    command = ["moe-hf", "train-lm", str(tmp_path / "config.yaml"), "--logging_steps", "1"]
+    command = ["train-lm", str(tmp_path / "config.yaml"), "--logging_steps", "1"]
     run = InterruptCallback.on_step_end
 
     def interrupted(self, args, state, control, **kwargs):
@@ -127,14 +128,14 @@ def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, cap
         run(self, args, state, control, **kwargs)
 
     def call(*options):
-        monkeypatch.setattr("sys.argv", [*command, *options])
-        return cli.main()
+        return cli.main([*command, *options])
 
     assert call("--output_dir", str(tmp_path / "whole")) == 0
     with monkeypatch.context() as patch:
         patch.setattr(InterruptCallback, "on_step_end", interrupted)
         assert call() == 128 + signal.SIGINT
     error = capsys.readouterr().err
+    assert "SIGINT: stops after this step, again: at once\n" in error
     assert "interrupted after step 2 of 4" in error and "--resume_from_checkpoint goes on" in error
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert call("--resume_from_checkpoint") == 0

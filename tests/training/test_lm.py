@@ -1,11 +1,9 @@
 """A whole training run in-process, fine-tuning from its folder, and what a user gets for bad input: one line."""
 
 import gzip
-import importlib.util
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +12,9 @@ from tiny_runs import write_config
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from moe_hf.commands.train_lm import main
 from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.lm import train_lm
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_lm.py"
-spec = importlib.util.spec_from_file_location("train_lm_script", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +146,18 @@ BAD_INPUT = {
 }
 
 
-def assert_one_line_error(monkeypatch, capfd, corpus, overrides, message):
-    monkeypatch.setattr("sys.argv", ["train_lm.py", str(corpus / "config.yaml"), *map(str, overrides)])
+def test_the_callers_arguments_stay_as_they_were(corpus, tmp_path):
+    options = ["--output_dir", str(tmp_path), "--max_steps", "1", "--per_device_eval_batch_size", "64"]
+    arguments = parse_arguments([str(corpus / "config.yaml"), *options])
+    before = arguments[2].to_dict()
+    trainer, _ = train_lm(*arguments)
+    assert arguments[2].to_dict() == before
+    assert trainer.args.per_device_eval_batch_size < before["per_device_eval_batch_size"]
+
+
+def assert_one_line_error(capfd, corpus, overrides, message):
     capfd.readouterr()
-    assert script.main() == 1
+    assert main([str(corpus / "config.yaml"), *map(str, overrides)]) == 1
     output = capfd.readouterr().err
     lines = output.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), output
@@ -163,12 +165,12 @@ def assert_one_line_error(monkeypatch, capfd, corpus, overrides, message):
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_one_line_that_names_it(name, monkeypatch, capfd, corpus, tmp_path):
+def test_bad_input_is_one_line_that_names_it(name, capfd, corpus, tmp_path):
     overrides, message = BAD_INPUT[name]
     values = [override(tmp_path) if callable(override) else override for override in overrides]
     if "--output_dir" not in values:
         values += ["--output_dir", tmp_path / "run"]
-    assert_one_line_error(monkeypatch, capfd, corpus, values, message)
+    assert_one_line_error(capfd, corpus, values, message)
 
 
 @pytest.mark.parametrize(
@@ -178,40 +180,38 @@ def test_bad_input_is_one_line_that_names_it(name, monkeypatch, capfd, corpus, t
         (["--gating", "softmux"], r"run: cannot be loaded \(gating='softmux' is not known"),
     ],
 )
-def test_bad_change_of_a_fine_tuned_model_is_one_line(
-    monkeypatch, capfd, corpus, trained, tmp_path, overrides, message
-):
+def test_bad_change_of_a_fine_tuned_model_is_one_line(capfd, corpus, trained, tmp_path, overrides, message):
     overrides = ["--model_name_or_path", corpus / "run", "--output_dir", tmp_path / "tuned", *overrides]
-    assert_one_line_error(monkeypatch, capfd, corpus, overrides, message)
+    assert_one_line_error(capfd, corpus, overrides, message)
 
 
-def test_tokenizer_larger_than_the_model_is_refused(monkeypatch, capfd, corpus, trained, tmp_path):
+def test_tokenizer_larger_than_the_model_is_refused(capfd, corpus, trained, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(corpus / "run")
     tokenizer.add_tokens(["zzz"])
     tokenizer.save_pretrained(tmp_path / "larger")
     overrides = ["--model_name_or_path", corpus / "run", "--tokenizer_name_or_path", tmp_path / "larger"]
     overrides += ["--output_dir", tmp_path / "tuned"]
-    assert_one_line_error(monkeypatch, capfd, corpus, overrides, "tokenizer has 51 tokens, more than vocab_size=50")
+    assert_one_line_error(capfd, corpus, overrides, "tokenizer has 51 tokens, more than vocab_size=50")
 
 
-def test_evaluation_without_validation_text_is_refused(monkeypatch, capfd, corpus, tmp_path):
+def test_evaluation_without_validation_text_is_refused(capfd, corpus, tmp_path):
     path = tmp_path / "config.yaml"
     lines = (corpus / "config.yaml").read_text().splitlines()
     path.write_text("\n".join(line for line in lines if "validation_files" not in line), encoding="utf-8")
     overrides = ["--eval_strategy", "epoch", "--output_dir", tmp_path / "run"]
-    assert_one_line_error(monkeypatch, capfd, tmp_path, overrides, "eval_strategy=epoch needs validation_files")
+    assert_one_line_error(capfd, tmp_path, overrides, "eval_strategy=epoch needs validation_files")
 
 
-def test_a_refused_run_leaves_nothing_behind(monkeypatch, capfd, corpus, tmp_path):
+def test_a_refused_run_leaves_nothing_behind(capfd, corpus, tmp_path):
     values = ["--output_dir", tmp_path / "run", "--gating", "softmux"]
-    assert_one_line_error(monkeypatch, capfd, corpus, values, "softmux")
+    assert_one_line_error(capfd, corpus, values, "softmux")
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
-def test_a_changed_argument_on_resumption_is_one_line(monkeypatch, capfd, corpus, tmp_path):
+def test_a_changed_argument_on_resumption_is_one_line(capfd, corpus, tmp_path):
     folder = ["--output_dir", tmp_path / "run", "--max_steps", "2", "--save_strategy", "steps"]
     folder += ["--save_steps", "1"]
     train(corpus, *folder)
     train(corpus, *folder, "--recompute_experts", "true", "--resume_from_checkpoint")  # this one changes no result
     values = [*folder, "--window_length", "5", "--resume_from_checkpoint"]
-    assert_one_line_error(monkeypatch, capfd, corpus, values, "window_length=5 differs from window_length=")
+    assert_one_line_error(capfd, corpus, values, "window_length=5 differs from window_length=")

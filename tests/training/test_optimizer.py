@@ -274,7 +274,8 @@ def test_model_gets_a_factored_group_of_its_experts_with_the_arguments_values(tm
         assert group["weight_decay"] == (0.0 if set(group["params"]) & biases else 0.1)
 
 
-def test_trainer_builds_the_optimizer_that_is_named_and_says_how_large_it_is(tmp_path, capsys):
+def test_trainer_builds_the_optimizer_that_is_named_and_says_how_large_it_is(tmp_path, caplog):
+    caplog.set_level("INFO", logger="moe_hf")
     model, seen = noiseless_lm(torch.float32), KeepGroups()
     trainer = tiny_trainer(
         model,
@@ -293,7 +294,7 @@ def test_trainer_builds_the_optimizer_that_is_named_and_says_how_large_it_is(tmp
     losses = losses_of(trainer)
     assert losses[-1] < 0.6 * losses[0]
     # 2 * 4 matrices of 8 x 8: (8 + 8) / (8 * 8); the rest has Adam's two moments and counters of 4 bytes.
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("optimizer state")]
+    lines = [line for line in caplog.messages if line.startswith("optimizer state")]
     assert lines[0] == "optimizer state, experts: 0.00 MB, 25.00 % of the parameters' bytes"
     assert len(lines) == 2 and lines[1].startswith("optimizer state, rest: ")
     assert 200 < float(lines[1].split()[-6]) < 202

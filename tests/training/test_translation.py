@@ -92,9 +92,10 @@ def test_evaluation_of_the_saved_model_gives_the_same_numbers(corpus, trained):
     assert translations == trained[0].translations and len(translations) == 5
 
 
-def test_the_longest_pair_is_told(corpus, capsys):
+def test_the_longest_pair_is_told(corpus, caplog):
+    caplog.set_level("INFO", logger="moe_hf")
     train(corpus, "--output_dir", corpus / "longest", "--max_steps", "1", "--tokens_per_batch", "10")
-    printed = capsys.readouterr().out
+    printed = caplog.text
     tokenizer = AutoTokenizer.from_pretrained(corpus / "longest")
     sides = [PAIRS, (corpus / "train.de").read_text(encoding="utf-8").splitlines()[:-1]]
     longest = max(len(tokenizer(line)["input_ids"]) for lines in sides for line in lines)
@@ -221,22 +222,27 @@ def test_multilingual_run_reports_each_direction(corpus):
     assert len(trainer.translations) == 10
 
 
-def test_translate_script_prints_as_many_lines_as_it_reads(corpus, trained, monkeypatch, capsys):
+def test_the_callers_arguments_stay_as_they_were(corpus):
+    options = ["--output_dir", str(corpus / "unchanged"), "--max_steps", "1"]
+    arguments = parse_arguments([str(corpus / "config.yaml"), *options], CLASSES)
+    before = arguments[2].to_dict()
+    trainer, _ = train_translation(*arguments)
+    assert arguments[2].to_dict() == before and before["remove_unused_columns"]
+    assert not trainer.args.remove_unused_columns
+
+
+def test_translate_prints_as_many_lines_as_it_reads(corpus, trained, capsys):
     (corpus / "input.txt").write_text("a dog\n\na cat sees a dog\n", encoding="utf-8")
     arguments = [str(corpus / "run"), str(corpus / "input.txt")]
-    monkeypatch.setattr("sys.argv", ["translate.py", *arguments, "--attention_plot", str(corpus / "attention.png")])
-    assert translate.main() == 0
+    assert translate.main([*arguments, "--attention_plot", str(corpus / "attention.png")]) == 0
     lines = capsys.readouterr().out.split("\n")
     assert len(lines) == 4 and lines[1] == "" and (corpus / "attention.png").is_file()
-    monkeypatch.setattr("sys.argv", ["translate.py", *arguments, "--num_return_sequences", "2", "--scores"])
-    assert translate.main() == 0
+    assert translate.main([*arguments, "--num_return_sequences", "2", "--scores"]) == 0
     assert all(re.match(r"-?\d+\.\d{4}\t", line) for line in capsys.readouterr().out.splitlines())
-    monkeypatch.setattr("sys.argv", ["translate.py", str(corpus / "run"), str(corpus / "nothing.txt")])
-    assert translate.main() == 1
+    assert translate.main([str(corpus / "run"), str(corpus / "nothing.txt")]) == 1
     assert re.match(r"error: .*nothing\.txt.*\n\Z", capsys.readouterr().err)
     (corpus / "latin.txt").write_bytes(b"fine\nd\xe9j\xe0\n")
-    monkeypatch.setattr("sys.argv", ["translate.py", str(corpus / "run"), str(corpus / "latin.txt")])
-    assert translate.main() == 1
+    assert translate.main([str(corpus / "run"), str(corpus / "latin.txt")]) == 1
     assert "latin.txt: line 2 is not UTF-8" in capsys.readouterr().err
 
 
@@ -259,12 +265,11 @@ def test_translate_script_prints_as_many_lines_as_it_reads(corpus, trained, monk
         ),
     ],
 )
-def test_bad_input_is_one_line_that_names_it(corpus, trained, monkeypatch, capsys, overrides, named):
+def test_bad_input_is_one_line_that_names_it(corpus, trained, capsys, overrides, named):
     places = {"valid": corpus / "valid.de", "run": corpus / "run"}
     arguments = [str(corpus / "config.yaml"), "--output_dir", str(corpus / "refused")]
     arguments += [text.format(**places) for text in overrides]
-    monkeypatch.setattr("sys.argv", ["train_translation.py", *arguments])
-    assert train_translation_command.main() == 1
+    assert train_translation_command.main(arguments) == 1
     error = capsys.readouterr().err
     assert re.search(named, error) and error.startswith("error: ") and error.count("\n") == 1, error
     assert not (corpus / "refused").exists() or not any((corpus / "refused").iterdir())

@@ -8,21 +8,19 @@ training go along; an optimizer's state and the run's own results do not. Whethe
 checkpoint, `moe-hf evaluate` tells on validation data.
 """
 
-import argparse
-
 from ..averaging import average_checkpoints, keep_training, last_checkpoints
 from ..data.tokenizers import load_tokenizer
-from ..errors import run_command
 from ..hub import require_new_folder, save_tokenizer
 from ..model_code import add_code
+from . import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("average", __doc__)
     parser.add_argument("run", help="output folder of a training, with folders checkpoint-N")
     parser.add_argument("out", help="new folder for the result")
     parser.add_argument("--last", type=int, default=10, help="how many checkpoints (default: 10)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     return run_command(lambda: average(arguments.run, arguments.out, arguments.last))
 
 

@@ -6,29 +6,21 @@ moe-hf evaluate TRANSLATOR SOURCE_FILE TARGET_FILE         see also moe-hf evalu
 
 import sys
 
-from transformers import AutoConfig
-
-from ..errors import InputError, first_line, run_command
-from . import evaluate_lm, evaluate_translation
-
-COMMANDS = {"lstm_moe": evaluate_lm, "gnmt_moe": evaluate_translation}
+from ..families import LANGUAGE_MODELS
+from ..loading import family_of
+from . import evaluate_lm, evaluate_translation, run_command
 
 
-def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0
     found = []
-    status = run_command(lambda: found.append(_command(sys.argv[1])))
-    return status or found[0].main()
+    status = run_command(lambda: found.append(_command(argv[0])))
+    return status or found[0].main(argv)
 
 
 def _command(model: str):
     """The module for the model's family."""
-    try:
-        model_type = AutoConfig.from_pretrained(model).model_type
-    except (OSError, ValueError) as error:
-        raise InputError(f"model={model}: cannot be loaded ({first_line(error)})") from error
-    if model_type not in COMMANDS:
-        raise InputError(f"model={model} has model_type={model_type!r}, expected one of {sorted(COMMANDS)}")
-    return COMMANDS[model_type]
+    return evaluate_lm if family_of(model) is LANGUAGE_MODELS else evaluate_translation

@@ -3,22 +3,23 @@
 moe-hf evaluate-lm MODEL FILE [FILE ...]
 """
 
-import argparse
+import sys
 
-from ..errors import run_command
 from ..evaluation.language_model import evaluate_lm
 from ..evaluation.records import check_recordable, record_evaluation
+from . import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = command_parser("evaluate-lm", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz, globs")
     parser.add_argument("--window_length", type=int, default=64, help="tokens at once (default: 64)")
     parser.add_argument("--batch_size", type=int, default=16, help="rows that the text is cut into (default: 16)")
     parser.add_argument("--no_carry_state", action="store_true", help="start every window from a state of zero")
     parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def evaluate() -> dict:
         if arguments.record:
@@ -31,7 +32,7 @@ def main() -> int:
             batch_size=arguments.batch_size,
         )
         if arguments.record:
-            record_evaluation(arguments.model, "evaluate-lm", arguments.files, metrics)
+            record_evaluation(arguments.model, "evaluate-lm", argv, arguments.files, metrics)
         return metrics
 
     return run_command(evaluate)

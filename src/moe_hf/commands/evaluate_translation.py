@@ -6,17 +6,19 @@ Pairs with an empty side are left out, and have an empty line in the file of --o
 search greedily (--eval_num_beams 1): compare with them by --num_beams 1.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from ..errors import InputError, run_command
+from ..errors import InputError
 from ..evaluation.records import check_recordable, record_evaluation
 from ..evaluation.translation_model import evaluate_translation
 from ..translator import on_one_line
+from . import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = command_parser("evaluate-translation", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("source_file", help="text file, a sentence a line: plain, .gz, .xz")
     parser.add_argument("target_file", help="its translations, line by line")
@@ -30,7 +32,7 @@ def main() -> int:
     parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
     parser.add_argument("--output", type=Path, help="file to write the translations to, a line for each source line")
     parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(argv))
     output, record = arguments.pop("output"), arguments.pop("record")
     arguments = {name: value for name, value in arguments.items() if value is not None}
 
@@ -42,7 +44,7 @@ def main() -> int:
         metrics, translations = evaluate_translation(**arguments)
         if record:
             files = [arguments["source_file"], arguments["target_file"]]
-            record_evaluation(arguments["model"], "evaluate-translation", files, metrics)
+            record_evaluation(arguments["model"], "evaluate-translation", argv, files, metrics)
         if output:
             output.write_text("".join(f"{on_one_line(text)}\n" for text in translations), encoding="utf-8")
         return metrics

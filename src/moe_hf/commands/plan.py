@@ -7,12 +7,12 @@
 Nothing is allocated, whatever the size. Numbers are decimal: a GB is 10^9 bytes.
 """
 
-import argparse
 from pathlib import Path
 
-from ..distributed.plan import OPTIMIZERS, Cluster, plan_sharding
-from ..distributed.plan_report import describe, paper_memory_table, read_config
-from ..errors import run_command
+from ..distributed.plan import OPTIMIZERS, Cluster, num_moe_layers, plan_sharding
+from ..distributed.plan_report import GB, describe, read_config
+from ..experiments.paper_tables import BILLION_WORDS_100
+from . import command_parser, run_command
 from .table import find_configs
 
 MODEL_ARGUMENTS = (
@@ -26,9 +26,13 @@ MODEL_ARGUMENTS = (
     "num_groups_per_tok",
 )
 
+# The others have 32. Appendix D's numbers as remembered, not checked against its text.
+PAPER_DEVICES = {"MoE-65536-h": 64, "MoE-131072-h": 128}
+PAPER_BATCH = 2_500_000
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("plan", __doc__)
     parser.add_argument(
         "config", type=Path, nargs="?", help="file of a training script; by default LstmMoeConfig's values"
     )
@@ -42,7 +46,7 @@ def main() -> int:
     parser.add_argument("--paper_table", action="store_true", help="the table of docs/sharding.md instead")
     for name in MODEL_ARGUMENTS:
         parser.add_argument(f"--{name}", type=int, help="of the model, instead of the file's")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     return run_command(lambda: print(report(arguments)))
 
 
@@ -54,3 +58,26 @@ def report(arguments) -> str:
     cluster = Cluster(arguments.devices, arguments.flops * 1e12, arguments.bandwidth * 1e9, memory)
     config = read_config(arguments.config, changes)
     return describe(plan_sharding(config, cluster, arguments.tokens, arguments.optimizer, arguments.value_bytes))
+
+
+def paper_memory_table(folder: Path) -> str:
+    """GB per device of the models for 100 billion words, on as many devices as the paper had, as Markdown.
+
+    Args:
+        folder: configs/lm.
+    """
+    names = ("model", "devices", "experts of a device", "tokens per expert", "parameters", "gradients")
+    names += ("factored state", "Adam's state", "gathered, kept", "in all, factored", "in all, Adam")
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for row in BILLION_WORDS_100:
+        config = read_config(folder / row.config)
+        cluster = Cluster(PAPER_DEVICES.get(row.name, 32), flops=1, bandwidth=1)
+        adam, factored = (plan_sharding(config, cluster, PAPER_BATCH // cluster.devices, name) for name in OPTIMIZERS)
+        cells = [row.name, str(cluster.devices), "-", "-"]
+        if num_moe_layers(config):
+            cells[2:] = f"{factored.experts_per_device:,}", f"{factored.tokens_per_expert:,.0f}"
+        values = [sum(parts) for parts in zip(factored.experts, factored.dense, factored.embeddings)]
+        values.append(adam.experts.optimizer + adam.dense.optimizer + adam.embeddings.optimizer)
+        values += [factored.gathered + factored.activations, factored.memory, adam.memory]
+        lines.append("| " + " | ".join([*cells, *(f"{value / GB:.2f}" for value in values)]) + " |")
+    return "\n".join(lines)

@@ -7,9 +7,7 @@ Tokenizer and generation settings go along; an optimizer's state does not. The t
 see, and no test data; `moe-hf evaluate` tells the perplexity on other text.
 """
 
-import argparse
-
-from ..errors import InputError, run_command
+from ..errors import InputError
 from ..evaluation.language_model import measure_lm
 from ..evaluation.metrics import load_metric
 from ..evaluation.translation_model import measure_translation
@@ -17,10 +15,11 @@ from ..hub import require_new_folder, save_tokenizer
 from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
+from . import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("prune", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("text", nargs="+", help="text files; of a translation model a source and a target file")
     parser.add_argument("out", help="new folder for the result")
@@ -29,7 +28,7 @@ def main() -> int:
     parser.add_argument("--load", choices=LOADS, default="tokens", help="what decides (default: tokens)")
     parser.add_argument("--num_experts_per_tok", type=int, help="of the result (default: as it was)")
     parser.add_argument("--target_language", help="of a multilingual translation model")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(argv))
     return run_command(lambda: prune_folder(**arguments))
 
 

@@ -6,14 +6,12 @@
 Log in first, by `hf auth login` or the environment variable HF_TOKEN.
 """
 
-import argparse
-
-from ..errors import run_command
 from ..hub import export, push
+from . import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("push", __doc__)
     parser.add_argument("model", help="folder of a training (its output_dir), or folder or Hub name of a model")
     parser.add_argument("repo", help="name of the repository on the Hub, such as me/my-moe")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
@@ -23,7 +21,7 @@ def main() -> int:
         "--language", nargs="+", help="codes of its languages, such as en (default: the sentence pairs')"
     )
     parser.add_argument("--max_shard_size", default="5GB", help="size of a weights file at most (default: 5GB)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     options = {name: getattr(arguments, name) for name in ("license", "language", "max_shard_size")}
 
     def run() -> dict:

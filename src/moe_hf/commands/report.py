@@ -9,14 +9,12 @@ model runs without noise. Of a translation model the encoder reads the sources, 
 TARGET_FILE, as in training. The balance over the training comes from expert_history.csv in the model's folder.
 """
 
-import argparse
-
-from ..errors import run_command
 from ..routing.report import routing_report
+from . import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("report", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz; for a translation model two, aligned")
     parser.add_argument("-o", "--output", default="routing_report.html", help="default: routing_report.html")
@@ -33,6 +31,6 @@ def main() -> int:
         "--no_carry_state", action="store_true", help="language models: start every window from a state of zero"
     )
     parser.add_argument("--target_language", help="multilingual translation models: the language of the second file")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(argv))
     arguments["carry_state"] = not arguments.pop("no_carry_state")
     return run_command(lambda: routing_report(**arguments))

@@ -6,31 +6,31 @@ CONFIGS is a folder with lm/ and translation/ (default: that of the package, whi
 Nothing is allocated, for 137 billion parameters neither. Exit status 1 when a row is not the paper's.
 """
 
-import argparse
 from pathlib import Path
 
 from .. import GnmtMoeConfig, LstmMoeConfig
 from ..data.arguments import TranslationDataArguments
-from ..errors import InputError, run_command
+from ..errors import InputError
 from ..evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
-from ..evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
+from ..experiments.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from . import command_parser, run_command
 
 CONFIGS = Path(__file__).parents[1] / "paper_configs"  # travels with the package; configs/ of a checkout points here
 LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
 ROUNDED_DOWN = (
-    "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/evaluation/paper_tables.py."
+    "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/experiments/paper_tables.py."
 )
 
 
 def read_config(path: Path) -> LstmMoeConfig:
-    """The model that a file for scripts/train_lm.py describes."""
+    """The model that a file for `moe-hf train-lm` describes."""
     model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"])
     return LstmMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
 
 
 def read_translation_config(path: Path) -> GnmtMoeConfig:
-    """The model that a file for scripts/train_translation.py describes."""
+    """The model that a file for `moe-hf train-translation` describes."""
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
     model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"], classes)
     return GnmtMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
@@ -63,10 +63,10 @@ def print_heads(title: str) -> None:
     print(f"\n{title}\n{LINE.format(*names).rstrip()}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("table", __doc__)
     parser.add_argument("configs", nargs="?", type=Path, help="folder with lm/ and translation/")
-    configs = parser.parse_args().configs
+    configs = parser.parse_args(argv).configs
     matches = []
     status = run_command(lambda: matches.extend(print_tables(find_configs(configs))))
     return status or int(not all(matches))

@@ -5,10 +5,18 @@
 Every argument of the YAML file can be given on the command line too; `--help` lists them.
 """
 
-from ..errors import run_command
+import sys
+
 from ..training.arguments import parse_arguments
 from ..training.lm import train_lm
+from . import run_command
 
 
-def main() -> int:
-    return run_command(lambda: train_lm(*parse_arguments())[1])
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+
+    def train() -> dict:
+        trainer, metrics = train_lm(*parse_arguments(argv, prog="moe-hf train-lm"))
+        return metrics if trainer.is_world_process_zero() else {}
+
+    return run_command(train)

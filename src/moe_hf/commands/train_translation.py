@@ -5,13 +5,21 @@
 Every argument of the YAML file can be given on the command line too; `--help` lists them.
 """
 
+import sys
+
 from ..data.arguments import TranslationDataArguments
-from ..errors import run_command
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from ..training.translation import train_translation
+from . import run_command
 
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 
 
-def main() -> int:
-    return run_command(lambda: train_translation(*parse_arguments(dataclasses_=CLASSES))[1])
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+
+    def train() -> dict:
+        trainer, metrics = train_translation(*parse_arguments(argv, CLASSES, prog="moe-hf train-translation"))
+        return metrics if trainer.is_world_process_zero() else {}
+
+    return run_command(train)

@@ -14,17 +14,17 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM
 
-from ..data.text import read_lines
+from ..data.lines import read_lines
 from ..data.translation_tokenizers import load_translation_tokenizer
-from ..errors import run_command
 from ..evaluation.attention_plot import check_plot_file, plot_attention
 from ..loading import load_pretrained
 from ..old_names import with_new_options
 from ..translator import Translator, move_to_device, on_one_line
+from . import command_parser, run_command
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = command_parser("translate", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("file", nargs="?", default="-", help="text file, plain, .gz or .xz; - for standard input")
     parser.add_argument("--target_language", help="of a multilingual model: the language to translate into")
@@ -38,11 +38,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")
     parser.add_argument("--attention_plot", type=Path, help="PNG file: attention of the first line with a translation")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
-    return parser.parse_args(with_new_options(sys.argv[1:], parser))
+    return parser.parse_args(with_new_options(argv, parser))
 
 
-def main() -> int:
-    return run_command(lambda: translate(parse()))
+def main(argv: list[str] | None = None) -> int:
+    return run_command(lambda: translate(parse(argv)))
 
 
 def translate(arguments: argparse.Namespace) -> None:

@@ -7,19 +7,17 @@ Tokenizer and generation settings go along; an optimizer's state does not. Train
 --model_name_or_path OUT. When the result is exactly the source's function stands in docs/upcycling.md.
 """
 
-import argparse
-
-from ..errors import run_command
 from ..hub import require_new_folder, save_tokenizer
 from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..model_size import ops_per_timestep
 from ..models.configuration_moe import GATINGS
 from ..upcycling import exactness, upcycle
+from . import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("upcycle", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("out", help="new folder for the result")
     parser.add_argument("--num_experts", type=int, required=True, help="experts of each MoE layer of the result")
@@ -35,7 +33,7 @@ def main() -> int:
         "--expert_std", type=float, default=0.0, help="noise on the experts, as part of their size (default: 0)"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(argv))
     return run_command(lambda: upcycle_folder(**arguments))
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from ..errors import InputError
+from .lines import read_lines
 from .pair_sources import PairSource
 from .paths import expand_file_patterns
-from .text import dataset_of_rows, file_version, fingerprint, load_hub_dataset, read_lines
+from .text import dataset_of_rows, file_version, fingerprint, load_hub_dataset
 
 PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
 

@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # slow to import, and not needed to load a tokenizer
 
 EOS_TOKEN = "<eos>"
 UNK_TOKEN = "<unk>"
@@ -73,7 +75,7 @@ def train_tokenizer(
 
 def load_or_train_tokenizer(
     name_or_path: str | None,
-    dataset: Dataset,
+    dataset: "Dataset",
     *,
     kind: Literal["word", "bpe"],
     vocab_size: int,
@@ -120,7 +122,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _iterate_text(dataset: Dataset) -> Iterator[str]:
+def _iterate_text(dataset: "Dataset") -> Iterator[str]:
     for batch in dataset.iter(batch_size=1000):
         yield from batch["text"]
 

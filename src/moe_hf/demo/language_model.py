@@ -1,5 +1,6 @@
 """The demo: a small corpus of checkable sentences, a small LSTM-MoE trained on it, and a look at what it learnt."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ..routing.observe import expert_load, load_statistics
 from ..training.arguments import parse_arguments
 from ..training.lm import train_lm
 from .text_corpus import DIALECTS, PROMPTS, dialect_of, is_correct, prompt_of, write_demo_corpus
+
+logger = logging.getLogger(__name__)
 
 
 def run_demo(config_file: str, output_dir: str) -> dict[str, float]:
@@ -27,24 +30,24 @@ def run_demo(config_file: str, output_dir: str) -> dict[str, float]:
     train_file, valid_file = write_demo_corpus(data_dir)
     _title("The corpus: six dialects, true sentences only; the validation sentences are not in the training text")
     for line in _one_line_of_each_dialect(valid_file).values():
-        print(f"  {line}")
+        logger.info(f"  {line}")
 
     _title("Training")
     files = ["--train_files", str(train_file), "--validation_files", str(valid_file), "--output_dir", str(model_dir)]
     trainer, metrics = train_lm(*parse_arguments([config_file, *files]))
     before = next(log for log in trainer.state.log_history if "eval_loss" in log)["eval_perplexity_per_word"]
     after = metrics["eval_perplexity_per_word"]
-    print(f"perplexity per word on held-out sentences: {before:.1f} before training, {after:.2f} after")
+    logger.info(f"perplexity per word on held-out sentences: {before:.1f} before training, {after:.2f} after")
 
     model, tokenizer = trainer.model.eval(), trainer.processing_class
     valid_lines = Path(valid_file).read_text(encoding="utf-8").splitlines()
     _title("Load of the experts, by dialect: share of its tokens that go to each expert, in %")
-    _print_load_table(model, tokenizer, valid_lines)
+    _log_load_table(model, tokenizer, valid_lines)
 
     _title("Continuations (greedy)")
     for prompt, text in zip(PROMPTS, complete(model, tokenizer, PROMPTS)):
         verdict = {True: "true", False: "false", None: "no sentence"}[is_correct(text)]
-        print(f"  {prompt} ->{text.removeprefix(prompt)}  [{verdict}]")
+        logger.info(f"  {prompt} ->{text.removeprefix(prompt)}  [{verdict}]")
     share_true = _report_truth(model, tokenizer, valid_lines[:300])
 
     _title("Saved, and loaded back with AutoModelForCausalLM")
@@ -53,7 +56,7 @@ def run_demo(config_file: str, output_dir: str) -> dict[str, float]:
     with torch.no_grad():
         loaded.set_experts_implementation(model.config._experts_implementation)
         difference = (loaded(**inputs).logits - model(**inputs).logits).abs().max().item()
-    print(f"{type(loaded).__name__} from {model_dir}: largest difference of a logit {difference:.1e}")
+    logger.info(f"{type(loaded).__name__} from {model_dir}: largest difference of a logit {difference:.1e}")
     if difference > 0:
         raise RuntimeError(f"the model loaded from {model_dir} is not the one saved")
     return {"perplexity_before": before, "perplexity_after": after, "share_true": share_true}
@@ -74,7 +77,7 @@ def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 30) -> 
 
 
 def _report_truth(model, tokenizer, lines: list[str]) -> float:
-    """Print, by dialect, how many held-out sentences the model finishes truly; return the share of all."""
+    """Log, by dialect, how many held-out sentences the model finishes truly; return the share of all."""
     finished = complete(model, tokenizer, [prompt_of(line) for line in lines])
     true, total = Counter(), Counter()
     for line, text in zip(lines, finished):
@@ -82,22 +85,22 @@ def _report_truth(model, tokenizer, lines: list[str]) -> float:
         true[dialect_of(line)] += is_correct(text) is True
     share = sum(true.values()) / len(lines)
     by_dialect = ", ".join(f"{name} {true[name]}/{total[name]}" for name in DIALECTS if total[name])
-    print(f"held-out sentences finished truly: {share:.0%} ({by_dialect})")
+    logger.info(f"held-out sentences finished truly: {share:.0%} ({by_dialect})")
     return share
 
 
-def _print_load_table(model, tokenizer, lines: list[str]) -> None:
+def _log_load_table(model, tokenizer, lines: list[str]) -> None:
     groups = {name: [line for line in lines if dialect_of(line) == name] for name in DIALECTS}
     loads = {name: expert_load(model, tokenizer, group) for name, group in groups.items()}
     for layer in next(iter(loads.values())):
         shares = {name: load[layer] / load[layer].sum() for name, load in loads.items()}
         total = sum(load[layer] for load in loads.values())
         shares["all"] = total / total.sum()
-        print(f"{layer:12}" + "".join(f"{expert:4d}" for expert in range(len(total))))
+        logger.info(f"{layer:12}" + "".join(f"{expert:4d}" for expert in range(len(total))))
         for name, share in shares.items():
-            print(f"  {name:10}" + "".join(f"{100 * value:4.0f}" for value in share.tolist()))
+            logger.info(f"  {name:10}" + "".join(f"{100 * value:4.0f}" for value in share.tolist()))
         statistics = load_statistics(total)
-        print(f"  max/mean load {statistics['max_over_mean_load']:.2f}, CV(load) {statistics['cv_load']:.2f}")
+        logger.info(f"  max/mean load {statistics['max_over_mean_load']:.2f}, CV(load) {statistics['cv_load']:.2f}")
 
 
 def _one_line_of_each_dialect(file) -> dict[str, str]:
@@ -106,4 +109,4 @@ def _one_line_of_each_dialect(file) -> dict[str, str]:
 
 
 def _title(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    logger.info(f"\n== {text}")

@@ -1,6 +1,7 @@
 """The translation demo: generated phrases in three languages, one small GNMT-MoE for them, and held-out values."""
 
 import json
+import logging
 from pathlib import Path
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -10,6 +11,8 @@ from ..training.arguments import TranslationModelArguments, TranslationTrainingA
 from ..training.translation import train_translation
 from ..translator import Translator
 from .pair_corpus import SHOWN_LINES, write_translation_corpus
+
+logger = logging.getLogger(__name__)
 
 DIRECTIONS = (("en", "de"), ("de", "fr"), ("fr", "en"))
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
@@ -29,7 +32,7 @@ def run_translation_demo(config_file: str, output_dir: str) -> dict[str, float]:
     files = write_translation_corpus(Path(output_dir) / "data")
     _title("Numbers, dates and times; the values of the validation phrases are in no training phrase")
     for phrase in SHOWN_LINES[:3]:
-        print("  " + " | ".join(phrase))
+        logger.info("  " + " | ".join(phrase))
 
     _title("Training: one model, three directions, with the target language's tag on the source")
     overrides = ["--output_dir", str(model_dir), "--train_pairs", json.dumps(_pairs(files["train"]))]
@@ -44,7 +47,7 @@ def run_translation_demo(config_file: str, output_dir: str) -> dict[str, float]:
         translations = [found[0].text for found in Translator(model, tokenizer, target).translate(sources)]
         correct = sum(one == other for one, other in zip(translations, targets, strict=True))
         shares[f"{source}-{target}"] = correct / len(targets)
-        print(f"  {source}-{target}: {correct} of {len(targets)} ({correct / len(targets):.1%})")
+        logger.info(f"  {source}-{target}: {correct} of {len(targets)} ({correct / len(targets):.1%})")
 
     _title("Some of them by beam search")
     for source, target in DIRECTIONS:
@@ -52,7 +55,7 @@ def run_translation_demo(config_file: str, output_dir: str) -> dict[str, float]:
         lines = [getattr(phrase, source) for phrase in SHOWN_LINES]
         for phrase, line, found in zip(SHOWN_LINES, lines, translator.translate(lines)):
             mark = "✓" if found[0].text == getattr(phrase, target) else f"✗ {getattr(phrase, target)}"
-            print(f"  {line} -> {found[0].text}  {mark}")
+            logger.info(f"  {line} -> {found[0].text}  {mark}")
     return shares
 
 
@@ -69,4 +72,4 @@ def _pairs(files: dict[str, Path]) -> list[dict]:
 
 
 def _title(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    logger.info(f"\n== {text}")

@@ -1,4 +1,4 @@
-"""What `moe-hf plan` prints: a plan in words, and the memory of the paper's largest models."""
+"""What `moe-hf plan` prints: a plan in words."""
 
 import dataclasses
 from pathlib import Path
@@ -6,25 +6,18 @@ from pathlib import Path
 import yaml
 
 from ..errors import InputError
-from ..evaluation.paper_tables import BILLION_WORDS_100
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.configuration_moe import MoeConfig
 from .plan import (
-    OPTIMIZERS,
-    Cluster,
     ShardingPlan,
     compute_to_transfer,
     needed_compute_to_transfer,
     num_moe_layers,
-    plan_sharding,
 )
 
 GB = 1e9
 FEW_TOKENS = 64  # for an expert; below it its weights take longer to fetch than to use (benchmarks/results/experts.md)
-# The others have 32. Appendix D's numbers as remembered, not checked against its text.
-PAPER_DEVICES = {"MoE-65536-h": 64, "MoE-131072-h": 128}
-PAPER_BATCH = 2_500_000
 
 
 def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
@@ -111,26 +104,3 @@ def warnings(plan: ShardingPlan) -> list[str]:
     if cluster.memory is not None and plan.memory > cluster.memory:
         texts.append(f"{plan.memory / GB:.2f} GB are more than the {cluster.memory / GB:.2f} GB of a device")
     return texts
-
-
-def paper_memory_table(folder: Path) -> str:
-    """GB per device of the models for 100 billion words, on as many devices as the paper had, as Markdown.
-
-    Args:
-        folder: configs/lm.
-    """
-    names = ("model", "devices", "experts of a device", "tokens per expert", "parameters", "gradients")
-    names += ("factored state", "Adam's state", "gathered, kept", "in all, factored", "in all, Adam")
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for row in BILLION_WORDS_100:
-        config = read_config(folder / row.config)
-        cluster = Cluster(PAPER_DEVICES.get(row.name, 32), flops=1, bandwidth=1)
-        adam, factored = (plan_sharding(config, cluster, PAPER_BATCH // cluster.devices, name) for name in OPTIMIZERS)
-        cells = [row.name, str(cluster.devices), "-", "-"]
-        if num_moe_layers(config):
-            cells[2:] = f"{factored.experts_per_device:,}", f"{factored.tokens_per_expert:,.0f}"
-        values = [sum(parts) for parts in zip(factored.experts, factored.dense, factored.embeddings)]
-        values.append(adam.experts.optimizer + adam.dense.optimizer + adam.embeddings.optimizer)
-        values += [factored.gathered + factored.activations, factored.memory, adam.memory]
-        lines.append("| " + " | ".join([*cells, *(f"{value / GB:.2f}" for value in values)]) + " |")
-    return "\n".join(lines)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..errors import InputError
+from ..extra_packages import require_packages
 from ..translator import Translation, Translator
-from .extra_packages import require_packages
 
 
 def check_plot_file(file: str | Path) -> None:

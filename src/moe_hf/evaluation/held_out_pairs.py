@@ -10,9 +10,8 @@ from ..errors import InputError
 from .bleu_tokenizers import DEFAULT_TOKENIZER, language_of_file, merge_signatures, tokenizer_for
 from .metrics import load_metric
 
-# Of a batch that perplexity is taken of, and of the search for translations while a model trains.
+# Of a batch that perplexity is taken of.
 TOKENS_PER_BATCH = 8000
-EVAL_NUM_BEAMS = 1
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def evaluation_pairs(
     """Tokenize held-out pairs; they are used whole, however long.
 
     Args:
-        pairs: what `load_sentence_pairs` returned.
-        tokenizer: of the model.
+        pairs (SentencePairs): what `load_sentence_pairs` returned.
+        tokenizer (PreTrainedTokenizerBase): of the model.
         num_proc: processes that tokenise; None: one.
         tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
         target_files: whose names tell the language (text.zh) where the pairs do not.

@@ -3,12 +3,13 @@
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 
 from ..errors import InputError
 
 FILE = "evaluations.json"
+# Of the search for translations while a model trains, unless its arguments say otherwise.
+EVAL_NUM_BEAMS = 1
 
 
 def check_recordable(model: str) -> None:
@@ -24,20 +25,22 @@ def check_recordable(model: str) -> None:
         raise InputError(f"record: model={model!r} is not a folder, evaluations are kept in the model's folder")
 
 
-def record_evaluation(model: str, command: str, files: list[str], metrics: dict[str, float | str]) -> None:
+def record_evaluation(
+    model: str, command: str, argv: list[str], files: list[str], metrics: dict[str, float | str]
+) -> None:
     """Keep what an evaluation found in the model's folder; one with the same arguments is replaced.
 
     Args:
         model: the folder.
-        command: the subcommand of `moe-hf` that is running; its other arguments are those of this process, without
-            where the output goes, which is no part of the result.
+        command: the subcommand of `moe-hf` that evaluated it.
+        argv: the arguments of that command; where its output goes is left out, as it does not change the result.
         files: what the model was judged on.
         metrics: by name, "eval_" before it or not.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--output")
-    _, arguments = parser.parse_known_args(sys.argv[1:])
+    _, arguments = parser.parse_known_args(argv)
     arguments.remove(model)
     record = {"command": command, "arguments": arguments, "files": files, "metrics": metrics}
     others = [

@@ -58,7 +58,14 @@ def _sum(losses: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
 
 
 def perplexities(nats: float, num_tokens: float, num_words: int) -> dict[str, float]:
-    """loss (nats per token), perplexity_per_token, perplexity_per_word and bits_per_word."""
+    """The measures of a summed loss: loss (nats per token), perplexity_per_token, perplexity_per_word and
+    bits_per_word.
+
+    Args:
+        nats: the sum of the losses.
+        num_tokens: tokens that were scored.
+        num_words: words of the text, each line's end counted as one.
+    """
     metric = load_metric("stream_perplexity")
     metric.add(nll=nats, num_tokens=int(num_tokens), num_words=num_words)
     return {"loss": nats / num_tokens, **metric.compute()}

@@ -1,5 +1,6 @@
 """Judge a trained translation model on sentence pairs: perplexity, BLEU and chrF."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from .bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_fil
 from .held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs, score_translations
 from .metrics import load_metric
 from .summed_loss import perplexities, summed_pairs_loss
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_translation(
@@ -101,7 +104,7 @@ def _load_pairs(tokenizer, source_file: str, target_file: str, target_language: 
     encode_sources(tokenizer, [], target_language)  # which refuses a wrong language
     source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
     pairs = load_sentence_pairs([source])
-    print(f"evaluated: {pairs}")
+    logger.info(f"evaluated: {pairs}")
     return pairs
 
 

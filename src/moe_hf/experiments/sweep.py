@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from ..training.checkpoints import check_same_run
 from ..training.lm import load_text, train_lm
 from ..training.runs import run_identity
 from .baselines import BaselineArguments, train_baseline, train_translation_baseline
+
+logger = logging.getLogger(__name__)
 
 # What decides the tokenizer, with the arguments of its training in tokenizers.py.
 TOKENIZER_ARGUMENTS = (
@@ -104,7 +107,7 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
     folder = Path(training_args.output_dir) / "tokenizer"
     arguments = {name: getattr(data_args, name) for name in TOKENIZER_ARGUMENTS}
     if not folder.is_dir():
-        print(f"{folder}: training", flush=True)
+        logger.info(f"{folder}: training")
         text = load_text(data_args, "train")
         tokenizer = load_or_train_tokenizer(None, text, kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size)
         unfinished = folder.with_name(f"tokenizer-{os.getpid()}")
@@ -178,7 +181,7 @@ def train_runs(runs: list[Run], only: list[str] | None = None) -> list[Run]:
     for run, is_finished in zip(runs, are_finished, strict=True):
         if only and run.name not in only:
             continue
-        print(f"{run.folder}: {'finished before' if is_finished else 'training'}", flush=True)
+        logger.info(f"{run.folder}: {'finished before' if is_finished else 'training'}")
         if not is_finished:
             run.train(run.model_args, run.data_args, run.training_args)
             gc.collect()

@@ -111,6 +111,9 @@ STATIC_LAYER_TYPE_MAPPING[LstmCacheLayer._layer_type] = LstmCacheLayer
 
 
 def keeps_lstm_state(layer: CacheLayerMixin) -> bool:
-    """Told by the layer type and not by the class: it may be that of another copy of this file, from a repository that
-    brings its code, as the library knows one class for a type, the last one defined."""
+    """Whether a cache's layer is a `LstmCacheLayer`.
+
+    Compares `_layer_type`, not the class: a model loaded with trust_remote_code defines its own copy of the class, and
+    the library builds the layers of the class that was defined last.
+    """
     return getattr(layer, "_layer_type", None) == LstmCacheLayer._layer_type

@@ -10,6 +10,8 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_moe import MoeConfig
+from .int8_experts import int8_experts_forward
+from .quantization import is_int8
 
 
 @use_experts_implementation(has_gate=False)
@@ -63,6 +65,8 @@ class MoeExperts(nn.Module):
         Returns:
             (T, D), in the dtype of `hidden_states`.
         """
+        if is_int8(self.up_proj, self.mid_proj, self.down_proj):
+            return int8_experts_forward(self, hidden_states, top_k_index, top_k_weights)
         # Rows sorted by expert; ids of E or more come last and are left out.
         order_R = top_k_index.reshape(-1).argsort(stable=True)
         counts = top_k_index.reshape(-1).bincount(minlength=self.num_experts)[: self.num_experts].tolist()

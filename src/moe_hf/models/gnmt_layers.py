@@ -15,15 +15,16 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_gnmt_moe import GnmtMoeConfig
-from .lstm import Lstm, LstmLayer, lstm_cell, run_lstm
+from .lstm import Lstm, LstmLayer, float_weights, lstm_cell, run_lstm
+from .quantization import is_int8, linear
 
 
 class BidirectionalLstmLayer(GradientCheckpointingLayer):
     """x + dropout(LSTM(x)) in each direction, both of width D.
 
     The paper says neither how the directions are merged nor where the residual goes. Here each direction has its own
-    residual; a following LSTM reads both, concatenated to 2D, which gives the paper's operations per time step; and
-    the stream that later residuals add to is their mean, x + (dropout(forward) + dropout(backward)) / 2.
+    residual. A following LSTM reads both directions, concatenated to 2D, which gives the paper's operations per time
+    step. Later residuals add to their mean, x + (dropout(forward) + dropout(backward)) / 2.
 
     Args:
         config: as for `LstmLayer`, for each direction.
@@ -57,9 +58,10 @@ class BidirectionalLstmLayer(GradientCheckpointingLayer):
 class GnmtAttention(nn.Module):
     """A feed-forward network scores every source position x_i for every query y_j; a softmax over i makes weights.
 
-    "product", the paper's:  sum_d V_d tanh((x_i U)_d) tanh((y_j W)_d), which is one matrix product of two tensors;
-    "additive", GNMT's:      sum_d V_d tanh((x_i U)_d + (y_j W)_d), which needs memory for B * T * S * A numbers.
-    What depends on the source alone, the keys, is computed once. The context is the weighted sum of the x_i.
+    - "product", the paper's: sum_d V_d tanh((x_i U)_d) tanh((y_j W)_d). It is one matrix product of two tensors.
+    - "additive", GNMT's: sum_d V_d tanh((x_i U)_d + (y_j W)_d). It needs memory for B * T * S * A numbers.
+
+    The keys depend on the source alone and are computed once. The context is the weighted sum of the x_i.
 
     Args:
         config: hidden_size D, attention_type.
@@ -78,9 +80,10 @@ class GnmtAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """U and W keep the variance. Product: V = 1 / A, so the score starts as a mean over d; additive: V is random.
+        """U and W keep the variance. V is 1 / A for products and random for additive scores.
 
-        With V = 1 the first sums over d are as large as chance makes them, and alignment is learnt far later.
+        With V = 1 / A a score starts as a mean over d. With V = 1 the first scores would be large by chance, and
+        alignment would be learnt far later.
         """
         bound = self.source_weight.shape[1] ** -0.5
         init.normal_(self.source_weight, std=bound)
@@ -92,7 +95,7 @@ class GnmtAttention(nn.Module):
 
     def project_source(self, source: torch.Tensor) -> torch.Tensor:
         """(B, S, D) -> the keys (B, S, A): V tanh(x U) for products, else x U."""
-        keys_BSA = nn.functional.linear(source, self.source_weight)
+        keys_BSA = linear(source, self.source_weight)
         return torch.tanh(keys_BSA) * self.score_weight if self.is_product else keys_BSA
 
     def forward(
@@ -110,7 +113,7 @@ class GnmtAttention(nn.Module):
         """
         if keys is None:
             keys = self.project_source(source)
-        query_BTA = nn.functional.linear(query, self.query_weight)
+        query_BTA = linear(query, self.query_weight)
         if self.is_product:
             scores_BTS = torch.bmm(torch.tanh(query_BTA), keys.to(query_BTA.dtype).transpose(1, 2))
         else:
@@ -138,12 +141,14 @@ def recurrent_projection(context_weight: torch.Tensor, weight_hh: torch.Tensor, 
 class AttentionLstmLayer(LstmLayer):
     """x + dropout(LSTM(x)), and the attention context for every target position.
 
-    The query is h, the LSTM's output before dropout and residual sum.
-    attention_feeding="recurrent": context_t = attend(h_{t-1}), and the LSTM reads [x_t, context_t]; h before the first
-    step is zero. One step after the other; what does not depend on the step before is computed for all at once.
-    attention_feeding="input": the LSTM reads the same, [x_t, attend(h_{t-1})], but context_t = attend(h_t): the layers
-    above get what was looked for after x_t was read (Luong et al., 2015, section 3.3).
-    attention_feeding="parallel": the LSTM reads x_t, in one call, and context_t = attend(h_t).
+    The query is h, the LSTM's output before dropout and residual sum. `attention_feeding` says what the LSTM reads,
+    and which context the layers above get:
+
+    - "recurrent": the LSTM reads [x_t, context_t] with context_t = attend(h_{t-1}); h before the first step is zero.
+      It runs step by step; what does not depend on the step before is computed for all steps at once.
+    - "input": the LSTM reads the same, but context_t = attend(h_t). The layers above get the context that was looked
+      for after x_t was read (Luong et al., 2015, section 3.3).
+    - "parallel": the LSTM reads x_t, in one call, and context_t = attend(h_t).
 
     Args:
         config: as for `LstmLayer` and `GnmtAttention`, and attention_feeding.
@@ -198,13 +203,21 @@ class AttentionLstmLayer(LstmLayer):
 
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         dtype, width = hidden_states.dtype, hidden_states.shape[-1]
-        from_x = nn.functional.linear(hidden_states, self.weight_ih[:, :width], self.bias).unbind(1)
-        project = recurrent_projection(self.weight_ih[:, width:], self.weight_hh, num_steps=len(from_x))
+        if hidden_states.shape[1] == 1 and is_int8(self.weight_ih):
+            # A part of the columns would have to be copied, so x goes in together with the context.
+            lstm, from_x, x = self, (self.bias,), hidden_states[:, 0]
+
+            def project(context, h):
+                return linear(torch.cat([x, context], dim=-1), lstm.weight_ih) + linear(h, lstm.weight_hh)
+        else:
+            lstm = float_weights(self)
+            from_x = nn.functional.linear(hidden_states, lstm.weight_ih[:, :width], lstm.bias).unbind(1)
+            project = recurrent_projection(lstm.weight_ih[:, width:], lstm.weight_hh, num_steps=len(from_x))
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
             context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
-            new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, self.weight_hr)
+            new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, lstm.weight_hr)
             new_h, new_c = new_h.to(dtype), new_c.to(dtype)
             output = new_h
             if is_real_B1 is not None:

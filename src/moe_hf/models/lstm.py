@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_moe import MoeConfig
 from .lstm_kernel import lstm_sequence
 from .packing import DocumentLanes
+from .quantization import dequantized, is_int8, linear
 
 
 class LstmWeights(NamedTuple):
@@ -49,20 +50,35 @@ def run_lstm(
     Returns:
         outputs (B, S, L * D), 0 at padding, and the state after the last real step, like h and c.
     """
-    # An exported step is made of operations that every runtime has; neither kernel is.
-    is_exported_step = inputs.shape[1] == 1 and torch.compiler.is_exporting()
+    # An exported step is made of operations that every runtime has; neither kernel is. Nor does either read 8 bits.
+    is_elementary = torch.compiler.is_exporting() or _has_int8(directions[0])
+    is_elementary = is_elementary and inputs.shape[1] == 1 and starts is None
+    if not is_elementary:
+        directions = [float_weights(lstm) for lstm in directions]
     if starts is not None:
         output, h, c = lstm_sequence(directions[0], inputs, mask, h[0], c[0], starts=starts)
         return output, h[None], c[None]
-    if not is_exported_step and is_fused(inputs, mask, directions[0]):
+    if not is_elementary and is_fused(inputs, mask, directions[0]):
         return run_fused(inputs, mask, h, c, directions, training)
-    run = lstm_step if is_exported_step else lstm_sequence
+    run = lstm_step if is_elementary else lstm_sequence
     runs = [run(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
     if len(runs) == 1:
         outputs, h, c = runs[0]
         return outputs, h[None], c[None]
     outputs, h, c = zip(*runs)
     return torch.cat(outputs, dim=-1), torch.stack(h), torch.stack(c)
+
+
+def _has_int8(lstm: "Lstm | LstmWeights") -> bool:
+    return is_int8(lstm.weight_ih, lstm.weight_hh, lstm.weight_hr)
+
+
+def float_weights(lstm: "Lstm | LstmWeights") -> "Lstm | LstmWeights":
+    """The same, with float copies of quantized weights: worth their time where many positions are read."""
+    if not _has_int8(lstm):
+        return lstm
+    weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr)
+    return LstmWeights(*(dequantized(weight, lstm.bias.dtype) for weight in weights))
 
 
 def lstm_cell(
@@ -72,7 +88,7 @@ def lstm_cell(
     input_gate, forget_gate, new_values, output_gate = gates.chunk(4, dim=-1)
     c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(new_values)
     h = torch.sigmoid(output_gate) * torch.tanh(c)
-    return (h if weight_hr is None else nn.functional.linear(h, weight_hr)), c
+    return (h if weight_hr is None else linear(h, weight_hr)), c
 
 
 def lstm_step(
@@ -84,8 +100,8 @@ def lstm_step(
     reverse: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`lstm_sequence` for one position, in elementary operations."""
-    from_x = nn.functional.linear(x[:, 0], lstm.weight_ih, lstm.bias)
-    new_h, new_c = lstm_cell(from_x + nn.functional.linear(h, lstm.weight_hh), c, lstm.weight_hr)
+    from_x = linear(x[:, 0], lstm.weight_ih, lstm.bias)
+    new_h, new_c = lstm_cell(from_x + linear(h, lstm.weight_hh), c, lstm.weight_hr)
     if mask is None:
         return new_h[:, None], new_h, new_c
     return new_h[:, None] * mask[..., None], torch.where(mask, new_h, h), torch.where(mask, new_c, c)

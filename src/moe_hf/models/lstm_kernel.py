@@ -1,8 +1,8 @@
 """An LSTM over whole sequences with a backward pass written by hand, for processors without a fused kernel.
 
-torch's own CPU kernel keeps a graph of every step: its backward pass fills a gradient of the whole sequence with zeros
-at each of them, and a recurrent projection makes it slower still. Here all that does not wait for the step before is
-done at once, forward and backward, and padding is a mask rather than a packed sequence.
+torch's own CPU kernel keeps a graph of every step. Its backward pass fills a gradient of the whole sequence with zeros
+at each step, and a recurrent projection makes it slower still. Here everything that does not depend on the step before
+is computed at once, forward and backward, and padding is a mask rather than a packed sequence.
 
 Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U units of the cell.
 """

@@ -29,6 +29,7 @@ from .gnmt_layers import AttentionLstmLayer, BidirectionalLstmLayer, GnmtAttenti
 from .lstm import LstmLayer
 from .moe import MoeBlock
 from .pretrained_moe import MoePreTrainedModel, TokenEmbedding, padding_mask
+from .softmax_loss import SoftmaxHead
 from .task_loss import IGNORED, check_loss_is_ours, summed_cross_entropy
 
 
@@ -385,7 +386,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
         super().__init__(config)
         self.model = GnmtMoeModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = SoftmaxHead(config.hidden_size, config.vocab_size)
         if not config.share_embeddings:
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()

@@ -33,8 +33,8 @@ def layer_balancing_loss(
 ) -> torch.Tensor:
     """The weighted balancing losses of one layer, a scalar.
 
-    They are w_importance CV(Importance)^2 + w_load CV(Load)^2 (section 4). Of strictly balanced gating the second term
-    is 0, since the loads are equal by construction, and w_threshold L_batchwise stands in its place (appendix F).
+    They are w_importance CV(Importance)^2 + w_load CV(Load)^2 (section 4). Under strictly balanced gating the loads
+    are equal by construction, so the second term is 0; w_threshold L_batchwise replaces it (appendix F).
 
     Args:
         config: has importance_loss_coef, load_loss_coef and threshold_loss_coef.

@@ -20,6 +20,7 @@ from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
 from .moe import MoeBlock, layer_balancing_loss
+from .quantization import embedding, int8_quantization
 from .segment_experts import OWN_IMPLEMENTATION
 from .sharding_checks import check_sharding
 from .task_loss import loss_of_batch
@@ -31,8 +32,8 @@ RECORDING_KEYWORDS = ("output_hidden_states", "output_router_logits", "output_at
 class TokenEmbedding(nn.Embedding):
     """ids (...) -> (..., D): rows of `weight` (vocab_size, D), times D ** 0.5 with `config.scale_embedding`.
 
-    A matrix that is the softmax's too has to start small, with a variance of 1 / D; layers that start with gates and
-    attention scores near zero learn slowly from inputs as small as that.
+    An embedding that is tied to the softmax has to start small, with a variance of 1 / D. Gates and attention scores
+    start near zero, and learn slowly from inputs that small.
 
     Args:
         config: vocab_size, hidden_size D, scale_embedding.
@@ -44,7 +45,7 @@ class TokenEmbedding(nn.Embedding):
         self.embed_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return super().forward(input_ids) * self.embed_scale
+        return embedding(input_ids, self.weight) * self.embed_scale
 
 
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
@@ -108,6 +109,25 @@ class MoePreTrainedModel(PreTrainedModel):
             for gate_class in (NoisyTopKGate, SoftmaxTopKGate, StrictlyBalancedGate)
         ],
     }
+
+    def __init__(self, config, *args, **kwargs):
+        if getattr(config, "quantization_config", None) is not None:
+            int8_quantization(config.quantization_config)
+        super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As the library's, and refuses a `quantization_config` that would change nothing, before weights are read.
+
+        Raises:
+            ValueError: `quantization_config`, given or the folder's, is none that `int8_quantization` takes.
+        """
+        folder_config = getattr(kwargs.get("config"), "quantization_config", None)
+        if folder_config is not None:
+            int8_quantization(folder_config)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = int8_quantization(kwargs["quantization_config"])
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _check_keywords(self, keywords: dict) -> None:
         """Refuse a keyword that no part of the model uses.
@@ -228,9 +248,9 @@ class MoePreTrainedModel(PreTrainedModel):
         if mesh_manager is not None:
             check_sharding(model, distributed_config)
             if model.all_tied_weights_keys and distributed_config.tp_size == 1:
-                # One weight in one group. The library shards embedding and softmax before it ties them, and in two
-                # groups: where the processes do not divide the vocabulary each then has a padded copy, and one of
-                # them is never updated.
+                # One weight in one group. The library shards embedding and softmax in two groups before it ties them.
+                # If the processes do not divide the vocabulary, each group has a padded copy, and one copy is never
+                # updated.
                 model.tie_weights(recompute_mapping=False)
                 model.fsdp_plan = {name: rule for name, rule in model.fsdp_plan.items() if name != "lm_head"}
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
@@ -239,6 +259,11 @@ class MoePreTrainedModel(PreTrainedModel):
         state_dict = super().gather_sharded_state_dict_for_save(
             model_to_save, state_dict, distributed_config, **kwargs
         )
+        if getattr(self, "is_quantized", False):
+            # The library cannot undo the conversions that it loads quantized weights by, and saves tied ones twice.
+            self._weight_conversions = None
+            tied = tuple("._".join(name.rsplit(".", 1)) + "_" for name in self.all_tied_weights_keys)
+            return {name: part for name, part in state_dict.items() if not name.startswith(tied)}
         if distributed_config is None:
             return state_dict
         # Gathered, tied weights are tensors of their own, which the library takes for different ones.
@@ -246,7 +271,11 @@ class MoePreTrainedModel(PreTrainedModel):
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         config, reason = self.config, None
-        if config.num_expert_layers > 1:
+        if getattr(config, "quantization_config", None) is not None:
+            # "eager" computes with quantized weights; no kernel stands behind our name for them.
+            requested_experts = None if requested_experts == OWN_IMPLEMENTATION else requested_experts
+            reason = "computes with float weights, but the model is quantized"
+        elif config.num_expert_layers > 1:
             reason = f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"
         elif requested_experts in (None, OWN_IMPLEMENTATION) and config.hidden_act != "relu":
             reason = f"computes ReLU units, but hidden_act={config.hidden_act!r}"

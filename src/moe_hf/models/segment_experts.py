@@ -1,10 +1,10 @@
 """Our implementation of the experts, as Transformers' experts interface knows it, and its kernel for a CPU.
 
 The kernel sorts once, works on contiguous segments, and has a backward pass written by hand. What makes it fast:
-- idle experts cost nothing forward, and slots of weight 0 (padding) are not computed at all;
-- a gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept or scaled;
-- gradients are written into memory that is not cleared first, but for the idle experts' part;
-- the k results of a token are summed by `embedding_bag`, once forward and once backward.
+- Idle experts cost nothing forward, and slots of weight 0 (padding) are not computed at all.
+- A gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept or scaled.
+- Gradients are written into memory that is not cleared first, except the idle experts' part.
+- The k results of a token are summed by `embedding_bag`, once forward and once backward.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R = T * K routed rows.
 """
@@ -56,8 +56,8 @@ def _experts(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """x (T, D), index and weights (T, K), up (E, H, D), down (E, D, H).
 
-    Returns the output (T, D); and what the backward pass needs: the rows' hidden units (R, H), empty unless `keep`,
-    the slot of each row (R,) and the number of rows of each expert (E,).
+    Returns the output (T, D), and three tensors for the backward pass: the rows' hidden units (R, H), empty unless
+    `keep`, the slot of each row (R,), and the number of rows of each expert (E,).
     """
     num_experts, num_hidden, _ = up.shape
     order_R, counts_E = _sort(index, weights, num_experts)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .quantization import dequantized, linear
 from .task_loss import IGNORED
 
 
@@ -53,7 +54,7 @@ class SoftmaxHead(nn.Linear):
             ValueError: the weight is spread over devices here, by tensor parallelism.
         """
         if targets is None:
-            return super().forward(hidden_states)
+            return linear(hidden_states, self.weight)
         # Under tensor parallelism it is a DTensor, or without gradients the local part. FSDP has made it whole by now.
         if hasattr(self.weight, "device_mesh") or len(self.weight) != self.out_features:
             raise ValueError(
@@ -61,10 +62,11 @@ class SoftmaxHead(nn.Linear):
                 "compute the loss from its whole weight"
             )
         hidden_TD, targets_T = hidden_states.flatten(0, -2), targets.flatten()
+        weight = dequantized(self.weight, hidden_states.dtype)
         if num_sampled is None:
-            return chunked_cross_entropy(hidden_TD, self.weight, targets_T, chunk_size, label_smoothing)
-        sample = log_uniform_sample(num_sampled, len(self.weight), hidden_states.device)
-        return sampled_softmax_loss(hidden_TD, self.weight, targets_T, *sample, chunk_size)
+            return chunked_cross_entropy(hidden_TD, weight, targets_T, chunk_size, label_smoothing)
+        sample = log_uniform_sample(num_sampled, len(weight), hidden_states.device)
+        return sampled_softmax_loss(hidden_TD, weight, targets_T, *sample, chunk_size)
 
 
 def log_uniform_sample(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import InputError
-from ..evaluation.extra_packages import require_packages
+from ..extra_packages import require_packages
 from ..run_folder import HISTORY_FILE
 from .history_plot import read_expert_history
 from .inputs import batches_with_progress, load_for_routing, num_positions, open_text

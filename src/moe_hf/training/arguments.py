@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from transformers.training_args import OptimizerNames
 from ..data.arguments import DataArguments
 from ..data.paths import expand_path
 from ..errors import InputError
-from ..evaluation.held_out_pairs import EVAL_NUM_BEAMS, TOKENS_PER_BATCH
+from ..evaluation.held_out_pairs import TOKENS_PER_BATCH
+from ..evaluation.records import EVAL_NUM_BEAMS
 from ..old_names import with_new_names, with_new_options
 from .optimizer import FACTORED_ADAM
 
@@ -177,17 +177,30 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
 
 
 def parse_arguments(
-    argv: list[str] | None = None, dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments)
+    argv: list[str],
+    dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments),
+    *,
+    prog: str | None = None,
+    keywords: dict | None = None,
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
 
     `~` and `${VARIABLE}` are expanded in `PATH_ARGUMENTS` here, in files of data when they are read.
 
+    Args:
+        argv: the command line, without the name of the program.
+        dataclasses_: the argument classes.
+        prog: the name of the program in its help.
+        keywords: arguments by name, as Python values; they win over the file.
+
+    Returns:
+        an instance of each class.
+
     Raises:
         InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(dataclasses_, usage="%(prog)s [CONFIG.yaml] [--name value ...]", allow_abbrev=False)
+    usage = "%(prog)s [CONFIG.yaml] [--name value ...]"
+    parser = HfArgumentParser(dataclasses_, prog=prog, usage=usage, allow_abbrev=False)
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
             action.nargs, action.const = "?", "last"
@@ -196,6 +209,9 @@ def parse_arguments(
     if argv and not argv[0].startswith("-"):
         parser.set_defaults(**_read_yaml(argv[0], dataclasses_))
         argv = argv[1:]
+    if keywords:
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in keywords.items()}
+        parser.set_defaults(**_known_arguments(values, dataclasses_))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             args=argv, look_for_args_file=False, return_remaining_strings=True
@@ -254,12 +270,17 @@ def _read_yaml(path: str, dataclasses_: tuple) -> dict:
         raise InputError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"configuration file {path} holds {type(values).__name__}, expected 'name: value' lines")
+    return _known_arguments(values, dataclasses_, where=f"{path}: ")
+
+
+def _known_arguments(values: dict, dataclasses_: tuple, where: str = "") -> dict:
+    """The values under the arguments' new names; InputError: no argument has one of the names."""
     known = {f.name for cls in dataclasses_ for f in dataclasses.fields(cls) if f.init}
-    values = with_new_names(values, known, where=f"{path}: ")
+    values = with_new_names(values, known, where=where)
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             raise InputError(
-                f"{path}: no argument is named {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                f"{where}no argument is named {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
             )
     return values

@@ -1,13 +1,15 @@
 """Ctrl-C, or a scheduler's SIGTERM, ends a training after the step it is in, with a checkpoint to go on from."""
 
+import logging
 import signal
-import sys
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
 from ..errors import InterruptedRun
+
+logger = logging.getLogger(__name__)
 
 
 class InterruptCallback(TrainerCallback):
@@ -36,7 +38,7 @@ class InterruptCallback(TrainerCallback):
     def _receive(self, number, frame):
         if self.received is None:
             again = ", again: at once" if self._is_single else ""
-            print(f"\n{signal.Signals(number).name}: stops after this step{again}", file=sys.stderr, flush=True)
+            logger.warning(f"{signal.Signals(number).name}: stops after this step{again}")
         self.received = number
         if self._is_single:
             self.restore()

@@ -1,12 +1,15 @@
 """Train an LSTM-MoE language model: text files in, a model folder with tokenizer and history out."""
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data.arguments import DataArguments
-from ..data.text import load_text_dataset, tokenize_to_stream
+from ..data.text import TokenStream, load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
@@ -17,6 +20,8 @@ from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
 from .runs import build_model, quiet_logs, run_identity, run_training
+
+logger = logging.getLogger(__name__)
 
 
 def train_lm(
@@ -52,10 +57,13 @@ def train_lm(
     else:
         model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
-    print_model_size(model, streams, windows)
+    log_model_size(model, streams, windows)
 
+    training_args = copy.copy(training_args)  # the caller's stay as they are
     if data_args.carry_state:
         training_args.train_sampling_strategy = "sequential"
+    if "validation" in windows:  # with another batch size than rows, batches would mix windows
+        training_args.per_device_eval_batch_size = windows["validation"].num_rows // training_args.world_size
     trainer = LmTrainer(
         model=model,
         args=training_args,
@@ -68,8 +76,24 @@ def train_lm(
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
 
 
-def load_streams(model_args, data_args, training_args, checkpoint):
-    """The tokenizer, and the token streams "train" and (when there is such text) "validation"."""
+def load_streams(
+    model_args, data_args, training_args, checkpoint
+) -> tuple[PreTrainedTokenizerBase, dict[str, TokenStream]]:
+    """Load the text of a run and tokenise it.
+
+    Args:
+        model_args (LmModelArguments): may name a model, whose tokenizer is taken.
+        data_args (DataArguments): the text and the tokenizer.
+        training_args (MoeTrainingArguments): those of the run.
+        checkpoint (str | None): what is resumed from; its tokenizer is taken.
+
+    Returns:
+        The tokenizer, and the token streams "train" and (when there is such text) "validation".
+
+    Raises:
+        InputError: there is no text to train on, or none to evaluate on where `eval_strategy` needs it, or it cannot
+            be read.
+    """
     parts = ["train"]
     if data_args.validation_files or (data_args.dataset_name and data_args.validation_split):
         load_metric("stream_perplexity")  # better now than after hours of training
@@ -95,8 +119,19 @@ def load_streams(model_args, data_args, training_args, checkpoint):
     return tokenizer, streams
 
 
-def load_text(data_args: DataArguments, part: str):
-    """The text of "train" or "validation", a `datasets.Dataset` with a column "text"."""
+def load_text(data_args: DataArguments, part: str) -> Dataset:
+    """Load the text of one part of the data.
+
+    Args:
+        data_args: where the text is.
+        part: "train" or "validation".
+
+    Returns:
+        One row a line, in the column "text".
+
+    Raises:
+        InputError: no file is named, or the text cannot be read.
+    """
     is_train = part == "train"
     if data_args.dataset_name:
         source = {
@@ -119,7 +154,16 @@ def load_text(data_args: DataArguments, part: str):
 
 
 def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArguments) -> dict[str, StreamWindows]:
-    """Windows of each stream. Evaluation goes through rows in parallel, and so does training with carried state."""
+    """Cut windows of each stream. Evaluation goes through rows in parallel, and so does training with carried state.
+
+    Args:
+        streams (dict[str, TokenStream]): by part of the data.
+        data_args: window_length and carry_state.
+        training_args: the batch sizes.
+
+    Raises:
+        InputError: a stream is too short.
+    """
     processes = training_args.world_size
     rows = {"train": None, "validation": training_args.per_device_eval_batch_size * processes}
     if data_args.carry_state:
@@ -128,7 +172,6 @@ def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArg
     if "validation" in streams:  # a short text has fewer rows than the batch size
         longest = (len(streams["validation"]) - 1) // data_args.window_length
         rows["validation"] = max(processes, min(rows["validation"], longest // processes * processes))
-        training_args.per_device_eval_batch_size = rows["validation"] // processes  # else batches would mix windows
     windows = {}
     for name, stream in streams.items():
         try:
@@ -138,13 +181,14 @@ def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArg
     return windows
 
 
-def print_model_size(model, streams, windows) -> None:
-    """Print what is trained on what."""
+def log_model_size(model, streams, windows) -> None:
+    """Log what is trained on what."""
     for name, stream in streams.items():
-        print(
+        logger.info(
             f"{name}: {stream.num_lines:,} lines, {stream.num_words:,} words with end-of-sentence, "
             f"{len(stream):,} tokens, {len(windows[name]):,} windows"
         )
     total = model.num_parameters()
     softmax = math.prod(model.lm_head.weight.shape) * (1 if model.config.tie_word_embeddings else 2)
-    print(f"model: {total / 1e6:.2f} M parameters, {(total - softmax) / 1e6:.2f} M without embedding and softmax")
+    rest = total - softmax
+    logger.info(f"model: {total / 1e6:.2f} M parameters, {rest / 1e6:.2f} M without embedding and softmax")

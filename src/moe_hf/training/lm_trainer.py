@@ -96,9 +96,19 @@ class LmTrainer(MoeTrainerMixin, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss and perplexity over every token of a `StreamWindows` dataset with rows, per token and per word.
 
-        With `carry_state` each window goes on from the state of the one before it. Keys: `eval_loss` (nats per token),
-        `eval_perplexity_per_token`, `eval_perplexity_per_word`, `eval_bits_per_word`, `eval_runtime` (seconds),
-        `eval_tokens_per_second`.
+        With `carry_state` each window goes on from the state of the one before it.
+
+        Args:
+            eval_dataset (StreamWindows | None): None for the trainer's own.
+            ignore_keys (list[str] | None): not used.
+            metric_key_prefix: before each name of a metric.
+
+        Returns:
+            `eval_loss` (nats per token), `eval_perplexity_per_token`, `eval_perplexity_per_word`,
+            `eval_bits_per_word`, `eval_runtime` (seconds) and `eval_tokens_per_second`.
+
+        Raises:
+            InputError: the dataset's rows are not those of a batch.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         expected = self.args.eval_batch_size * self.args.world_size

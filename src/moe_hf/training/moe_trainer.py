@@ -1,5 +1,7 @@
 """What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
 
+import copy
+
 import torch
 from transformers import TrainerCallback
 
@@ -24,8 +26,8 @@ class SeedPerRankCallback(TrainerCallback):
 class MoeTrainerMixin(ShardedCheckpointMixin):
     """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args=None, **kwargs):
+        super().__init__(model=model, args=copy.copy(args), **kwargs)  # the caller's arguments stay as they are
         if self.args.device.type == "cpu":  # there is nothing to pin memory for, and torch warns about it
             self.args.dataloader_pin_memory = False
         if self.args.label_smoothing_factor:

@@ -3,6 +3,7 @@
 Shape suffixes: E experts (any number of leading dimensions), H rows and D columns of an expert's matrix.
 """
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim.adamw import adamw
 from transformers import TrainerCallback
 
 from ..models.experts import MoeExperts
+
+logger = logging.getLogger(__name__)
 
 FACTORED_ADAM = "factored_adam"
 # A factored step goes through a parameter in pieces, so that its temporaries have this size and not that of all
@@ -229,7 +232,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, params) -> int:
 
 
 class OptimizerSizeCallback(TrainerCallback):
-    """Print the size of the optimizer's state after the first step, whichever optimizer it is."""
+    """Log the size of the optimizer's state after the first step, whichever optimizer it is."""
 
     def __init__(self):
         self.done = False
@@ -244,4 +247,4 @@ class OptimizerSizeCallback(TrainerCallback):
             size, own = state_bytes(optimizer, params), sum(param.nbytes for param in params)
             if own:
                 share = f"{100 * size / own:.2f} % of the parameters' bytes"
-                print(f"optimizer state, {name}: {size / 1e6:.2f} MB, {share}")
+                logger.info(f"optimizer state, {name}: {size / 1e6:.2f} MB, {share}")

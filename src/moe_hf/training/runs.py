@@ -1,6 +1,6 @@
 """What the training runs of both families have in common: a model for a tokenizer, a trainer to its results."""
 
-import os
+import logging
 import sys
 import warnings
 from functools import partial
@@ -41,7 +41,16 @@ MUST_MATCH_ON_RESUME = (
 
 
 def run_identity(model_args, data_args, training_args) -> dict:
-    """The arguments that decide which weights a run ends with, but for when it ends."""
+    """The arguments that decide which weights a run ends with, but for when it ends.
+
+    Args:
+        model_args (object): of the model.
+        data_args (object): of the data.
+        training_args (MoeTrainingArguments): those of the run.
+
+    Returns:
+        {name: value}; a resumed run must have the same.
+    """
     given = {**vars(model_args), **vars(data_args)}
     identity = {name: value for name, value in given.items() if name not in MAY_CHANGE_ON_RESUME}
     identity |= {name: getattr(training_args, name) for name in MUST_MATCH_ON_RESUME if hasattr(training_args, name)}
@@ -51,9 +60,9 @@ def run_identity(model_args, data_args, training_args) -> dict:
 
 
 def quiet_logs(training_args: MoeTrainingArguments) -> None:
-    """Set the library's log level as told, on one process; in a log file progress bars only hide the messages."""
+    """Set the log levels: the library's as told, ours by rank; in a log file progress bars only hide the messages."""
     if training_args.process_index:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        logging.getLogger("moe_hf").setLevel(logging.WARNING)
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -148,7 +157,17 @@ def build_model(
 
 
 def new_model(model_class, model_args: ModelArguments, tokenizer, **config) -> PreTrainedModel:
-    """A model with the configuration of `new_config`."""
+    """Make a model with the configuration of `new_config`.
+
+    Args:
+        model_class (type[PreTrainedModel]): of the family.
+        model_args: the given arguments.
+        tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
+        **config (Any): further arguments of the configuration.
+
+    Raises:
+        InputError: an argument is not allowed.
+    """
     config = new_config(model_class.config_class, model_args, tokenizer, **config)
     config._experts_implementation = model_args.experts_implementation
     try:
@@ -158,7 +177,17 @@ def new_model(model_class, model_args: ModelArguments, tokenizer, **config) -> P
 
 
 def new_config(config_class, model_args: ModelArguments, tokenizer, **config):
-    """The configuration of a new model, with the tokenizer's vocabulary and special tokens."""
+    """Make the configuration of a new model, with the tokenizer's vocabulary and special tokens.
+
+    Args:
+        config_class (type[MoeConfig]): of the family.
+        model_args: the given arguments.
+        tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
+        **config (Any): further arguments of the configuration.
+
+    Raises:
+        InputError: an argument is not allowed.
+    """
     try:
         return config_class(
             vocab_size=len(tokenizer),

@@ -1,8 +1,11 @@
 """Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 
+from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
@@ -19,13 +22,15 @@ from ..data.translation_tokenizers import load_or_train_translation_tokenizer
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
 from ..evaluation.bleu_tokenizers import check_tokenizer
-from ..evaluation.held_out_pairs import evaluation_batches, evaluation_pairs
+from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
 from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .runs import build_model, quiet_logs, run_identity, run_training
 from .translation_trainer import TranslationTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train_translation(
@@ -67,8 +72,9 @@ def train_translation(
     else:
         model = new_model(tokenizer)
         check_positions(model, train_tokens, None if validation is None else validation.tokens)
-    print_model_size(model)
+    log_model_size(model)
 
+    training_args = copy.copy(training_args)  # the caller's stay as they are
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
     set_output_length(model, int(lengths[1].max()))
@@ -84,7 +90,9 @@ def train_translation(
         num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
     limit = max(data_args.tokens_per_batch, longest)  # a longer pair is a batch of its own
-    print(f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}")
+    logger.info(
+        f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}"
+    )
     trainer = TranslationTrainer(
         model=model,
         args=training_args,
@@ -129,8 +137,24 @@ def set_output_length(model: PreTrainedModel, longest_target: int) -> None:
     model.generation_config.max_length = min(length, getattr(model.config, "max_position_embeddings", length))
 
 
-def load_pairs(model_args, data_args, training_args, checkpoint):
-    """The tokenizer, the training pairs as tokens, and the validation pairs or None."""
+def load_pairs(
+    model_args, data_args, training_args, checkpoint
+) -> tuple[PreTrainedTokenizerBase, Dataset, EvaluationPairs | None]:
+    """Load the sentence pairs of a run and tokenise them.
+
+    Args:
+        model_args (TranslationModelArguments): may name a model, whose tokenizer is taken.
+        data_args (TranslationDataArguments): the pairs and the tokenizer.
+        training_args (TranslationTrainingArguments): those of the run.
+        checkpoint (str | None): what is resumed from; its tokenizer is taken.
+
+    Returns:
+        The tokenizer, the training pairs as tokens, and the validation pairs or None.
+
+    Raises:
+        InputError: there are no pairs to train on, or none to evaluate on where `eval_strategy` needs them, or they
+            cannot be read.
+    """
     train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
     if validation_sources:
         load_metric("sacrebleu_metrics")  # better now than after hours of training
@@ -163,23 +187,29 @@ def load_pairs(model_args, data_args, training_args, checkpoint):
         # It refuses pairs that the processes cannot share.
         evaluation_batches(validation, training_args.eval_tokens_per_batch, training_args.world_size)
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
-    print(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
+    logger.info(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
     return tokenizer, tokens, validation
 
 
 def load_pairs_of(part: str, sources, data_args):
-    """The pairs of one part of the data, with a line that says how many."""
+    """Load the pairs of one part of the data, and log how many they are.
+
+    Args:
+        part: "train" or "validation".
+        sources (Sequence[PairSource]): where the pairs are.
+        data_args (TranslationDataArguments): limits and cache.
+    """
     pairs = load_sentence_pairs(
         sources,
         max_pairs=data_args.max_train_pairs if part == "train" else None,
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
     )
-    print(f"{part}: {pairs}")
+    logger.info(f"{part}: {pairs}")
     return pairs
 
 
-def print_model_size(model) -> None:
-    """Print the size of what is trained."""
+def log_model_size(model) -> None:
+    """Log the size of what is trained."""
     total, embedded = model.num_parameters(), sum(p.numel() for n, p in model.named_parameters() if "embed" in n)
-    print(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")
+    logger.info(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")

@@ -63,12 +63,20 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
 
     def evaluate(
         self, eval_dataset: EvaluationPairs | None = None, ignore_keys=None, metric_key_prefix="eval", **kwargs
-    ):
+    ) -> dict[str, float | str]:
         """Perplexity of the references, and BLEU and chrF of translations, of all pairs and of each direction.
 
-        Keys: `eval_loss` (nats per token, without label smoothing), `eval_perplexity_per_token`,
-        `eval_perplexity_per_word`, `eval_bleu`, `eval_bleu_lowercase`, `eval_chrf`, their signatures, `eval_runtime`
-        (seconds); with several directions also `eval_bleu_en-de` and so on, and `eval_bleu` is their mean.
+        Args:
+            eval_dataset: None for the trainer's own.
+            ignore_keys (list[str] | None): not used.
+            metric_key_prefix (str): before each name of a metric.
+            **kwargs (Any): not used.
+
+        Returns:
+            `eval_loss` (nats per token, without label smoothing), `eval_perplexity_per_token`,
+            `eval_perplexity_per_word`, `eval_bleu`, `eval_bleu_lowercase`, `eval_chrf`, their signatures, and
+            `eval_runtime` (seconds). With several directions also `eval_bleu_en-de` and so on, and `eval_bleu` is
+            their mean.
         """
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         start = time.time()

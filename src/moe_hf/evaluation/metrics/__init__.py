@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..extra_packages import require_packages
+from ...extra_packages import require_packages
 
 # The packages of the extra `eval` that each metric needs.
 METRICS = {"sacrebleu_metrics": ("evaluate", "sacrebleu"), "stream_perplexity": ("evaluate",)}

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from ..errors import InputError
+from .errors import InputError
 
 
 def require_packages(*names: str) -> None:

@@ -11,7 +11,7 @@ from moe_hf.commands import evaluate_lm, evaluate_translation, prune, translate
 from moe_hf.commands import push as push_to_hub
 from moe_hf.commands import report as routing_report
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = {
     "evaluate-lm": (evaluate_lm, "evaluate", ["nowhere", "text.txt"]),
     "evaluate-translation": (evaluate_translation, "sacrebleu", ["nowhere", "a.txt", "b.txt"]),
@@ -33,8 +33,7 @@ def test_a_missing_package_is_the_first_thing_that_is_said(command, tmp_path, mo
     (tmp_path / "run" / "expert_history.csv").touch()  # of which the card has a plot
     places = {"out": tmp_path / "out", "run": tmp_path / "run"}
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("sys.argv", [f"moe-hf {command}", *(text.format(**places) for text in arguments)])
-    assert module.main() == 1
+    assert module.main([text.format(**places) for text in arguments]) == 1
     assert_named(capsys.readouterr().err, package)
     assert not (tmp_path / "out").exists()
 

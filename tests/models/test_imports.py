@@ -18,20 +18,6 @@ from moe_hf.models.lstm import Lstm
 FOLDER = Path(moe_hf.models.__file__).parent
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
-# Each name may import those to its left, never one to its right; "modeling" stands for every modelling file.
-CHAINS = [
-    ("balancing", "gating", "hierarchical_gating", "moe", "modeling"),
-    ("balancing", "gating", "balanced_gating", "moe", "modeling"),
-    ("experts", "moe", "modeling"),
-    ("segment_experts", "pretrained_moe", "modeling"),
-    ("moe", "pretrained_moe", "modeling"),
-    ("task_loss", "pretrained_moe", "modeling"),
-    ("experts", "sharding_checks", "pretrained_moe", "modeling"),
-    ("cache", "lstm", "modeling"),
-    ("lstm_kernel", "lstm", "modeling"),
-    ("lstm", "gnmt_layers", "modeling"),
-    ("task_loss", "softmax_loss", "modeling"),
-]
 FAMILIES = ("lstm_moe", "gnmt")
 
 
@@ -61,10 +47,6 @@ def all_siblings(name):
     return found
 
 
-def stands_for(module, name):
-    return module.startswith("modeling_") if name == "modeling" else module == name
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_model_code_imports_only_libraries_and_siblings(name):
     for line in import_lines(name):
@@ -81,21 +63,6 @@ def test_model_code_imports_only_libraries_and_siblings(name):
 def test_the_copier_finds_the_files_that_a_file_needs(name):
     copied = {Path(path).stem for path in get_relative_import_files(FOLDER / name)}
     assert copied == all_siblings(name)
-
-
-@pytest.mark.parametrize("chain", CHAINS, ids=" <- ".join)
-def test_imports_point_one_way(chain):
-    for index, name in enumerate(chain):
-        for module in (Path(file).stem for file in FILES):
-            if stands_for(module, name):
-                needed = all_siblings(f"{module}.py")
-                later = [other for other in needed if any(stands_for(other, right) for right in chain[index + 1 :])]
-                assert not later, f"{module} imports {later}"
-
-
-def test_every_name_of_the_chains_exists_and_is_used():
-    needed = all_siblings("modeling_lstm_moe.py") | all_siblings("modeling_gnmt_moe.py")
-    assert {name for chain in CHAINS for name in chain} - {"modeling"} <= needed
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if any(family in name for family in FAMILIES)])

@@ -12,7 +12,7 @@ from tiny_models import tiny_gnmt, tiny_gnmt_config, tiny_lm_config
 from moe_hf.commands import table as script
 from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
-from moe_hf.evaluation.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
+from moe_hf.experiments.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,13 +48,8 @@ def test_training_settings_are_the_papers(name):
     assert (training.optim == "factored_adam") == bool(model.recompute_experts) == saves_memory
 
 
-@pytest.fixture
-def no_arguments(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["moe-hf table"])
-
-
-def test_table_prints_each_row_with_its_mark(no_arguments, capsys):
-    assert script.main() == 0
+def test_table_prints_each_row_with_its_mark(capsys):
+    assert script.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     marked = [line.split() for line in lines if "✓" in line]
     assert [line[0] for line in marked] == [row.name for row in (*ROWS.values(), *TRANSLATION)]
@@ -63,12 +58,12 @@ def test_table_prints_each_row_with_its_mark(no_arguments, capsys):
 
 
 @pytest.mark.parametrize("change", [{"mparams": 37.7}, {"mops": 8.5}, {"dropout": 0.2}])
-def test_a_row_that_differs_is_marked_and_fails(change, no_arguments, monkeypatch, capsys):
+def test_a_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
     row = ROWS["moe-32.yaml"]._replace(**change)
     monkeypatch.setattr(script, "BILLION_WORDS_1", (row,))
     monkeypatch.setattr(script, "BILLION_WORDS_100", ())
     monkeypatch.setattr(script, "TRANSLATION", ())
-    assert script.main() == 1
+    assert script.main([]) == 1
     assert "differs" in capsys.readouterr().out
 
 
@@ -99,13 +94,13 @@ def test_every_translation_configuration_is_a_row_and_every_row_has_one():
 
 
 @pytest.mark.parametrize("change", [{"mops": 90}, {"gparams": 8.6}])
-def test_a_translation_row_that_differs_is_marked_and_fails(change, no_arguments, monkeypatch, capsys):
+def test_a_translation_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
     for name in ("BILLION_WORDS_1", "BILLION_WORDS_100"):
         monkeypatch.setattr(script, name, ())
     monkeypatch.setattr(script, "TRANSLATION", (TRANSLATION[3],))
-    assert script.main() == 0
+    assert script.main([]) == 0
     monkeypatch.setattr(script, "TRANSLATION", (TRANSLATION[3]._replace(**change),))
-    assert script.main() == 1
+    assert script.main([]) == 1
     assert "differs" in capsys.readouterr().out
 
 
@@ -158,9 +153,8 @@ def test_all_parameters_are_layers_embeddings_and_softmax(shared, tied):
     assert count == count_parameters(model.config) + count_embedding_parameters(model.config)
 
 
-def test_a_folder_without_the_configurations_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("sys.argv", ["moe-hf table", str(tmp_path)])
-    assert script.main() == 1
+def test_a_folder_without_the_configurations_is_named(tmp_path, capsys):
+    assert script.main([str(tmp_path)]) == 1
     assert f"configs={tmp_path} has no lm/" in capsys.readouterr().err
 
 
