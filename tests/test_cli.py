@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import moe_hf
 from moe_hf import __version__, cli
-from moe_hf.commands import evaluate, evaluate_lm, evaluate_translation, run_command
+from moe_hf.commands import evaluate_lm, evaluate_translation, run_command
 
 TEXT = ["--train_files", __file__, "--output_dir", "unused"]
 
@@ -110,7 +110,6 @@ def test_evaluate_takes_the_command_of_the_models_family(call, tmp_path, monkeyp
     tiny_gnmt().config.save_pretrained(tmp_path / "translator")
     assert call("evaluate", "lm", "file")[:2] == (0, "moe_hf.commands.evaluate_lm lm file\n")
     assert call("evaluate", "translator")[:2] == (0, "moe_hf.commands.evaluate_translation translator\n")
-    assert set(evaluate.COMMANDS.values()) == {evaluate_lm, evaluate_translation}
 
 
 def test_messages_are_printed_warnings_as_errors_and_no_more_after_the_command(capsys):

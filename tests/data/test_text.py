@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import moe_hf.data.text as text_data
+from moe_hf.data import lines
 from moe_hf.data.text import TOKEN_FEATURES, TokenStream, load_text_dataset, tokenize_to_stream
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.errors import InputError
@@ -179,7 +180,7 @@ def test_file_without_permission_is_named(load, text_file, monkeypatch):
     def refuse(path, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(text_data, "open", refuse, raising=False)
+    monkeypatch.setattr(lines, "open", refuse, raising=False)
     with pytest.raises(InputError, match="a.txt: cannot be read .*Permission denied"):
         load([text_file("a.txt")])
 

@@ -8,6 +8,7 @@ from tiny_models import GNMT, LM, tiny_lm_config
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
 from moe_hf.commands import plan as script
+from moe_hf.commands.plan import paper_memory_table
 from moe_hf.distributed.plan import (
     Cluster,
     activation_values,
@@ -17,7 +18,7 @@ from moe_hf.distributed.plan import (
     plan_sharding,
     step_flops,
 )
-from moe_hf.distributed.plan_report import describe, paper_memory_table, read_config
+from moe_hf.distributed.plan_report import describe, read_config
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_embedding_parameters, count_parameters
 from moe_hf.experiments.paper_tables import BILLION_WORDS_100
