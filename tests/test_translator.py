@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from pictures import is_drawn
 from tiny_models import tiny_gnmt
 
 from moe_hf.data.translation_tokenizers import encode_sources, train_translation_tokenizer
@@ -171,7 +172,7 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
     assert weights.shape == (len(found.target_ids), len(found.source_ids))
     torch.testing.assert_close(weights.sum(dim=1), torch.ones_like(weights[:, 0]))
     plot_attention(translator, found, tmp_path / "attention.png")
-    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(tmp_path / "attention.png")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pictures import is_drawn
 from tiny_models import tiny_gnmt
 
 import moe_hf
@@ -82,7 +83,7 @@ def test_evaluation_judges_one_translation_of_each_line(call, tokenizer, tmp_pat
 def test_the_first_line_with_a_translation_is_plotted(call, model, tmp_path):
     (tmp_path / "first.txt").write_text("\na dog\n")
     assert call(translate, model, "first.txt", "--attention_plot", "plot.png")[0] == 0
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(tmp_path / "plot.png")
     (tmp_path / "none.txt").write_text("\n\n")
     status, output, error = call(translate, model, "none.txt", "--attention_plot", "other.png")
     assert (status, output) == (0, "\n\n") and "attention_plot=other.png was not written" in error

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from pictures import is_drawn
 from tiny_runs import CONFIG
 
 from moe_hf.demo.text_corpus import write_demo_corpus
@@ -59,7 +60,7 @@ def test_plot_is_a_picture(history, tmp_path):
     for row in rows:
         row.add(1, metrics(50.0, [0.2]), history)
     plot_balance(rows, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(tmp_path / "plot.png")
 
 
 def test_script_trains_the_six_rows_and_writes_table_and_plot(tmp_path, monkeypatch, capsys):
@@ -78,7 +79,7 @@ def test_script_trains_the_six_rows_and_writes_table_and_plot(tmp_path, monkeypa
     table = (tmp_path / "runs" / "table6.md").read_text()
     assert table in capsys.readouterr().out
     assert len(table.splitlines()) == 2 + len(TABLE_6)
-    assert (tmp_path / "runs" / "table6.png").is_file()
+    assert is_drawn(tmp_path / "runs" / "table6.png")
     with (tmp_path / "runs" / "table6.csv").open() as lines:
         models = [line["model"] for line in csv.DictReader(lines)]
     assert list(dict.fromkeys(models)) == [f"importance{w_i:g}-load{w_l:g}" for w_i, w_l in TABLE_6]

@@ -185,7 +185,7 @@ def test_a_checkpoint_without_thresholds_is_refused(model_class, name, gating, t
     tiny_lm(torch.float32, gating=gating).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"^{name} is missing.*gating='strictly_balanced'.*load_state_dict"):
         model_class.from_pretrained(tmp_path, **BALANCED)
-    assert model_class.from_pretrained(tmp_path) is not None
+    assert model_class.from_pretrained(tmp_path).config.gating == gating
 
 
 def test_the_way_out_that_the_error_names_works():

@@ -61,11 +61,10 @@ def test_the_callback_gives_every_step_its_noise(undisturbed, arguments, tmp_pat
 
 def test_an_evaluation_outside_of_a_training_is_left_alone(tmp_path):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
-    trainer = Trainer(
-        MODELS["lstm_moe"](torch.float64),
-        arguments,
-        data_collator=default_data_collator,
-        eval_dataset=ROWS[:4],
-        callbacks=[SameNoiseCallback()],
-    )
-    assert trainer.evaluate()["eval_loss"] > 0
+    model, data = MODELS["lstm_moe"](torch.float64), {"data_collator": default_data_collator, "eval_dataset": ROWS[:4]}
+    losses_with_and_without = []
+    for callbacks in ([SameNoiseCallback()], []):
+        torch.manual_seed(0)
+        trainer = Trainer(model, arguments, callbacks=callbacks, **data)
+        losses_with_and_without.append((trainer.evaluate()["eval_loss"], torch.get_rng_state().tolist()))
+    assert losses_with_and_without[0] == losses_with_and_without[1]
