@@ -1,6 +1,7 @@
 """Training from Python: the arguments of the commands as keywords."""
 
 from pathlib import Path
+from typing import Any
 
 from ..data.arguments import DataArguments, TranslationDataArguments
 from . import lm, translation
@@ -15,7 +16,7 @@ from .lm_trainer import LmTrainer
 from .translation_trainer import TranslationTrainer
 
 
-def train_lm(config: str | Path | None = None, **keywords) -> tuple[LmTrainer, dict[str, float]]:
+def train_lm(config: str | Path | None = None, **keywords: Any) -> tuple[LmTrainer, dict[str, float]]:
     """Train a language model, as `moe-hf train-lm` does.
 
     ```python
@@ -37,7 +38,7 @@ def train_lm(config: str | Path | None = None, **keywords) -> tuple[LmTrainer, d
 
 
 def train_translation(
-    config: str | Path | None = None, **keywords
+    config: str | Path | None = None, **keywords: Any
 ) -> tuple[TranslationTrainer, dict[str, float | str]]:
     """Train a translation model, as `moe-hf train-translation` does.
 
