@@ -1,6 +1,6 @@
 """One thread for every test: the tensors are tiny, and waiting for a second thread can cost more than it saves.
 
-No network either: a name that is no folder is refused at once, rather than looked for on the Hub.
+No network either: a name that is not a folder is refused at once, rather than looked for on the Hub.
 """
 
 import os

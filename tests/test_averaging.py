@@ -78,7 +78,7 @@ def test_what_cannot_be_averaged_is_named(runs, call, tmp_path):
         status, _, error = call(runs / "run", tmp_path / "out", "--last", last)
         assert status == 1 and f"last={last} must be at least 2, and at most the 3 checkpoints that" in error
     status, _, error = call(runs / "nothing", tmp_path / "out")
-    assert status == 1 and "nothing is no folder" in error
+    assert status == 1 and "nothing is not a folder" in error
     assert not (tmp_path / "out").exists()
     status, _, error = call(runs / "run", runs / "other", "--last", 2)
     assert status == 1 and "must be new or empty" in error

@@ -17,7 +17,7 @@ LAYERS = [
     ["families", "old_names"],
     ["model_size"],
     ["data", "distributed"],
-    ["run_folder", "loading", "generation", "offload", "translator", "translator_hooks"],
+    ["run_folder", "loading", "generation", "offload", "translator"],
     ["routing"],
     ["evaluation"],
     ["averaging", "hub", "model_card", "model_card_run", "model_card_sample", "model_code", "pruning", "upcycling"],

@@ -23,7 +23,7 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
         InputError: there is no such folder, there are not that many, or one is not whole, or sharded.
     """
     if not Path(run).is_dir():
-        raise InputError(f"run={run} is no folder")
+        raise InputError(f"run={run} is not a folder")
     found = list_checkpoints(run)
     if not 2 <= number <= len(found):
         raise InputError(

@@ -57,12 +57,12 @@ def test_parallel_files_stand_for_all_ordered_pairs():
 )
 def test_a_language_that_yaml_takes_for_something_else_is_refused(tmp_path, entry):
     data = parse(tmp_path, f"train_pairs:\n- {entry}\n")
-    with pytest.raises(InputError, match="train_pairs, entry 1: target_language=False is no text.*in quotes"):
+    with pytest.raises(InputError, match="train_pairs, entry 1: target_language=False is not text.*in quotes"):
         data.train_sources()
     quoted = parse(tmp_path, "train_pairs:\n- " + entry.replace("no", '"no"') + "\n")
     assert "no" in {source.target_language for source in quoted.train_sources()}
     flat = parse(tmp_path, "train_files: [a.tsv]\nsource_language: no\n")
-    with pytest.raises(InputError, match="train data: source_language=False is no text"):
+    with pytest.raises(InputError, match="train data: source_language=False is not text"):
         flat.train_sources()
 
 

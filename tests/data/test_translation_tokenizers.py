@@ -99,8 +99,8 @@ def test_empty_source_is_an_error(sentence):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"languages": ["de", "a>b"]}, "'a>b' is no language name"),
-        ({"languages": [""]}, "'' is no language name"),
+        ({"languages": ["de", "a>b"]}, "'a>b' is not a language name"),
+        ({"languages": [""]}, "'' is not a language name"),
         ({"languages": ["de", "de"]}, "has a language twice"),
         ({"vocab_size": 258}, "vocab_size=258 is too small, at least 259 .*3 special tokens and 256 bytes"),
         ({"vocab_size": 260, "languages": ["de", "fr"]}, "at least 261"),

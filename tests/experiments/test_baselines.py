@@ -139,17 +139,17 @@ def test_a_baseline_is_counted_as_ours_are():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "marien"}, "baseline=.*marien.* is no model"),
-        ({"model_type": "gpt2"}, "'gpt2'.* is no model: 'd_model' is no argument of gpt2"),
-        ({"dropuot": 0.9}, "is no model: 'dropuot' is no argument of marian"),
+        ({"model_type": "marien"}, "baseline=.*marien.* is not a model"),
+        ({"model_type": "gpt2"}, "'gpt2'.* is not a model: 'd_model' is not an argument of gpt2"),
+        ({"dropuot": 0.9}, "is not a model: 'dropuot' is not an argument of marian"),
         ({"encoder_attention_heads": 3}, "cannot be made: embed_dim must be divisible by num_heads"),
         ({"attn_implementation": "flash"}, "cannot be made: .*flash"),
         ({"model_type": "m2m_100"}, "cannot be trained here: it does not shift labels"),
         ({"label_smoothing": "0.2"}, "label_smoothing='0.2' must be a number of at least 0 and below 1"),
-        ({"vocab_size": 7}, "'Transformer': 'vocab_size' is no argument of the model"),
-        ({"train_pairs": "/nowhere"}, "'Transformer': 'train_pairs' is no argument of the model"),
+        ({"vocab_size": 7}, "'Transformer': 'vocab_size' is not an argument of the model"),
+        ({"train_pairs": "/nowhere"}, "'Transformer': 'train_pairs' is not an argument of the model"),
         ({"max_position_embeddings": 4}, "max_position_embeddings=4, but a source sentence has"),
-        ({"weight_decay": 0.1}, "'Transformer': 'weight_decay' is no argument of the model"),
+        ({"weight_decay": 0.1}, "'Transformer': 'weight_decay' is not an argument of the model"),
         ({"max_steps": "many"}, "'Transformer': max_steps='many' must be of type int"),
     ],
 )

@@ -92,8 +92,8 @@ def test_a_baseline_is_counted_as_ours_are():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "gpt3"}, "baseline=.*gpt3.* is no model"),
-        ({"weight_decay": 0.1}, "'GPT-2': 'weight_decay' is no argument of the model"),
+        ({"model_type": "gpt3"}, "baseline=.*gpt3.* is not a model"),
+        ({"weight_decay": 0.1}, "'GPT-2': 'weight_decay' is not an argument of the model"),
         ({"learning_rate": "fast"}, "'GPT-2': learning_rate='fast' must be of type float"),
         ({"n_positions": 9}, "'GPT-2': its windows of 9 must divide the 28 tokens of a step"),
     ],

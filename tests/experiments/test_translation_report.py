@@ -85,9 +85,9 @@ def test_models_of_other_arguments_are_not_put_into_one_table(config, call):
         (["--only", "MoE-8"], "only=MoE-8 is none of dense, MoE-4"),
         (
             ["--baselines", '{"GPT-2": {"model_type": "gpt2"}}'],
-            "baseline 'GPT-2': baseline={'model_type': 'gpt2'} is no encoder-decoder model",
+            "baseline 'GPT-2': baseline={'model_type': 'gpt2'} is not an encoder-decoder model",
         ),
-        (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': 'num_expert' is no argument of the model"),
+        (["--variants", '{"a": {"num_expert": 1}}'], "variant 'a': 'num_expert' is not an argument of the model"),
     ],
 )
 def test_bad_input_is_named(config, call, arguments, named):

@@ -43,7 +43,7 @@ class PairSource:
         for name in ("source_language", "target_language"):
             if not isinstance(language := getattr(self, name), str | None):
                 raise InputError(
-                    f"{name}={language!r} is no text; YAML reads no, on and yes as truth values: write it in quotes"
+                    f"{name}={language!r} is not text; YAML reads no, on and yes as truth values: write it in quotes"
                 )
         if bool(self.source_files) != bool(self.target_files):
             given, other = ("source", "target") if self.source_files else ("target", "source")

@@ -33,7 +33,9 @@ def train_translation_tokenizer(
     """
     for language in languages:
         if not re.fullmatch(r"\w+([-_.@]\w+)*", language):
-            raise InputError(f"languages={list(languages)}: {language!r} is no language name such as 'de' or 'pt-BR'")
+            raise InputError(
+                f"languages={list(languages)}: {language!r} is not a language name such as 'de' or 'pt-BR'"
+            )
     if len(set(languages)) < len(languages):
         raise InputError(f"languages={list(languages)} has a language twice")
     special_tokens = [PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, *map(_tag, languages)]

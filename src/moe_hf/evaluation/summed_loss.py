@@ -1,11 +1,13 @@
 """The loss of held-out text, summed over its tokens, and the perplexities that follow from it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from ..models.cache import CACHE_NAME
+from ..models.configuration_gnmt_moe import GnmtMoeConfig
+from ..models.task_loss import summed_cross_entropy
 from .metrics import load_metric
 
 
@@ -34,19 +36,24 @@ def summed_stream_loss(
 
 
 @torch.no_grad()
-def summed_pairs_loss(
-    batches: Iterable[dict[str, torch.Tensor]], loss_of: Callable[[dict[str, torch.Tensor]], torch.Tensor]
-) -> torch.Tensor:
-    """The loss of a translation model over sentence pairs.
+def summed_pairs_loss(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """The loss of a translation model over sentence pairs, without label smoothing.
 
     Args:
+        model: in evaluation mode; ours, or another encoder-decoder model of Transformers that shifts labels.
         batches: on the model's device, with `labels`.
-        loss_of: the nats of all scored tokens of a batch together.
 
     Returns:
         (2,) float64: nats, and the number of scored tokens.
     """
-    return _sum((loss_of(batch), batch["labels"]) for batch in batches)
+    is_ours = model.config.model_type == GnmtMoeConfig.model_type  # which an adapter around ours has, too
+
+    def nats(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if is_ours:
+            return model(**batch, num_items_in_batch=1).loss
+        return summed_cross_entropy(model(**batch).logits, batch["labels"])  # the loss of others is a mean
+
+    return _sum((nats(batch), batch["labels"]) for batch in batches)
 
 
 def _sum(losses: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

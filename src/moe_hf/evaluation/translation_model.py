@@ -122,5 +122,5 @@ def _perplexities(model, tokenizer, pairs: EvaluationPairs) -> dict[str, float]:
         collate_fn=DataCollatorForSeq2Seq(tokenizer),
     )
     batches = ({name: tensor.to(model.device) for name, tensor in batch.items()} for batch in loader)
-    nats, num_tokens = summed_pairs_loss(batches, lambda batch: model(**batch, num_items_in_batch=1).loss).tolist()
+    nats, num_tokens = summed_pairs_loss(model, batches).tolist()
     return perplexities(nats, num_tokens, sum(pairs.tokens["target_words"]))

@@ -48,7 +48,7 @@ class BaselineArguments:
         try:
             return AutoConfig.for_model(**self.baseline, **vocabulary)
         except (TypeError, ValueError) as error:
-            raise self._error(f"is no model: {' '.join(str(error).split())[:300]}") from error
+            raise self._error(f"is not a model: {' '.join(str(error).split())[:300]}") from error
 
     def check(self, translates: bool) -> None:
         """Make the model without memory.
@@ -63,12 +63,12 @@ class BaselineArguments:
         known = BaselineArguments({"model_type": config.model_type}).config()
         for name in self.baseline:
             if not hasattr(known, name) and name not in NOTES:  # which the configuration would take for a note
-                raise self._error(f"is no model: {name!r} is no argument of {config.model_type}")
+                raise self._error(f"is not a model: {name!r} is not an argument of {config.model_type}")
         smoothing = self.baseline.get("label_smoothing", 0.0)
         if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
             raise InputError(f"label_smoothing={smoothing!r} must be a number of at least 0 and below 1")
         if translates and not config.is_encoder_decoder:
-            raise self._error("is no encoder-decoder model")
+            raise self._error("is not an encoder-decoder model")
         auto_class = AutoModelForSeq2SeqLM if translates else AutoModelForCausalLM
         try:
             with torch.device("meta"):

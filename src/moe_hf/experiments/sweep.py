@@ -218,7 +218,7 @@ def variant_runs(
             if unknown := own.keys() - vars(model_args).keys():
                 allowed = ", ".join([*DATA_ARGUMENTS, *TRAINING_ARGUMENTS])
                 raise InputError(
-                    f"variant {name!r}: {min(unknown)!r} is no argument of the model, and none of {allowed}"
+                    f"variant {name!r}: {min(unknown)!r} is not an argument of the model, and none of {allowed}"
                 )
             run_training_args = _of_one_run(training_args, name, seed, changes)
             run_args = (replace(model_args, **own), replace(data_args, **of_data), run_training_args)
@@ -285,7 +285,7 @@ def _baseline(name: str, changes: dict, data_args, training_args, translates: bo
     own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
     if wrong := own.keys() & (vars(training_args).keys() | vars(data_args).keys()):
         allowed = ", ".join(TRAINING_ARGUMENTS)
-        raise InputError(f"baseline {name!r}: {min(wrong)!r} is no argument of the model, and none of {allowed}")
+        raise InputError(f"baseline {name!r}: {min(wrong)!r} is not an argument of the model, and none of {allowed}")
     model_args = BaselineArguments(own)
     try:
         model_args.check(translates)

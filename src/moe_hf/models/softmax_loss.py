@@ -121,7 +121,7 @@ def sampled_softmax_loss(
 
     The target is always there, so its count is 1; where the sample holds it too (an accidental hit), that copy is left
     out. (TensorFlow divides the target's term by its expected count as well, which suits a classifier that is trained
-    on the sampling's outcome, but is no estimate of Z.)
+    on the sampling's outcome, but is not an estimate of Z.)
 
     Over the draws of `log_uniform_sample`, Z' and its gradient are unbiased: their means are Z and the gradient of Z.
     Those of the loss are not: log is concave, so the mean loss is below the full softmax's, and the gradient, a

@@ -26,7 +26,7 @@ class LmTrainer(MoeTrainerMixin, Trainer):
 
     def __init__(self, *args, carry_state: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.args.remove_unused_columns = False  # `shift_labels` is no argument by name of the model
+        self.args.remove_unused_columns = False  # `shift_labels` is not a named argument of the model
         self.carry_state = carry_state
         if carry_state:
             self._check_rows()

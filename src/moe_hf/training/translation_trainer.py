@@ -99,16 +99,9 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         batches = list(batches)[self.args.process_index :: self.args.world_size]
         loader = DataLoader(tokens, batch_sampler=batches, collate_fn=self.data_collator)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
-            totals = summed_pairs_loss(map(self._prepare_inputs, loader), self._summed_loss)
+            totals = summed_pairs_loss(self.model, map(self._prepare_inputs, loader))
         nats, num_tokens = self.accelerator.reduce(totals.to(self.args.device)).tolist()
         return perplexities(nats, num_tokens, sum(pairs.tokens["target_words"]))
-
-    def _summed_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Nats of all tokens of the batch: the loss by one item."""
-        if self.compute_loss_func is None:
-            return self.model(**batch, num_items_in_batch=1).loss
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return self.compute_loss_func(self.model(**inputs), batch["labels"], num_items_in_batch=1)
 
     def _scores(self, pairs: EvaluationPairs) -> tuple[dict, list[str]]:
         rank, world_size = self.args.process_index, self.args.world_size
