@@ -72,7 +72,7 @@ def test_a_finished_run_of_other_arguments_is_refused(config, swept, overrides, 
 
 
 def test_a_wrong_variant_is_named(config):
-    with pytest.raises(InputError, match="variant 'a': 'num_expert' is no argument"):
+    with pytest.raises(InputError, match="variant 'a': 'num_expert' is not an argument"):
         run_sweep(config, variants={"a": {"num_expert": 1}})
 
 
