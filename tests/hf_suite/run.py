@@ -162,7 +162,8 @@ if __name__ == "__main__":
 
     obtain_tests()
     sys.path.insert(0, str(HOME))
-    options = ["-q", "-c", "/dev/null", "--rootdir", str(HERE), "-p", "no:cacheprovider", "-W", "ignore", "--tb=short"]
+    options = ["-q", "-c", "/dev/null", "--rootdir", str(HERE), "--noconftest", "-p", "no:cacheprovider"]
+    options += ["-W", "ignore", "--tb=short"]
     sys.exit(pytest.main([*options, "-rs", inspect.getfile(Tester), *sys.argv[1:]]))
 elif str(HOME) in sys.path:
     LstmMoeSuite, GnmtMoeSuite = (suite(family) for family in FAMILIES)
