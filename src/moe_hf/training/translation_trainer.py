@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer
 from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, score_translations
 from ..evaluation.summed_loss import perplexities, summed_pairs_loss
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
+from ..models.task_loss import summed_cross_entropy
 from ..translator import Translator
 from .moe_trainer import MoeTrainerMixin
 from .schedule import warmup_constant_inverse_sqrt
@@ -27,9 +27,7 @@ def token_loss(model: PreTrainedModel) -> Callable:
 
     def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
         smoothing = getattr(model.config, "label_smoothing", 0.0) if model.training else 0.0
-        logits = outputs.logits.flatten(0, 1).float()
-        nats = F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing)
-        return nats / num_items_in_batch
+        return summed_cross_entropy(outputs.logits, labels, smoothing) / num_items_in_batch
 
     return loss
 
