@@ -13,6 +13,7 @@ from .models.balanced_gating import StrictlyBalancedGate
 from .models.configuration_gnmt_moe import GnmtMoeConfig
 from .models.configuration_lstm_moe import LstmMoeConfig
 from .models.experts import MoeExperts
+from .models.factored_gradients import use_factored_gradients
 from .models.gating import NoisyTopKGate, SoftmaxTopKGate
 from .models.hierarchical_gating import HierarchicalGate
 from .models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration, GnmtMoeModel
@@ -33,6 +34,7 @@ _LAZY = {
     "AuxLossCallback": "training.callbacks",
     "FactoredAdam": "training.optimizer",
     "Translator": "translator",
+    "clip_grad_norm_": "training.gradient_norm",
     "gnmt_beam_search": "generation",
     "pipeline": "translation_pipeline",
     "train_lm": "training.api",
@@ -69,9 +71,11 @@ __all__ = [
     "StrictlyBalancedGate",
     "Translator",
     "__version__",
+    "clip_grad_norm_",
     "gnmt_beam_search",
     "pipeline",
     "train_lm",
     "train_translation",
+    "use_factored_gradients",
     "with_code",
 ]

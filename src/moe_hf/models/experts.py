@@ -42,6 +42,7 @@ class MoeExperts(nn.Module):
             self.mid_proj = nn.Parameter(torch.empty(config.num_expert_layers - 1, shape[0], shape[1], shape[1]))
         self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
         self.act_fn = ACT2FN[config.hidden_act]
+        self.factored_gradients = False  # see use_factored_gradients
         self.reset_parameters()
 
     @torch.no_grad()

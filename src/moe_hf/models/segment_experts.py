@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
+from .factored_gradients import RowGradients, check_parameters, row_gradients, will_be_accumulated
+from .native_experts import Visited, few_rows
+
 OWN_IMPLEMENTATION = "moe_hf"
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
 _NAMESPACE = __name__.replace(".", "_")
@@ -28,6 +31,7 @@ def experts_forward(
     """
     is_grouped = module.up_proj.device.type != "cpu" and module.up_proj.element_size() <= 4
     is_grouped = is_grouped and module.hidden_dim % 8 == 0 and module.intermediate_dim % 8 == 0
+    is_grouped = is_grouped and not module.factored_gradients
     forward = grouped_mm_experts_forward if is_grouped else segment_experts_forward
     return forward(module, hidden_states, top_k_index, top_k_weights)
 
@@ -43,6 +47,10 @@ def segment_experts_forward(
     compute_dtype = dtype
     if torch.is_autocast_enabled(hidden_states.device.type):
         compute_dtype = torch.get_autocast_dtype(hidden_states.device.type)
+    if module.factored_gradients and torch.is_grad_enabled() and module.up_proj.requires_grad:
+        check_parameters(module)
+        x = hidden_states.to(compute_dtype)
+        return _FactoredExperts.apply(x, top_k_index, top_k_weights, module.up_proj, module.down_proj).to(dtype)
     up, down = module.up_proj.to(compute_dtype), module.down_proj.to(compute_dtype)
     tensors = (hidden_states, top_k_weights, up, down)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -64,24 +72,36 @@ def _experts(
     counts = counts_E.tolist()
     num_rows = sum(counts)
     rows_RD = x.index_select(0, order_R[:num_rows] // index.shape[1])
-    hidden_RH = x.new_empty(len(order_R) if keep else max(counts, default=0), num_hidden)
+    limit = _rows_for_kernels(x, up, down)
+    hidden_RH = x.new_empty(len(order_R) if keep or limit else max(counts, default=0), num_hidden)
     output_RD = x.new_empty(len(order_R), x.shape[1])
     output_RD[num_rows:] = 0
+    if limit:
+        Visited(counts_E, limit).forward(up, down, rows_RD, hidden_RH, output_RD)
     start = 0
     for expert, count in enumerate(counts):
-        if count:
+        if count <= limit:
+            start += count
+        elif count:
             here, start = slice(start, start + count), start + count
             hidden = hidden_RH[here] if keep else hidden_RH[:count]
-            if _is_faster_transposed(count, up[expert]):
-                transposed = torch.mm(up[expert], rows_RD[here].t()).relu_()
-                output_RD[here] = torch.mm(down[expert], transposed).t()
+            up_HD, down_DH = up[expert].to(x.dtype), down[expert].to(x.dtype)
+            if _is_faster_transposed(count, up_HD):
+                transposed = torch.mm(up_HD, rows_RD[here].t()).relu_()
+                output_RD[here] = torch.mm(down_DH, transposed).t()
                 if keep:
                     hidden.copy_(transposed.t())
             else:
-                torch.mm(rows_RD[here], up[expert].t(), out=hidden)
-                torch.mm(hidden.relu_(), down[expert].t(), out=output_RD[here])
+                torch.mm(rows_RD[here], up_HD.t(), out=hidden)
+                torch.mm(hidden.relu_(), down_DH.t(), out=output_RD[here])
     output = _sum_slots(output_RD, order_R, weights)
     return output, hidden_RH if keep else x.new_empty(0, num_hidden), order_R, counts_E
+
+
+def _rows_for_kernels(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> int:
+    """Up to how many rows an expert is computed by the compiled kernels."""
+    fits = up.dtype == down.dtype == x.dtype and up.is_contiguous() and down.is_contiguous()
+    return few_rows(x.dtype, x.device, up.shape[2], up.shape[1]) if fits else 0
 
 
 def _is_faster_transposed(count: int, weight: torch.Tensor) -> bool:
@@ -104,6 +124,20 @@ def _experts_backward(
     counts_E: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients with respect to x, weights, up and down."""
+    grad_up, grad_down = torch.empty_like(up), torch.empty_like(down)
+    inputs = (grad, x, weights, up, down, hidden_RH, order_R, counts_E)
+    grad_x, grad_weights, *_ = _backward_loop(*inputs, grad_up, grad_down)
+    return grad_x, grad_weights, grad_up, grad_down
+
+
+def _backward_loop(
+    grad, x, weights, up, down, hidden_RH, order_R, counts_E, grad_up=None, grad_down=None
+) -> tuple[torch.Tensor, ...]:
+    """Writes `grad_up` and `grad_down`, unless they are None.
+
+    Returns the gradients with respect to x and weights and, for the gradients of the experts as factors, the weighted
+    gradients at the outputs (R, D), the gradients at the hidden units (R, H) and the inputs (R, D).
+    """
     counts = counts_E.tolist()
     num_rows, k = sum(counts), weights.shape[1]
     token_R = order_R[:num_rows] // k
@@ -114,26 +148,62 @@ def _experts_backward(
     grad_weights_R = weights_R.new_empty(num_rows)
     grad_rows_RD = x.new_empty(len(order_R), x.shape[1])
     grad_rows_RD[num_rows:] = 0
-    grad_up, grad_down = torch.empty_like(up), torch.empty_like(down)
-    scratch_RH = x.new_empty(max(counts, default=0), up.shape[1])
+    is_factored = grad_up is None
+    limit = _rows_for_kernels(x, up, down)
+    grad_RH = x.new_empty(num_rows if is_factored or limit else max(counts, default=0), up.shape[1])
+    if limit:
+        outputs = (grad_RD, grad_RH, grad_weights_R, grad_rows_RD)
+        Visited(counts_E, limit).backward(up, down, hidden_RH, weights_R, *outputs)
     start = 0
     for expert, count in enumerate(counts):
         if not count:
-            grad_up[expert] = 0
-            grad_down[expert] = 0
+            if not is_factored:
+                grad_up[expert] = 0
+                grad_down[expert] = 0
             continue
         here, start = slice(start, start + count), start + count
-        hidden, grad_hidden = hidden_RH[here], scratch_RH[:count]
+        hidden, grad_hidden = hidden_RH[here], grad_RH[here] if is_factored or limit else grad_RH[:count]
         rows, grads, scale = rows_RD[here], grad_RD[here], weights_R[here, None]
-        torch.mm(grads, down[expert], out=grad_hidden)
-        torch.sum(grad_hidden * hidden, dim=1, out=grad_weights_R[here])
-        torch.mm(grads.mul_(scale).t(), hidden, out=grad_down[expert])
-        grad_hidden.mul_(scale)
-        torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
-        torch.mm(grad_hidden.t(), rows, out=grad_up[expert])
-        torch.mm(grad_hidden, up[expert], out=grad_rows_RD[here])
+        if count > limit:
+            torch.mm(grads, down[expert].to(x.dtype), out=grad_hidden)
+            torch.sum(grad_hidden * hidden, dim=1, out=grad_weights_R[here])
+            grads.mul_(scale)
+            grad_hidden.mul_(scale)
+            torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
+            torch.mm(grad_hidden, up[expert].to(x.dtype), out=grad_rows_RD[here])
+        if not is_factored:
+            torch.mm(grads.t(), hidden, out=grad_down[expert])
+            torch.mm(grad_hidden.t(), rows, out=grad_up[expert])
     grad_weights.view(-1)[order_R[:num_rows]] = grad_weights_R.to(weights.dtype)
-    return _sum_slots(grad_rows_RD, order_R, weights, weigh=False), grad_weights, grad_up, grad_down
+    return _sum_slots(grad_rows_RD, order_R, weights, weigh=False), grad_weights, grad_RD, grad_RH, rows_RD
+
+
+class _FactoredExperts(torch.autograd.Function):
+    """The same forward pass; the backward pass leaves the experts' gradients as rows on their parameters."""
+
+    @staticmethod
+    def forward(ctx, x, index, weights, up, down):
+        output, *kept = _experts(x, index, weights, up, down, True)
+        ctx.save_for_backward(x, weights, *kept)
+        ctx.parameters = up, down
+        ctx.versions = up._version, down._version
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weights, hidden_RH, order_R, counts_E = ctx.saved_tensors
+        up, down = ctx.parameters
+        if ctx.versions != (up._version, down._version):
+            raise RuntimeError("experts were changed between the forward and the backward pass")
+        inputs = (grad.contiguous(), x, weights, up.detach(), down.detach(), hidden_RH, order_R, counts_E)
+        grad_x, grad_weights, grad_RD, grad_RH, rows_RD = _backward_loop(*inputs)
+        *_, up_edge, down_edge = ctx.next_functions
+        if will_be_accumulated(up_edge):
+            up.row_gradients = [*row_gradients(up), RowGradients(grad_RH, rows_RD, counts_E)]
+        if will_be_accumulated(down_edge):
+            hidden_RH = hidden_RH[: len(rows_RD)]
+            down.row_gradients = [*row_gradients(down), RowGradients(grad_RD, hidden_RH, counts_E)]
+        return grad_x, None, grad_weights, None, None
 
 
 def _sort(index: torch.Tensor, weights: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,8 @@ from torch.optim.adamw import adamw
 from transformers import TrainerCallback
 
 from ..models.experts import MoeExperts
+from ..models.factored_gradients import clear_row_gradients, merge_rows, row_gradients, settle_weights
+from .row_step import settle_moments, step_rows
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,9 @@ class FactoredAdam(torch.optim.Optimizer):
         ValueError: a value out of range; a factored parameter with fewer than two dimensions.
     """
 
+    # Told to `use_factored_gradients`, which refuses other optimizers.
+    reads_row_gradients = True
+
     def __init__(
         self,
         params,
@@ -66,6 +71,19 @@ class FactoredAdam(torch.optim.Optimizer):
         # torch reads `fused` when it loads a state: Adam's step counters stay on the device.
         defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, factored=factored, fused=True)
         super().__init__(params, defaults)
+
+    @classmethod
+    def for_model(cls, model: nn.Module, lr: float = 1e-3, *, weight_decay: float = 0.0, **options) -> "FactoredAdam":
+        """The optimizer of all parameters that need a gradient, factored for the experts.
+
+        Args:
+            model: has `MoeExperts`.
+            lr: as in AdamW.
+            weight_decay: of matrices; vectors, such as biases, have none.
+            **options (Any): betas and eps.
+        """
+        matrices = {name for name, param in model.named_parameters() if param.dim() > 1}
+        return cls(_parameter_groups(model, weight_decay, matrices), lr=lr, **options)
 
     def add_param_group(self, param_group: dict) -> None:
         group = {**self.defaults, **param_group}
@@ -88,6 +106,9 @@ class FactoredAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            for param in group["params"] if group["factored"] else ():
+                if row_gradients(param):
+                    self._row_step(param, group)
             params = [param for param in group["params"] if param.grad is not None]
             if group["factored"]:
                 for param in params:
@@ -96,14 +117,35 @@ class FactoredAdam(torch.optim.Optimizer):
                 self._adam_step(params, group)
         return loss
 
-    def _factored_step(self, param: nn.Parameter, group: dict) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for param in group["params"]:
+                clear_row_gradients(param)
+
+    def _factored_state(self, param: nn.Parameter) -> dict:
         state = self.state[param]
         if not state:
             dtype = torch.promote_types(param.dtype, torch.float32)
             state["step"] = 0
-            state["row"] = torch.zeros_like(param.grad.select(-1, 0), dtype=dtype)
-            state["col"] = torch.zeros_like(param.grad.select(-2, 0), dtype=dtype)
+            state["row"] = torch.zeros_like(param.select(-1, 0), dtype=dtype)
+            state["col"] = torch.zeros_like(param.select(-2, 0), dtype=dtype)
         state["step"] += 1
+        return state
+
+    def _row_step(self, param: nn.Parameter, group: dict) -> None:
+        """The same step as `_factored_step`, from the rows of `use_factored_gradients`."""
+        if param.grad is not None:
+            raise RuntimeError("experts have both a gradient and rows: clear them when use_factored_gradients changes")
+        state = self._factored_state(param)
+        rows = merge_rows(row_gradients(param))
+        clear_row_gradients(param)
+        step_rows(param, rows, state, group)
+
+    def _factored_step(self, param: nn.Parameter, group: dict) -> None:
+        state = self._factored_state(param)
+        settle_weights(param)
+        settle_moments(state, group["betas"][1])
         beta2 = group["betas"][1]
         for matrices in _chunks(param, param.grad, state["row"], state["col"]):
             _update(*matrices, beta2, 1 - beta2 ** state["step"], group["lr"], group["eps"], group["weight_decay"])
@@ -132,13 +174,19 @@ class FactoredAdam(torch.optim.Optimizer):
             maximize=False,
         )
 
+    def state_dict(self) -> dict:
+        for group in self.param_groups:
+            for param in group["params"]:
+                settle_weights(param)  # what is left of their decay is in no state
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         # torch casts a state to its parameter's dtype; the factors of a bfloat16 parameter stay in float32.
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for key, param in zip(saved, params):
-            for name in ("row", "col"):
+            for name in ("row", "col", "visited"):
                 factor = state_dict["state"].get(key, {}).get(name)
                 if factor is not None:
                     self.state[param][name] = factor.to(param.device)
@@ -209,20 +257,23 @@ def create_factored_adam(model: nn.Module, args, decay_parameters: list[str]) ->
         args (TrainingArguments): with learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay.
         decay_parameters: names of the parameters that weight decay is for.
     """
-    experts, decayed = set(expert_parameters(model)), set(decay_parameters)
-    groups = {}
-    for name, param in model.named_parameters():
-        if param.requires_grad:
-            groups.setdefault((param in experts, name in decayed), []).append(param)
     return FactoredAdam(
-        [
-            {"params": params, "factored": factored, "weight_decay": args.weight_decay if decays else 0.0}
-            for (factored, decays), params in sorted(groups.items())
-        ],
+        _parameter_groups(model, args.weight_decay, set(decay_parameters)),
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
     )
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float, decayed: set[str]) -> list[dict]:
+    experts, groups = set(expert_parameters(model)), {}
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            groups.setdefault((param in experts, name in decayed), []).append(param)
+    return [
+        {"params": params, "factored": factored, "weight_decay": weight_decay if decays else 0.0}
+        for (factored, decays), params in sorted(groups.items(), key=lambda item: item[0])
+    ]
 
 
 def state_bytes(optimizer: torch.optim.Optimizer, params) -> int:

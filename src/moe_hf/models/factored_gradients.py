@@ -1,0 +1,211 @@
+"""Gradients of the experts as factors, so that no gradient of the experts' size is ever made.
+
+An expert that saw r rows has a gradient of rank r: for one of its matrices (M, N) it is G = left' right, with
+left (r, M) and right (r, N). `up_proj` has the gradient at the hidden units on the left and the inputs on the right,
+`down_proj` the weighted gradient at the outputs and the hidden units. The backward pass has all four at hand.
+`FactoredAdam` reads them instead of `.grad`, which stays None.
+
+Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R rows, M and N of a matrix.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from .native_experts import Visited, few_rows
+
+SWITCH = "use_factored_gradients"
+# What a group of experts with equally many rows has in memory at once, so that it stays in a cache.
+GROUP_BYTES = {"cpu": 2**19}
+LARGE_GROUP_BYTES = 2**28
+
+
+class RowGradients(NamedTuple):
+    """The gradient of stacked matrices (E, M, N): that of expert e is left_e' right_e, of its own rows.
+
+    Attributes:
+        left: (R, M), rows sorted by expert.
+        right: (R, N).
+        counts: (E,) int64, the number of rows of each expert.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    counts: torch.Tensor
+
+    def for_kernels(self) -> Visited:
+        """The experts that the compiled kernels take; the others are those of `groups(above=...)`."""
+        return Visited(self.counts, self.limit)
+
+    @property
+    def limit(self) -> int:
+        """Up to how many rows an expert is computed by the compiled kernels."""
+        return few_rows(self.left.dtype, self.left.device, self.left.shape[1], self.right.shape[1])
+
+    def groups(self, above: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Experts with equally many rows, a few at a time: their ids (G,), left (G, r, M) and right (G, r, N).
+
+        Args:
+            above: leaves out experts with as many rows or fewer.
+        """
+        matrix_bytes = self.left.shape[1] * self.right.shape[1] * self.left.element_size()
+        size = max(1, GROUP_BYTES.get(self.left.device.type, LARGE_GROUP_BYTES) // matrix_bytes)
+        starts = self.counts.cumsum(0) - self.counts
+        for count in self.counts[self.counts > above].unique().tolist():
+            for experts in (self.counts == count).nonzero()[:, 0].split(size):
+                rows = (starts[experts, None] + torch.arange(count, device=experts.device)).view(-1)
+                shape = (len(experts), count, -1)
+                yield experts, self.left[rows].view(shape), self.right[rows].view(shape)
+
+    def squared_norm(self) -> torch.Tensor:
+        """The sum of all squared elements, a float64 scalar: |left' right|^2 = sum(left left' * right right')."""
+        total = torch.zeros((), dtype=torch.float64, device=self.left.device)
+        if self.limit:
+            total += self.for_kernels().squared_norm(self.left, self.right)
+        for _, left, right in self.groups(above=self.limit):
+            if left.shape[1] <= min(left.shape[2], right.shape[2]):
+                products = torch.bmm(left, left.mT) * torch.bmm(right, right.mT)
+            else:
+                products = torch.bmm(left.mT, right).square()
+            total += products.sum(dtype=torch.float64)
+        return total
+
+    def dense(self) -> torch.Tensor:
+        """The gradient itself, (E, M, N)."""
+        gradient = self.left.new_zeros(len(self.counts), self.left.shape[1], self.right.shape[1])
+        for experts, left, right in self.groups():
+            gradient[experts] = torch.bmm(left.mT, right)
+        return gradient
+
+
+def merge_rows(parts: list[RowGradients]) -> RowGradients:
+    """The sum of gradients of the same parameter, as one with all of their rows."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = [part.counts for part in parts]
+    experts = torch.arange(len(counts[0]), device=counts[0].device)
+    order = torch.cat([experts.repeat_interleave(count) for count in counts]).argsort(stable=True)
+    left, right = (torch.cat([part[side] for part in parts]).index_select(0, order) for side in (0, 1))
+    return RowGradients(left, right, sum(counts))
+
+
+def row_gradients(parameter: nn.Parameter) -> list[RowGradients]:
+    """What backward passes have left for a parameter since it was last stepped or cleared."""
+    return getattr(parameter, "row_gradients", [])
+
+
+def clear_row_gradients(parameter: nn.Parameter) -> None:
+    """Forget them, as `zero_grad` forgets a gradient."""
+    if row_gradients(parameter):
+        parameter.row_gradients = []
+
+
+def use_factored_gradients(model: nn.Module) -> Callable[[], None]:
+    """Let the experts of a model keep their gradients as factors, for `FactoredAdam`, which reads them.
+
+    `.grad` of the experts stays None. Clip with `moe_hf.clip_grad_norm_`: torch's function does not see the experts.
+
+    Args:
+        model: any module that has `MoeExperts` with one hidden layer of ReLU units, computed by the implementation
+            "moe_hf" (the default on a CPU).
+
+    Returns:
+        A function that switches back. Gradients that wait for a step are written to `.grad` then.
+
+    Raises:
+        ValueError: the model has no experts, or other experts than that.
+    """
+    modules = [module for module in model.modules() if hasattr(module, "factored_gradients")]
+    if not modules:
+        raise ValueError(f"{SWITCH}: the model {type(model).__name__} has no MoeExperts")
+    for module in modules:
+        _check_experts(module)
+    handles = [register_optimizer_step_pre_hook(_check_optimizer)]
+    for module in modules:
+        module.factored_gradients = True
+        handles.append(module.register_forward_pre_hook(_settle_used))
+        handles.append(module.register_state_dict_pre_hook(_settle_all))
+
+    def use_dense_gradients() -> None:
+        for handle in handles:
+            handle.remove()
+        for module in modules:
+            module.factored_gradients = False
+            _settle_all(module)
+            for parameter in module.parameters(recurse=False):
+                for rows in row_gradients(parameter):
+                    dense = rows.dense().to(parameter.dtype)
+                    parameter.grad = dense if parameter.grad is None else parameter.grad + dense
+                clear_row_gradients(parameter)
+
+    return use_dense_gradients
+
+
+def settle_weights(parameter: nn.Parameter, experts: torch.Tensor | None = None) -> None:
+    """Apply the weight decay that `FactoredAdam` has put off while experts were idle, to these or to all of them."""
+    if (decay := getattr(parameter, "idle_decay", None)) is not None:
+        decay.settle(parameter, experts)
+
+
+def _settle_used(module: nn.Module, args: tuple) -> None:
+    top_k_index = args[1]
+    for parameter in module.parameters(recurse=False):
+        if getattr(parameter, "idle_decay", None) is not None:
+            used = top_k_index.unique()
+            settle_weights(parameter, used[used < parameter.shape[0]])
+
+
+def _settle_all(module: nn.Module, *args) -> None:
+    for parameter in module.parameters(recurse=False):
+        settle_weights(parameter)
+
+
+def _check_experts(module: nn.Module) -> None:
+    implementation = module.config._experts_implementation
+    if module.mid_proj is not None or not isinstance(module.act_fn, nn.ReLU):
+        raise ValueError(f"{SWITCH}: experts must have one hidden layer of ReLU units (num_expert_layers=1)")
+    if implementation != "moe_hf":
+        raise ValueError(f"{SWITCH}: experts_implementation={implementation!r} makes dense gradients, use 'moe_hf'")
+
+
+def check_parameters(module: nn.Module) -> None:
+    """Check that nothing asks for a gradient of the experts that would not be there.
+
+    Raises:
+        RuntimeError: an adapter has replaced a parameter, or a hook waits for its gradient.
+    """
+    for name in ("up_proj", "down_proj"):
+        parameter = getattr(module, name)
+        if not isinstance(parameter, nn.Parameter):
+            raise RuntimeError(f"{name} of the experts is not a parameter, as with an adapter: undo {SWITCH} first")
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise RuntimeError(
+                f"a hook waits for the gradient of {name}, which {SWITCH} never makes: undo one of them"
+            )
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Before any optimizer's step: one that does not read rows would leave these experts as they are."""
+    if getattr(optimizer, "reads_row_gradients", False):
+        return
+    if any(row_gradients(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+        raise RuntimeError(
+            f"{type(optimizer).__name__} cannot step experts with {SWITCH}: only FactoredAdam reads them"
+        )
+
+
+def will_be_accumulated(edge: tuple) -> bool:
+    """Whether this backward pass is to accumulate the gradient of the parameter at a node's edge.
+
+    Raises:
+        RuntimeError: `torch.autograd.grad` asks for that gradient.
+    """
+    try:
+        return edge[0] is not None and torch._C._will_engine_execute_node(edge[0])
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the gradient of experts is asked for, which {SWITCH} never makes: undo it first"
+        ) from error

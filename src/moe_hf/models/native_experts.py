@@ -1,0 +1,156 @@
+"""The compiled kernels of native/experts.c, for experts with few rows each on a CPU, and when they are taken.
+
+They are optional. A package that was installed without a compiler has none, and neither has a model's code on the Hub:
+plain torch computes the same there. `MOE_HF_NATIVE=0` turns them off.
+
+Shape suffixes: T tokens, D width, E experts, H expert hidden size, R rows, V visited experts with few rows.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+
+KERNELS = Path(__file__).parent.parent / "native"
+ROWS_TRIED = (4, 8, 16, 32, 64)
+ROWS_UNMEASURED = 8
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None."""
+    if os.environ.get("MOE_HF_NATIVE") == "0":
+        return None
+    for path in sorted(KERNELS.glob("_experts*.so")):
+        try:
+            loaded = ctypes.CDLL(str(path))
+            loaded.rows_squared_norm.restype = ctypes.c_double
+            return loaded
+        except (OSError, AttributeError):  # of another system or version
+            continue
+    return None
+
+
+def few_rows(dtype: torch.dtype, device: torch.device, hidden_dim: int, intermediate_dim: int) -> int:
+    """The number of rows up to which an expert's kernels are faster than matrix products; 0 where there are none."""
+    fits = dtype == torch.float32 and device.type == "cpu" and hidden_dim % 16 == 0 and intermediate_dim % 16 == 0
+    return measured_limit(*sorted((hidden_dim, intermediate_dim))) if fits and library() is not None else 0
+
+
+@cache
+def measured_limit(hidden_dim: int, intermediate_dim: int) -> int:
+    """The limit of `few_rows` on this machine, measured once and kept in a file.
+
+    A second process reads the file, since a run that is resumed must compute the same bits.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe_hf"
+    file = folder / f"few_rows-{platform.machine()}-{platform.node()}-{hidden_dim}-{intermediate_dim}.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        limit = _measure_limit(hidden_dim, intermediate_dim)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(json.dumps(limit))
+    except FileExistsError:  # another process was first
+        return int(json.loads(file.read_text(encoding="utf-8")))
+    except OSError:
+        return ROWS_UNMEASURED  # no measurement can be kept, and one that differs by process would change results
+    return limit
+
+
+def _measure_limit(hidden_dim: int, intermediate_dim: int, num_experts: int = 8) -> int:
+    up = torch.randn(num_experts, intermediate_dim, hidden_dim)
+    down = torch.randn(num_experts, hidden_dim, intermediate_dim)
+    limit = 0
+    for count in ROWS_TRIED:
+        x = torch.randn(num_experts * count, hidden_dim)
+        visited = Visited(torch.full((num_experts,), count), ROWS_TRIED[-1])
+        hidden, output = x.new_empty(len(x), intermediate_dim), torch.empty_like(x)
+
+        def by_products():
+            for expert, rows in enumerate(x.split(count)):
+                torch.mm(torch.mm(rows, up[expert].t()).relu_(), down[expert].t())
+
+        def by_kernels():
+            visited.forward(up, down, x, hidden, output)
+
+        times = {by_products: [], by_kernels: []}
+        for _ in range(5):
+            for function, seconds in times.items():
+                start = time.perf_counter()
+                function()
+                seconds.append(time.perf_counter() - start)
+        products, kernels = (statistics.median(seconds) for seconds in times.values())
+        if kernels > products:
+            break
+        limit = count
+    return limit
+
+
+class Visited:
+    """The experts with at least one row and at most `limit`, as the kernels read them.
+
+    Args:
+        counts: (E,) int64, the rows of each expert; rows are sorted by expert.
+        limit: rows at most.
+    """
+
+    def __init__(self, counts: torch.Tensor, limit: int):
+        self.experts = ((counts > 0) & (counts <= limit)).nonzero()[:, 0]
+        self.starts = (counts.cumsum(0) - counts)[self.experts]
+        self.counts = counts[self.experts]
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def forward(self, up, down, rows_RD, hidden_RH, output_RD) -> None:
+        """Write relu(x up') to `hidden_RH` and its product with down' to `output_RD`."""
+        self._call("experts_forward", self.experts, *_sizes(up), up, down, rows_RD, hidden_RH, output_RD)
+
+    def backward(self, up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD) -> None:
+        """Weigh `grad_RD` in place, and write the three gradients after it."""
+        tensors = (up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD)
+        self._call("experts_backward", self.experts, *_sizes(up), *tensors)
+
+    def squared_norm(self, left_RM, right_RN) -> float:
+        """The sum of |left' right|^2 over these experts."""
+        return sum(self._call("rows_squared_norm", left_RM.shape[1], right_RN.shape[1], left_RM, right_RN))
+
+    def step(self, param, left, right, row, col, decay_V, keep_V, *, beta2, bias_correction, lr, eps) -> None:
+        """Make the step of `row_step.step_rows` for these experts, in place."""
+        tensors = (param, left, right, row, col, decay_V, keep_V)
+        self._call("rows_step", self.experts, *param.shape[1:], *tensors, beta2, bias_correction, lr, eps)
+
+    def _call(self, name: str, *arguments) -> list:
+        """Call a kernel for all of the experts, in as many threads as torch has."""
+        function, arguments = getattr(library(), name), list(arguments)
+        at = 1 if isinstance(arguments[0], torch.Tensor) else 0  # the kernels' order: experts, starts, counts
+        converted = [_as_c(value) for value in [*arguments[:at], self.starts, self.counts, *arguments[at:]]]
+        num_parts = max(1, min(torch.get_num_threads(), len(self) // 16))
+        limits = [len(self) * part // num_parts for part in range(num_parts + 1)]
+        parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]
+        if num_parts == 1:
+            return [function(*parts[0], *converted)]
+        with ThreadPoolExecutor(num_parts) as pool:
+            return list(pool.map(lambda part: function(*part, *converted), parts))
+
+
+def _sizes(up: torch.Tensor) -> tuple[int, int]:
+    """D and H."""
+    return up.shape[2], up.shape[1]
+
+
+def _as_c(value):
+    if isinstance(value, torch.Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)

@@ -1,0 +1,35 @@
+"""Whether freed memory is taken again, counted by the page faults of a process of its own."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, sys
+import torch
+from moe_hf.freed_memory import keep_freed_memory
+print(keep_freed_memory())
+for _ in range(3):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is for glibc's malloc")
+def test_freed_memory_is_taken_again():
+    faults = {}
+    for setting in ("0", "1"):
+        environment = os.environ | {"MOE_HF_KEEP_MEMORY": setting}
+        done = subprocess.run(
+            [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True
+        )
+        kept, faults[setting] = done.stdout.split()
+        assert kept == str(setting == "1")
+    # Ten times 64 MiB: 163,840 pages of 4 KiB, or 320 of 2 MiB.
+    assert int(faults["1"]) * 10 < int(faults["0"])
