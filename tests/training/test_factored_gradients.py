@@ -4,12 +4,10 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_models import GNMT, LM, random_ids, tiny_lm
 
-from moe_hf import FactoredAdam, MoeExperts, clip_grad_norm_, use_factored_gradients
-from moe_hf.models.factored_gradients import row_gradients
+from moe_hf import FactoredAdam, clip_grad_norm_, use_factored_gradients
+from moe_hf.models.factored_gradients import RowGradients, merge_rows, row_gradients
 from moe_hf.training.optimizer import expert_parameters
 
 GATES = {
@@ -75,3 +73,173 @@ def test_hundred_clipped_and_accumulated_steps(gate, dtype):
     states = [model.state_dict() for model in models]
     for name, expected in states[0].items():
         torch.testing.assert_close(states[1][name], expected, **TOLERANCE[dtype])
+
+
+def test_kernels_take_the_same_hundred_steps():
+    """Widths of 16, which the compiled kernels take if there are any."""
+    models, optimizers = pair(tiny_lm(dtype=torch.float32, std=0.3, hidden_size=16, moe_intermediate_size=16))
+    for step in range(100):
+        for model, optimizer in zip(models, optimizers):
+            torch.manual_seed(step)
+            model(**batch(step)).loss.backward()
+            clip_grad_norm_(model, 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    for expected, actual in zip(*(model.state_dict().values() for model in models)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"recompute_experts": True}, {"num_experts": 40}], ids=str)
+def test_recomputed_and_mostly_idle_experts(changes):
+    models, optimizers = pair(tiny_lm(**changes))
+    for step in range(20):
+        for model, optimizer in zip(models, optimizers):
+            torch.manual_seed(step)
+            model(**batch(step)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for expected, actual in zip(*(model.state_dict().values() for model in models)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+def test_autocast_makes_the_same_outputs_and_steps():
+    models, optimizers = pair(tiny_lm(dtype=torch.float32, std=0.3))
+    for step in range(5):
+        losses = []
+        for model, optimizer in zip(models, optimizers):
+            torch.manual_seed(step)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(**batch(step)).loss
+            loss.backward()
+            losses.append(loss.detach())
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 0:
+            assert torch.equal(*losses)
+    for expected, actual in zip(*(model.state_dict().values() for model in models)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+def test_state_is_loaded_bitwise():
+    model = tiny_lm(num_experts=20)
+    models, optimizers = pair(model)
+    whole, optimizer = models[1], optimizers[1]
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            model(**batch(step)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    train(whole, optimizer, range(5))
+    weights, state = copy.deepcopy(whole.state_dict()), copy.deepcopy(optimizer.state_dict())
+    (_, resumed), (_, other) = pair(tiny_lm(num_experts=20))
+    resumed.load_state_dict(weights)
+    other.load_state_dict(state)
+    for each in ((whole, optimizer), (resumed, other)):
+        train(*each, range(5, 10))
+    for expected, actual in zip(whole.state_dict().values(), resumed.state_dict().values()):
+        assert torch.equal(actual, expected)
+
+
+def test_dense_and_factored_steps_may_alternate():
+    models, optimizers = pair(tiny_lm(num_experts=20))
+    undo = None
+    for step in range(12):
+        if step == 4:
+            undo = use_factored_gradients(models[0])
+        if step == 8:
+            undo()
+        for model, optimizer in zip(models, optimizers):
+            torch.manual_seed(step)
+            model(**batch(step)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for expected, actual in zip(*(model.state_dict().values() for model in models)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+def test_norm_is_that_of_all_gradients():
+    models, _ = pair(tiny_lm())
+    for model in models:
+        for seed in range(2):
+            torch.manual_seed(seed)
+            model(**batch(seed)).loss.backward()
+    expected = sum(p.grad.square().sum() for p in models[0].parameters()).sqrt()
+    for model in models:
+        torch.testing.assert_close(clip_grad_norm_(model, float("inf")), expected, rtol=1e-12, atol=0)
+        assert clip_grad_norm_(model, 0.1) > 0.1
+        torch.testing.assert_close(clip_grad_norm_(model, 1.0), torch.tensor(0.1).double(), rtol=1e-4, atol=0)
+
+
+def test_rows_stand_for_the_sum_of_outer_products():
+    generator = torch.Generator().manual_seed(0)
+    parts, expected = [], torch.zeros(6, 3, 4, dtype=torch.float64)
+    for _ in range(3):
+        counts = torch.randint(0, 9, (6,), generator=generator)
+        left, right = (torch.randn(int(counts.sum()), n, generator=generator, dtype=torch.float64) for n in (3, 4))
+        for expert, a, b in zip(torch.arange(6).repeat_interleave(counts).tolist(), left, right):
+            expected[expert] += a[:, None] * b
+        parts.append(RowGradients(left, right, counts))
+    merged = merge_rows(parts)
+    torch.testing.assert_close(merged.dense(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(merged.squared_norm(), expected.square().sum(), rtol=1e-12, atol=0)
+
+
+def test_rows_are_dropped_by_zero_grad_and_become_gradients_when_switched_back():
+    model = tiny_lm().train()
+    model.set_experts_implementation("moe_hf")
+    optimizer = FactoredAdam.for_model(model)
+    undo = use_factored_gradients(model)
+    model(**batch(0)).loss.backward()
+    optimizer.zero_grad()
+    assert not any(row_gradients(p) for p in model.parameters())
+    torch.manual_seed(0)
+    model(**batch(0)).loss.backward()
+    undo()
+    factored = [p.grad for p in expert_parameters(model)]
+    model.zero_grad()
+    torch.manual_seed(0)
+    model(**batch(0)).loss.backward()
+    for actual, expected in zip(factored, expert_parameters(model)):
+        torch.testing.assert_close(actual, expected.grad, rtol=0, atol=1e-12)
+
+
+def switched_on():
+    model = tiny_lm().train()
+    model.set_experts_implementation("moe_hf")
+    use_factored_gradients(model)
+    return model, expert_parameters(model)[0]
+
+
+def test_another_optimizer_is_refused():
+    model, _ = switched_on()
+    model(**batch(0)).loss.backward()
+    with pytest.raises(RuntimeError, match="AdamW cannot step experts with use_factored_gradients"):
+        torch.optim.AdamW(model.parameters()).step()
+
+
+def test_a_hook_is_refused():
+    model, parameter = switched_on()
+    parameter.register_hook(lambda grad: grad)
+    with pytest.raises(RuntimeError, match="a hook waits for the gradient of up_proj.*use_factored_gradients"):
+        model(**batch(0))
+
+
+def test_asking_for_the_gradient_is_refused_and_for_another_leaves_no_rows():
+    model, parameter = switched_on()
+    with pytest.raises(RuntimeError, match="use_factored_gradients never makes"):
+        torch.autograd.grad(model(**batch(0)).loss, parameter)
+    torch.autograd.grad(model(**batch(0)).loss, model.lm_head.weight)
+    torch.autograd.grad(model(**batch(0)).loss, model.model.layers[0].parameters())
+    assert not any(row_gradients(p) for p in model.parameters())
+
+
+def test_other_experts_are_refused():
+    with pytest.raises(ValueError, match="has no MoeExperts"):
+        use_factored_gradients(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="num_expert_layers"):
+        use_factored_gradients(tiny_lm(num_expert_layers=2))
+    with pytest.raises(ValueError, match="experts_implementation='eager'"):
+        use_factored_gradients(tiny_lm(experts="eager"))
