@@ -23,11 +23,21 @@ IN_BFLOAT16 = {
     "lm bfloat16": ("lm", {"gate": "softmax", "bf16": True, "activation_checkpointing": True}),
     "gnmt bfloat16": ("gnmt", {"gate": "softmax", "bf16": True, "gradient_accumulation_steps": 2}),
 }
+# The processes exchange rows of the experts, not gradients.
+FACTORED = {
+    "lm factored": ("lm", {"expert_gradients": "factored", "optim": "factored_adam"}),
+    "gnmt factored accumulated": (
+        "gnmt",
+        {"expert_gradients": "factored", "optim": "factored_adam", "gradient_accumulation_steps": 2, "gate": "noisy"},
+    ),
+}
 KINDS = {"ddp": None, "fsdp": "fsdp", "expert parallel": 2}
 
 
 def train_all_cases(kind):
     cases = IN_BFLOAT16 if kind == "expert parallel" else CASES | IN_BFLOAT16
+    if kind == "ddp":
+        cases = cases | FACTORED
     return {name: train(family, layout=KINDS[kind], **case) for name, (family, case) in cases.items()}
 
 
@@ -45,7 +55,7 @@ def single():
 
     def run(name):
         if name not in made:
-            family, arguments = (CASES | IN_BFLOAT16)[name]
+            family, arguments = (CASES | IN_BFLOAT16 | FACTORED)[name]
             made[name] = train(family, **arguments)
         return made[name]
 
@@ -59,6 +69,12 @@ def test_training_equals_a_single_process(runs, single, case):
     assert all(part["sharded"] == (kind == "fsdp") for part in parts)
     assert (parts[0]["class"] == "DistributedDataParallel") == (kind == "ddp")
     assert_same_training(parts, single(case))
+
+
+@pytest.mark.parametrize("case", FACTORED)
+@pytest.mark.parametrize("runs", ["ddp"], indirect=True)
+def test_factored_gradients_equal_a_single_process(runs, single, case):
+    assert_same_training(runs[1][case], single(case))
 
 
 @pytest.mark.parametrize("case", IN_BFLOAT16)

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
 from moe_hf.data.windows import StreamWindows, collate_windows
 from moe_hf.distributed.sharding import distributed_config, shard_new_model
+from moe_hf.models.factored_gradients import row_gradients
 from moe_hf.models.moe import MoeBlock
 from moe_hf.training.arguments import TranslationTrainingArguments
 from moe_hf.training.lm_trainer import LmTrainer
@@ -89,7 +90,14 @@ class Recorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if self.gradients is None:
-            self.gradients = {name: whole(weight.grad).clone() for name, weight in model.named_parameters()}
+            self.gradients = {name: gradient_of(weight).clone() for name, weight in model.named_parameters()}
+
+
+def gradient_of(weight: torch.nn.Parameter) -> torch.Tensor:
+    if weight.grad is None:
+        (rows,) = row_gradients(weight)
+        return rows.dense()
+    return whole(weight.grad)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,6 +148,8 @@ def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tie
         accelerate_fsdp_on_cpu(args)
     elif sharding := distributed_config(args):
         model = shard_new_model(lambda whole=model: whole, sharding, args)
+    if args.expert_gradients == "factored":
+        model.set_experts_implementation("moe_hf")
     recorder = Recorder(model)
     trainer = trainer_class(model=model, args=args, train_dataset=rows, data_collator=collate, callbacks=[recorder])
     if crowd:

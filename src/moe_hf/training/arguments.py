@@ -119,6 +119,13 @@ class MoeTrainingArguments(TrainingArguments):
             "the model is sharded over all of them too (FSDP2). 1: every process has every expert"
         },
     )
+    expert_gradients: str = field(
+        default="dense",
+        metadata={
+            "help": "dense, or factored: rows instead of gradients of all experts, for optim factored_adam; its cost "
+            "follows the experts that a step uses"
+        },
+    )
     balance_across_processes: bool = field(
         default=True,
         metadata={"help": "take importance, load and the strict balance over the batches of all processes together"},
@@ -138,6 +145,13 @@ class MoeTrainingArguments(TrainingArguments):
         super().__post_init__()
         if optim == FACTORED_ADAM:
             self.optim = FACTORED_ADAM
+        if self.expert_gradients not in ("dense", "factored"):
+            raise InputError(f"expert_gradients={self.expert_gradients!r} must be dense or factored")
+        if self.expert_gradients == "factored":
+            needed = {"optim": FACTORED_ADAM, "expert_parallel_size": 1, "fp16": False, "fsdp": []}
+            for name, value in needed.items():
+                if (getattr(self, name) or value) != value:
+                    raise InputError(f"expert_gradients=factored needs {name}={value}, not {getattr(self, name)}")
         size = self.expert_parallel_size
         if size < -1 or size == 0:
             raise InputError(f"expert_parallel_size={size} must be at least 1, or -1 for all processes")

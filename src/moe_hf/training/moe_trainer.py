@@ -1,15 +1,20 @@
 """What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
 
 import copy
+import math
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
+from ..distributed.gathered_rows import gather_rows
 from ..distributed.global_batch import GlobalBatchCallback
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
 from ..model_code import add_code
-from .optimizer import FACTORED_ADAM, create_factored_adam
+from ..models.factored_gradients import use_factored_gradients
+from .gradient_norm import clip_grad_norm_
+from .optimizer import FACTORED_ADAM, create_factored_adam, expert_parameters
 
 
 class SeedPerRankCallback(TrainerCallback):
@@ -57,12 +62,38 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
             return None
         return super()._run_epoch(*args, **kwargs)
 
+    def train(self, *args, **kwargs):
+        if self.args.expert_gradients == "dense":
+            return super().train(*args, **kwargs)
+        if self.saves_shards:
+            raise InputError("expert_gradients=factored is not for a sharded model: take dense")
+        try:
+            use_dense_gradients = use_factored_gradients(self.model)
+        except ValueError as error:
+            raise InputError(f"expert_gradients=factored: {error}") from error
+        experts = set(expert_parameters(self.model))
+        names = [name for name, parameter in self.model.named_parameters() if parameter in experts]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            use_dense_gradients()
+
+    def _clip_grad_norm(self, model):
+        if self.args.expert_gradients == "dense":
+            return super()._clip_grad_norm(model)
+        gather_rows(model)
+        return clip_grad_norm_(model, self.args.max_grad_norm)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._stop_unless_finite("loss", loss)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
+        if grad_norm is None and self.args.expert_gradients == "factored":
+            gather_rows(model)
+            grad_norm = clip_grad_norm_(model, math.inf)
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if not self.args.fp16:  # the fp16 scaler skips such a step by itself
             self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
