@@ -3,94 +3,83 @@
 
     python benchmarks/growth.py [--output benchmarks/results/growth.md]
 
-Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' FLOPs; and gate, experts
-and optimizer of a whole layer, of narrower experts so that the largest fits into memory. A plot goes beside --output.
-All variants are timed in turn, round after round, and the medians compared: on a noisy machine only ratios hold.
+Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' operations; and the whole
+step of `MoeExperts` with given routing (forward, backward, exact clipping, optimizer), over the same. Each step is
+measured in a process of its own, in turn with the dense layer, so that its peak memory is its own. A plot goes beside
+--output.
 """
 
 import argparse
+import json
+import resource
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from report import heading, save
+from report import heading, median_seconds, save
 
-from moe_hf import HierarchicalGate, LstmMoeConfig, MoeExperts, NoisyTopKGate
+from moe_hf import (
+    FactoredAdam,
+    HierarchicalGate,
+    LstmMoeConfig,
+    MoeExperts,
+    NoisyTopKGate,
+    clip_grad_norm_,
+    use_factored_gradients,
+)
+from moe_hf.freed_memory import keep_freed_memory
 from moe_hf.models.balancing import balancing_loss
-from moe_hf.training.optimizer import FactoredAdam
+from moe_hf.models.native_experts import library
 
-K = 4
+K, WIDTH = 4, 256
 GATES = [(32, None), (256, None), (1024, None), (1024, 16), (4096, None), (4096, 16), (4096, 64)]  # experts, groups
-LAYERS = [(32, None), (256, None), (1024, 32), (4096, 64)]
+# Experts and their hidden size. Gradients of all experts do not fit into memory at the last one.
+SIZES = [(256, 128), (1024, 128), (4096, 128), (16384, 32), (65536, 32)]
+STEPS = ("dense gradients, AdamW", "dense gradients, FactoredAdam", "factored, plain torch", "factored, kernels")
+MOST_DENSE_PARAMETERS = 600_000_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a step (default: 2048)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one that is not (default: 5)")
+    parser.add_argument("--sizes", type=int, nargs="+", help=f"only these of {[n for n, _ in SIZES]} experts")
+    parser.add_argument("--no_gates", action="store_true", help="leave out the gates")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to; the plot gets its name")
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
     arguments = parser.parse_args()
-    facts = f"{arguments.tokens} tokens, k = {K}"
-    lines = [
-        *heading("Growth with the number of experts", facts),
-        *gate_table(arguments.tokens, arguments.rounds),
-        "",
-    ]
-    print("\n".join(lines), flush=True)
-    layer_lines, parts = layer_table(arguments.tokens, arguments.rounds)
-    print("\n".join(layer_lines))
+    allocator = "freed memory kept" if keep_freed_memory() else "default allocator"
+    if arguments.step:
+        name, num_experts, hidden = arguments.step
+        print(json.dumps(measure_step(name, int(num_experts), int(hidden), arguments.tokens, arguments.rounds)))
+        return
+    facts = f"{arguments.tokens} tokens, k = {K}, {allocator}"
+    lines = [*heading("Growth with the number of experts", facts)]
+    if not arguments.no_gates:
+        lines += [*gate_table(arguments.tokens, arguments.rounds), ""]
+        print("\n".join(lines), flush=True)
+    step_lines, times = step_table(arguments)
+    print("\n".join(step_lines))
     if arguments.output:
         picture = arguments.output.with_suffix(".png")
-        save([*lines, *layer_lines, "", f"![time of a step]({picture.name})"], arguments.output)
-        plot(parts, picture)
+        save([*lines, *step_lines, "", f"![time of a step]({picture.name})"], arguments.output)
+        plot(times, picture)
 
 
 def gate_table(num_tokens: int, rounds: int, width: int = 512, hidden: int = 1024) -> list[str]:
     """Forward and backward pass of each gate, over that of the dense layer."""
     inputs = torch.randn(num_tokens, width, requires_grad=True)
-    variants = {"dense": timed_dense(inputs, K * hidden)}
-    variants |= {(n, groups): timed_gate(build_gate(width, n, groups), inputs) for n, groups in GATES}
-    seconds = median_times(variants, rounds)
+    variants = {"dense": dense_layer(inputs, K * hidden)}
+    variants |= {(n, groups): gate_step(build_gate(width, n, groups), inputs) for n, groups in GATES}
+    seconds = median_seconds(variants, rounds)
     lines = [f"Gate at d = {width}, forward and backward, over a dense layer of {K} x {hidden} hidden units:", ""]
     lines += ["| experts | groups | gate / dense |", "|---|---|---|"]
     for n, groups in GATES:
         lines.append(f"| {n} | {groups or 'flat'} | {seconds[n, groups] / seconds['dense']:.2f} |")
     return lines
-
-
-def layer_table(num_tokens: int, rounds: int, width: int = 256, hidden: int = 128) -> tuple[list[str], dict]:
-    """Milliseconds of each part of a step; one number of experts after the other, since all would not fit."""
-    inputs = torch.randn(num_tokens, width, requires_grad=True)
-    names = ["gate", "experts", "fused AdamW", "FactoredAdam"]
-    lines = [f"A layer at d = {width}, h = {hidden}; milliseconds and multiples of the dense layer of {K} x {hidden}:"]
-    lines += [
-        "",
-        "| experts | groups | parameters | dense | " + " | ".join(names) + " |",
-        "|---" * (4 + len(names)) + "|",
-    ]
-    parts = {}
-    for n, groups in LAYERS:
-        gate = build_gate(width, n, groups)
-        config = LstmMoeConfig(hidden_size=width, num_experts=n, moe_intermediate_size=hidden)
-        config._experts_implementation = "eager"
-        experts = MoeExperts(config)
-        weights = list(experts.parameters())
-        optimizers = {
-            "fused AdamW": torch.optim.AdamW(weights, lr=1e-3, fused=True),
-            "FactoredAdam": FactoredAdam([{"params": weights, "factored": True}], lr=1e-3),
-        }
-        variants = {"dense": timed_dense(inputs, K * hidden), "gate": timed_gate(gate, inputs)}
-        variants["experts"] = timed_experts(experts, gate, inputs)
-        variants |= {name: timed_optimizer(optimizer, weights) for name, optimizer in optimizers.items()}
-        seconds = median_times(variants, rounds)
-        dense = seconds["dense"]
-        cells = [f"{1000 * seconds[name]:.1f} ({seconds[name] / dense:.2f})" for name in names]
-        size = f"{sum(weight.numel() for weight in weights) / 1e6:.1f} M"
-        lines.append(f"| {n} | {groups or 'flat'} | {size} | {1000 * dense:.1f} | " + " | ".join(cells) + " |")
-        parts[n] = {name: seconds[name] for name in ["dense", *names]}
-    return lines, parts
 
 
 def build_gate(width: int, num_experts: int, groups: int | None) -> torch.nn.Module:
@@ -100,85 +89,132 @@ def build_gate(width: int, num_experts: int, groups: int | None) -> torch.nn.Mod
     return gate
 
 
-def timed_dense(inputs: torch.Tensor, hidden: int) -> Callable[[], float]:
+def gate_step(gate: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
+    def run():
+        routed = gate(inputs)
+        (routed.top_k_weights.square().sum() + balancing_loss(routed.importance, routed.load, 0.1, 0.1)).backward()
+        forget([inputs, *gate.parameters()])
+
+    return run
+
+
+def dense_layer(inputs: torch.Tensor, hidden: int) -> Callable[[], None]:
+    """Forward and backward pass of one layer with as many hidden units as a token's experts have together."""
     up = torch.randn(hidden, inputs.shape[1], requires_grad=True)
     down = torch.randn(inputs.shape[1], hidden, requires_grad=True)
 
     def run():
         output = torch.nn.functional.linear(torch.relu(torch.nn.functional.linear(inputs, up)), down)
         output.sum().backward()
-
-    return timed(run, [inputs, up, down])
-
-
-def timed_gate(gate: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], float]:
-    def run():
-        routed = gate(inputs)
-        (routed.top_k_weights.square().sum() + balancing_loss(routed.importance, routed.load, 0.1, 0.1)).backward()
-
-    return timed(run, [inputs, *gate.parameters()])
-
-
-def timed_experts(experts: MoeExperts, gate: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], float]:
-    with torch.no_grad():
-        routed = gate(inputs)
-
-    def run():
-        experts(inputs, routed.top_k_index, routed.top_k_weights).sum().backward()
-
-    return timed(run, [inputs, *experts.parameters()])
-
-
-def timed_optimizer(optimizer: torch.optim.Optimizer, weights: list[torch.Tensor]) -> Callable[[], float]:
-    def run():
-        for weight in weights:
-            weight.grad = torch.full_like(weight, 1e-3)
-        start = time.perf_counter()
-        optimizer.step()
-        seconds = time.perf_counter() - start
-        for weight in weights:
-            weight.grad = None
-        return seconds
+        forget([inputs, up, down])
 
     return run
 
 
-def timed(run: Callable[[], None], tensors: list[torch.Tensor]) -> Callable[[], float]:
-    """`run` with fresh gradients, returning its seconds."""
+def forget(tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        tensor.grad = None
 
-    def measure():
-        for tensor in tensors:
-            tensor.grad = None
-        start = time.perf_counter()
+
+def step_table(arguments) -> tuple[list[str], dict]:
+    """The lines, and {name of the step: {number of experts: time over the dense layer's}}."""
+    lines = [
+        f"Whole steps at d = {WIDTH}: time over that of dense (over the bound by bytes), peak memory over weights.",
+        "The bound: the used experts' weights are read twice and written once, at the bandwidth of a copy.",
+        "",
+        "| experts | h | parameters | dense | " + " | ".join(STEPS) + " |",
+        "|---" * (4 + len(STEPS)) + "|",
+    ]
+    times = {name: {} for name in STEPS}
+    for n, hidden in SIZES:
+        if arguments.sizes and n not in arguments.sizes:
+            continue
+        num_parameters, cells, dense = 2 * n * hidden * WIDTH, [], []
+        for name in STEPS:
+            too_large = name.startswith("dense") and num_parameters > MOST_DENSE_PARAMETERS
+            if too_large or (name.endswith("kernels") and library() is None):
+                cells.append("-")
+                continue
+            found = in_a_process(name, n, hidden, arguments)
+            times[name][n] = found["step"] / found["dense"]
+            dense.append(found["dense"])
+            over = f"{times[name][n]:.2f} ({found['step'] / found['bound']:.1f})"
+            cells.append(f"{over}, {found['bytes'] / (4 * num_parameters):.2f}")
+        dense = f"{1000 * statistics.median(dense):.1f} ms"
+        lines.append(f"| {n:,} | {hidden} | {num_parameters / 1e6:,.0f} M | {dense} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    return lines, times
+
+
+def in_a_process(name: str, num_experts: int, hidden: int, arguments) -> dict:
+    command = [sys.executable, __file__, "--step", name, str(num_experts), str(hidden)]
+    command += ["--tokens", str(arguments.tokens), "--rounds", str(arguments.rounds)]
+    return json.loads(subprocess.check_output(command, text=True))
+
+
+def measure_step(name: str, num_experts: int, hidden: int, num_tokens: int, rounds: int) -> dict:
+    """Seconds of the step, of the dense layer and of the bound, and bytes at the peak beyond those of the process."""
+    if name == "factored, plain torch":
+        library.cache_clear()
+        import os
+
+        os.environ["MOE_HF_NATIVE"] = "0"
+    inputs = torch.randn(num_tokens, WIDTH, requires_grad=True)
+    variants = {"dense": dense_layer(inputs, K * hidden), "copy": copy_of(2**26)}
+    for run in variants.values():
         run()
-        seconds = time.perf_counter() - start
-        for tensor in tensors:
-            tensor.grad = None
-        return seconds
+    before = peak_bytes()
+    config = LstmMoeConfig(hidden_size=WIDTH, num_experts=num_experts, moe_intermediate_size=hidden)
+    config._experts_implementation = "moe_hf"
+    experts = MoeExperts(config)
+    index = torch.randint(num_experts, (num_tokens, K))
+    weights = torch.rand(num_tokens, K).softmax(-1).requires_grad_()
+    if name.endswith("AdamW"):
+        optimizer = torch.optim.AdamW(experts.parameters(), lr=1e-5, fused=True)
+    else:
+        optimizer = FactoredAdam.for_model(experts, lr=1e-5)
+    if name.startswith("factored"):
+        use_factored_gradients(experts)
 
-    return measure
+    def step():
+        experts(inputs, index, weights).sum().backward()
+        clip_grad_norm_(experts, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        forget([inputs, weights])
+
+    seconds = median_seconds(variants | {"step": step}, rounds)
+    used_bytes = 4 * 2 * WIDTH * hidden * len(index.unique())
+    bandwidth = 2 * 4 * 2**26 / seconds["copy"]
+    return {
+        "step": seconds["step"],
+        "dense": seconds["dense"],
+        "bound": 3 * used_bytes / bandwidth,
+        "bytes": peak_bytes() - before,
+    }
 
 
-def median_times(variants: dict, rounds: int) -> dict:
-    times = {name: [] for name in variants}
-    for _ in range(rounds + 1):
-        for name, run in variants.items():
-            times[name].append(run())
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+def copy_of(num_values: int) -> Callable[[], None]:
+    source, target = torch.randn(num_values), torch.randn(num_values)
+    return lambda: target.copy_(source)
 
 
-def plot(parts: dict[int, dict[str, float]], file: Path) -> None:
-    """The parts' times over the dense layer's, against the number of experts."""
+def peak_bytes() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def plot(times: dict[str, dict[int, float]], file: Path) -> None:
+    """The steps' times over the dense layer's, against the number of experts."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name in next(iter(parts.values())):
-        axes.plot(list(parts), [part[name] / part["dense"] for part in parts.values()], marker="o", label=name)
+    for name, by_size in times.items():
+        axes.plot(list(by_size), list(by_size.values()), marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlabel("experts")
-    axes.set_ylabel("time over the dense layer's")
+    axes.set_xlabel("experts (hidden size 128, from 16,384 on 32)")
+    axes.set_ylabel("time of a step over the dense layer's")
     axes.legend()
     figure.savefig(file, dpi=110)
 

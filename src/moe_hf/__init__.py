@@ -33,6 +33,7 @@ for _model_type, _family in FAMILIES.items():
 _LAZY = {
     "AuxLossCallback": "training.callbacks",
     "FactoredAdam": "training.optimizer",
+    "FactoredGradientsCallback": "training.factored_callback",
     "Translator": "translator",
     "clip_grad_norm_": "training.gradient_norm",
     "gnmt_beam_search": "generation",
@@ -56,6 +57,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "AuxLossCallback",
     "FactoredAdam",
+    "FactoredGradientsCallback",
     "GnmtMoeConfig",
     "GnmtMoeForConditionalGeneration",
     "GnmtMoeModel",

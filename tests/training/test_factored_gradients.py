@@ -5,8 +5,12 @@ import copy
 import pytest
 import torch
 from tiny_models import GNMT, LM, random_ids, tiny_lm
+from tiny_training import ArrayStream, assert_same_bits, losses_of, noiseless_lm, tiny_arguments, tiny_trainer
+from transformers import Trainer, TrainingArguments
 
-from moe_hf import FactoredAdam, clip_grad_norm_, use_factored_gradients
+from moe_hf import FactoredAdam, FactoredGradientsCallback, clip_grad_norm_, use_factored_gradients
+from moe_hf.data.windows import StreamWindows
+from moe_hf.errors import InputError
 from moe_hf.models.factored_gradients import RowGradients, merge_rows, row_gradients
 from moe_hf.training.optimizer import expert_parameters
 
@@ -243,3 +247,71 @@ def test_other_experts_are_refused():
         use_factored_gradients(tiny_lm(num_expert_layers=2))
     with pytest.raises(ValueError, match="experts_implementation='eager'"):
         use_factored_gradients(tiny_lm(experts="eager"))
+
+
+def trained(folder, carry_state=False, **arguments):
+    model = noiseless_lm(torch.float32, num_experts=8)
+    model.set_experts_implementation("moe_hf")
+    rows = StreamWindows(ArrayStream(24 * 7 + 1), 7, 8 if carry_state else None)
+    arguments = {"optim": "factored_adam", "max_steps": 6, "learning_rate": 0.01, "max_grad_norm": 0.05} | arguments
+    trainer = tiny_trainer(model, rows, folder, carry_state=carry_state, **arguments)
+    trainer.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
+    return trainer
+
+
+def norms_of(trainer):
+    return [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log]
+
+
+@pytest.mark.parametrize("carry_state", [False, True])
+def test_trainer_learns_the_same(tmp_path, carry_state):
+    kinds = ("dense", "factored")
+    dense, factored = (trained(tmp_path / kind, carry_state, expert_gradients=kind) for kind in kinds)
+    torch.testing.assert_close(losses_of(factored), losses_of(dense), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norms_of(factored), norms_of(dense), rtol=1e-4, atol=0)
+    for expected, actual in zip(dense.model.state_dict().values(), factored.model.state_dict().values()):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+
+
+def test_trainer_resumes_bitwise(tmp_path):
+    arguments = {"expert_gradients": "factored", "weight_decay": 0.1, "save_strategy": "steps", "save_steps": 3}
+    whole = trained(tmp_path / "run", **arguments)
+    resumed = trained(tmp_path / "run", **arguments, resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert_same_bits(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_library_trainer_learns_the_same(tmp_path):
+    def train(max_grad_norm, callbacks=()):
+        model = noiseless_lm(torch.float32, num_experts=8)
+        model.set_experts_implementation("moe_hf")
+        optimizer = FactoredAdam.for_model(model, lr=0.01)
+        args = TrainingArguments(
+            str(tmp_path), max_steps=6, max_grad_norm=max_grad_norm, use_cpu=True, report_to="none"
+        )
+        args.save_strategy, args.disable_tqdm = "no", True
+        rows = StreamWindows(ArrayStream(24 * 7 + 1), 7)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        Trainer(model, args, train_dataset=rows, optimizers=(optimizer, schedule), callbacks=list(callbacks)).train()
+        return model.state_dict()
+
+    expected = train(0.05)
+    actual = train(0, [FactoredGradientsCallback(max_grad_norm=0.05)])
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="max_grad_norm=1.0 would clip without the experts"):
+        train(1.0, [FactoredGradientsCallback()])
+
+
+@pytest.mark.parametrize("changes, named", [({"optim": "adamw_torch"}, "optim"), ({"fp16": True}, "fp16")], ids=str)
+def test_what_does_not_go_together_is_refused(tmp_path, changes, named):
+    with pytest.raises(InputError, match=f"expert_gradients=factored needs {named}="):
+        tiny_arguments(tmp_path, **({"optim": "factored_adam", "expert_gradients": "factored"} | changes))
+
+
+def test_a_compiled_model_leaves_the_same_rows():
+    models, _ = pair(tiny_lm())
+    for model in (models[0], torch.compile(models[1], backend="aot_eager")):
+        torch.manual_seed(0)
+        model(**batch(0)).loss.backward()
+    for actual, expected in zip(dense_gradients(models[1]), dense_gradients(models[0])):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)

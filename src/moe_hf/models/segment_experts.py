@@ -50,7 +50,7 @@ def segment_experts_forward(
     if module.factored_gradients and torch.is_grad_enabled() and module.up_proj.requires_grad:
         check_parameters(module)
         x = hidden_states.to(compute_dtype)
-        return _FactoredExperts.apply(x, top_k_index, top_k_weights, module.up_proj, module.down_proj).to(dtype)
+        return _run_factored(x, top_k_index, top_k_weights, module.up_proj, module.down_proj).to(dtype)
     up, down = module.up_proj.to(compute_dtype), module.down_proj.to(compute_dtype)
     tensors = (hidden_states, top_k_weights, up, down)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -204,6 +204,10 @@ class _FactoredExperts(torch.autograd.Function):
             hidden_RH = hidden_RH[: len(rows_RD)]
             down.row_gradients = [*row_gradients(down), RowGradients(grad_RD, hidden_RH, counts_E)]
         return grad_x, None, grad_weights, None, None
+
+
+# A compiled graph cannot leave rows on a parameter.
+_run_factored = torch.compiler.disable(_FactoredExperts.apply)
 
 
 def _sort(index: torch.Tensor, weights: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
