@@ -47,9 +47,7 @@ def load_config(
         if hasattr(config, "validate"):
             config.validate()
         if "/" in str(getattr(config, "_attn_implementation", None)):
-            raise ValueError(
-                f"attn_implementation={config._attn_implementation!r} is code of the Hub, which is not run"
-            )
+            raise ValueError(f"attn_implementation={config._attn_implementation!r} is code, which is not run here")
         family = FAMILIES.get(config.model_type)
         if family and config.is_encoder_decoder != (family is TRANSLATION_MODELS):
             raise ValueError(f"is_encoder_decoder={config.is_encoder_decoder} in config.json is not for this model")
@@ -145,7 +143,7 @@ def family_of(source: str, argument: str = "model") -> Family:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
-    """Check that a tokenizer has as many tokens as a model; a model's may be padded to a multiple of 8 or more.
+    """Check that a tokenizer has as many tokens as a model; a model's may be padded, by up to 7 or to a multiple.
 
     Args:
         tokenizer: what the model is to be used with.
@@ -158,7 +156,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
     size, vocab_size = max(len(tokenizer), *(token + 1 for token in tokenizer.get_vocab().values())), config.vocab_size
     if size > vocab_size:
         raise InputError(f"{given}: the tokenizer has {size} tokens, more than vocab_size={vocab_size} of the model")
-    if size < vocab_size and not any(vocab_size % n == 0 and vocab_size - size < n for n in PADDED_TO):
+    unused = vocab_size - size
+    if unused >= PADDED_TO[0] and not any(vocab_size % n == 0 and unused < n for n in PADDED_TO):
         raise InputError(
             f"{given}: the tokenizer has {size} tokens, fewer than vocab_size={vocab_size} of the model, which was "
             "trained with another one"

@@ -151,9 +151,8 @@ def check_named_folders(family: Family, model_args, data_args, checkpoint: str |
         changes = {} if checkpoint else model_args.config_arguments()
         found = load_config(path, family.auto_class, argument=argument, **changes).model_type
         if found != family.config_class.model_type and not checkpoint:
-            raise InputError(
-                f"{argument}={path} has model_type={found!r}, expected {family.config_class.model_type!r}"
-            )
+            expected = family.config_class.model_type
+            raise InputError(f"{argument}={path} has model_type={found!r}, expected {expected!r}")
     path, argument = tokenizer_source(model_args, data_args, checkpoint)
     if path:
         load_tokenizer(path, argument)
