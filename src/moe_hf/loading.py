@@ -24,6 +24,10 @@ PADDED_TO = (8, 16, 32, 64, 128, 256, 512)
 KINDS = {False: "language model", True: "translation model"}
 
 
+class WeightsError(InputError):
+    """Weights are missing, too many or not finite; the message does not say from where they are."""
+
+
 def load_config(
     path: str, auto_class: type | None = None, *, argument: str = "model_name_or_path", **changes
 ) -> PreTrainedConfig:
@@ -195,7 +199,7 @@ def check_finite(model: PreTrainedModel) -> None:
         model: also quantized, or with weights on other devices.
 
     Raises:
-        InputError: one is; the message names the tensor.
+        WeightsError: one is; the message names the tensor.
     """
     for name, weight in model.named_parameters():
         weight = weight.detach()
@@ -204,7 +208,7 @@ def check_finite(model: PreTrainedModel) -> None:
         if weight.is_meta or not weight.is_floating_point() or not weight.numel():
             continue
         if not torch.stack(torch.aminmax(weight)).isfinite().all():
-            raise InputError(
+            raise WeightsError(
                 f"the weights {name} are not finite (NaN or infinite): take an earlier checkpoint, or train anew"
             )
 
@@ -217,12 +221,12 @@ def check_keys(missing: set[str], unexpected: set[str]) -> None:
         unexpected: names of weights of a checkpoint that the model lacks.
 
     Raises:
-        InputError: there are such weights.
+        WeightsError: there are such weights.
     """
     if missing:
-        raise InputError(f"the weights lack {_some(missing)}, which would be drawn at random")
+        raise WeightsError(f"the weights lack {_some(missing)}, which would be drawn at random")
     if unexpected:
-        raise InputError(f"the weights have {_some(unexpected)}, for which the model of config.json has no place")
+        raise WeightsError(f"the weights have {_some(unexpected)}, for which the model of config.json has no place")
 
 
 def _architectures(config: PreTrainedConfig) -> list[str]:

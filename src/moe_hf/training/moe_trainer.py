@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from ..distributed.global_batch import GlobalBatchCallback
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
-from ..loading import check_finite, check_keys
+from ..loading import WeightsError, check_finite, check_keys
 from ..model_code import add_code
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
@@ -50,7 +50,7 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             check_finite(self.model)
-        except (RuntimeError, ValueError) as error:  # also torch's, of several lines, of weights of another shape
+        except (RuntimeError, WeightsError) as error:  # also torch's, of several lines, of weights of another shape
             reason = " ".join(str(error).split())[:500]
             raise InputError(f"checkpoint {resume_from_checkpoint}: cannot be loaded ({reason})") from error
 
