@@ -81,7 +81,7 @@ def _indexed_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names.values()))]
 
 
-def read_record(path: Path, kind: type = dict):
+def read_record(path: Path, kind: type = dict) -> dict | list:
     """Read what a training, an evaluation or an average left in a model's folder.
 
     Args:
