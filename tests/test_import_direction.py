@@ -14,6 +14,7 @@ PACKAGE = Path(moe_hf.__file__).parent
 LAYERS = [
     ["models"],
     ["errors", "extra_packages", "version"],
+    ["model_files"],
     ["families", "old_names"],
     ["model_size"],
     ["data", "distributed"],

@@ -73,12 +73,13 @@ def export(
     if Path(source, HISTORY_FILE).is_file():  # which the card has a plot of
         require_packages("matplotlib")
     model, tokenizer = load_model_and_tokenizer(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model_card(  # first, as it refuses damaged records
+        model, tokenizer, source, folder, repo_id=repo_id or folder.name, license=license, language=language
+    )
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     add_code(folder)
     save_tokenizer(tokenizer, folder)
-    write_model_card(
-        model, tokenizer, source, folder, repo_id=repo_id or folder.name, license=license, language=language
-    )
 
 
 def require_new_folder(folder: str | Path) -> Path:

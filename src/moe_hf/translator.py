@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from .data.translation_tokenizers import encode_sources
-from .errors import InputError
+from .errors import InputError, first_line
 from .generation import gnmt_beam_search
 
 
@@ -64,6 +65,23 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
         return model.to("cpu" if device == -1 else device)
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's, if it is built without; the library's
         raise InputError(f"device={device!r} cannot be used ({str(error).partition(chr(10))[0]})") from error
+
+
+@contextmanager
+def generation_errors() -> Iterator[None]:
+    """Name where the settings are from that generate() refuses: the library's errors do not.
+
+    Raises:
+        InputError: for a ValueError of generate().
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"generate() refuses an argument, or a setting in the model's generation_config.json ({first_line(error)})"
+        ) from error
 
 
 class LengthLimits(StoppingCriteria):
@@ -268,15 +286,18 @@ class Translator:
         longest = min(positions, self.max_new_tokens)
         limits = [min(int(self.max_length_ratio * len(ids)) + 10, longest) for ids in sources]
         log_probs = ChosenLogProbs() if self.with_scores and self.num_beams == 1 else None
-        outputs = self.model.generate(
-            **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
-            **(self.generate_arguments | self._length_arguments(max(limits))),
-            logits_processor=self._logits_processors(log_probs),
-            stopping_criteria=StoppingCriteriaList([LengthLimits(limits)]),
-            return_dict_in_generate=True,
-            # The library's beam search tells the scores of the translations with those of all steps only.
-            output_scores=self.with_scores and self.num_beams > 1 and "custom_generate" not in self.generate_arguments,
-        )
+        with generation_errors():
+            outputs = self.model.generate(
+                **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+                **(self.generate_arguments | self._length_arguments(max(limits))),
+                logits_processor=self._logits_processors(log_probs),
+                stopping_criteria=StoppingCriteriaList([LengthLimits(limits)]),
+                return_dict_in_generate=True,
+                # The library's beam search tells the scores of the translations with those of all steps only.
+                output_scores=self.with_scores
+                and self.num_beams > 1
+                and "custom_generate" not in self.generate_arguments,
+            )
         sequences = outputs.sequences[:, 1:]
         ends = (sequences == self.tokenizer.eos_token_id) | (sequences == self.tokenizer.pad_token_id)
         lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), sequences.shape[1])

@@ -30,6 +30,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .errors import InputError, first_line
+from .loading import check_finite
 from .models.hierarchical_gating import HierarchicalGate
 from .models.moe import MoeBlock
 
@@ -138,7 +139,7 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
             no values.
 
     Raises:
-        InputError: the configuration does not allow the changes.
+        InputError: the configuration does not allow the changes, or a weight of the result is not finite.
     """
     try:
         config = type(model.config).from_dict(model.config.to_dict() | changes)
@@ -160,6 +161,7 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
                 weight.copy_(weights[name])
     if hasattr(model, "generation_config"):
         result.generation_config = copy.deepcopy(model.generation_config)
+    check_finite(result)  # a dtype of 16 bits may overflow
     return result.train(model.training)
 
 

@@ -11,6 +11,7 @@ checkpoint, `moe-hf evaluate` tells on validation data.
 from ..averaging import average_checkpoints, keep_training, last_checkpoints
 from ..data.tokenizers import load_tokenizer
 from ..hub import require_new_folder, save_tokenizer
+from ..loading import check_pair, load_config
 from ..model_code import add_code
 from . import command_parser, run_command
 
@@ -28,8 +29,11 @@ def average(run: str, out: str, last: int) -> dict:
     """`average_checkpoints` from folder to folder; what to print."""
     output = require_new_folder(out)
     folders = last_checkpoints(run, last)
-    tokenizer = load_tokenizer(str(folders[-1]))
-    average_checkpoints(folders).save_pretrained(output)
+    load_config(str(folders[-1]), argument="checkpoint")
+    tokenizer = load_tokenizer(str(folders[-1]), argument="checkpoint")
+    model = average_checkpoints(folders)
+    check_pair(tokenizer, model.config, f"checkpoint={folders[-1]}")
+    model.save_pretrained(output)
     add_code(output)
     save_tokenizer(tokenizer, output)
     keep_training(run, folders, output)

@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM
 
 from ..data.lines import read_lines
-from ..data.translation_tokenizers import load_translation_tokenizer
 from ..evaluation.attention_plot import check_plot_file, plot_attention
-from ..loading import load_pretrained
+from ..families import TRANSLATION_MODELS
+from ..loading import load_model_and_tokenizer
 from ..old_names import with_new_options
 from ..translator import Translator, move_to_device, on_one_line
 from . import command_parser, run_command
@@ -63,8 +62,8 @@ def translate(arguments: argparse.Namespace) -> None:
 
 
 def build_translator(arguments: argparse.Namespace) -> Translator:
-    tokenizer = load_translation_tokenizer(arguments.model)
-    model = move_to_device(load_pretrained(AutoModelForSeq2SeqLM, arguments.model), arguments.device)
+    model, tokenizer = load_model_and_tokenizer(arguments.model, TRANSLATION_MODELS)
+    model = move_to_device(model, arguments.device)
     names = ["target_language", "num_beams", "num_return_sequences", "length_alpha", "coverage_beta", "length_penalty"]
     names += ["tokens_per_batch", "buffer_lines"]
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}

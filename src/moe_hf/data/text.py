@@ -175,7 +175,7 @@ def load_hub_dataset(
     """
     try:
         return load_dataset(hub_name, hub_config, split=split, cache_dir=cache_dir, num_proc=num_proc)
-    except (OSError, ValueError) as error:  # also datasets' own "not found" errors and no connection
+    except Exception as error:  # of many kinds: not found, no connection, a script, a file that is damaged
         reason = str(error).strip().partition("\n")[0]
         source = f"hub_name={hub_name}, hub_config={hub_config}, split={split}"
         raise InputError(f"{source}: the data set cannot be loaded ({reason})") from error

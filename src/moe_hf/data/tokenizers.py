@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..errors import InputError
+from ..errors import InputError, first_line
+from ..model_files import TOKENIZER_FILES, check_files
 
 if TYPE_CHECKING:
     from datasets import Dataset  # slow to import, and not needed to load a tokenizer
@@ -81,6 +83,7 @@ def load_or_train_tokenizer(
     vocab_size: int,
     lowercase: bool = False,
     extra_special_tokens: Sequence[str] = (),
+    argument: str = "tokenizer_name_or_path",
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer, or train one on the column "text" of `dataset`, in batches.
 
@@ -91,6 +94,7 @@ def load_or_train_tokenizer(
         vocab_size: as for `train_tokenizer`.
         lowercase: as for `train_tokenizer`.
         extra_special_tokens: as for `train_tokenizer`.
+        argument: what the user calls `name_or_path`.
 
     Raises:
         InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
@@ -103,23 +107,48 @@ def load_or_train_tokenizer(
             lowercase=lowercase,
             extra_special_tokens=extra_special_tokens,
         )
-    return load_tokenizer(name_or_path)
+    return load_tokenizer(name_or_path, argument)
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, argument: str = "tokenizer_name_or_path") -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub.
 
+    Args:
+        name_or_path: the folder or name.
+        argument: what the user calls it.
+
     Raises:
-        InputError: it cannot be loaded or has no eos token.
+        InputError: it cannot be loaded, would run code of its own, or has no eos token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        check_files(name_or_path, ("config.json", *TOKENIZER_FILES))
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length={tokenizer.model_max_length!r} in its files is not a number")
     except Exception as error:  # a broken tokenizer.json raises a bare Exception
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer cannot be loaded ({reason})") from error
+        reason = _why_not_loaded(name_or_path, error)
+        raise InputError(f"{argument}={name_or_path}: the tokenizer cannot be loaded ({reason})") from error
     if tokenizer.eos_token_id is None:
-        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer has no eos_token, one is needed")
+        raise InputError(f"{argument}={name_or_path}: the tokenizer has no eos_token, one is needed")
     return tokenizer
+
+
+def _why_not_loaded(name_or_path: str, error: Exception) -> str:
+    """The reason of an error, with the file that it is about, which the libraries do not name."""
+    file, reason = Path(name_or_path, "tokenizer.json"), first_line(error) or type(error).__name__
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, which is not run here"
+    if not Path(name_or_path).exists():
+        return f"there is no such folder; as a name of the Hub: {reason}"
+    if not file.exists():
+        return f"without tokenizer.json: {reason}"
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as broken:
+        return f"tokenizer.json is not a tokenizer: {broken}"
+    if isinstance(error, LookupError | AttributeError | TypeError):  # whose message is a word of the library's code
+        return f"a value in tokenizer_config.json or config.json is of a wrong type, {type(error).__name__}: {reason}"
+    return reason
 
 
 def _iterate_text(dataset: "Dataset") -> Iterator[str]:

@@ -74,7 +74,12 @@ def train_translation_tokenizer(
 
 
 def load_or_train_translation_tokenizer(
-    name_or_path: str | None, lines: Iterable[str], *, vocab_size: int, languages: Sequence[str] = ()
+    name_or_path: str | None,
+    lines: Iterable[str],
+    *,
+    vocab_size: int,
+    languages: Sequence[str] = (),
+    argument: str = "tokenizer_name_or_path",
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer, or train one.
 
@@ -83,25 +88,33 @@ def load_or_train_translation_tokenizer(
         lines: as for `train_translation_tokenizer`.
         vocab_size: as for `train_translation_tokenizer`.
         languages: those that the tokenizer has, or gets, a tag for.
+        argument: what the user calls `name_or_path`.
 
     Raises:
         InputError: the errors of `load_translation_tokenizer` and `train_translation_tokenizer`.
     """
     if name_or_path is None:
         return train_translation_tokenizer(lines, vocab_size=vocab_size, languages=languages)
-    return load_translation_tokenizer(name_or_path, languages)
+    return load_translation_tokenizer(name_or_path, languages, argument)
 
 
-def load_translation_tokenizer(name_or_path: str, languages: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+def load_translation_tokenizer(
+    name_or_path: str, languages: Sequence[str] = (), argument: str = "tokenizer_name_or_path"
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
+
+    Args:
+        name_or_path: its folder or Hub name.
+        languages: those that it has to have a tag for.
+        argument: what the user calls `name_or_path`.
 
     Raises:
         InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
     """
-    tokenizer = load_tokenizer(name_or_path)
+    tokenizer = load_tokenizer(name_or_path, argument)
     missing = [name for name in ("pad_token", "bos_token") if getattr(tokenizer, name) is None]
     if missing:
-        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer has no {' and no '.join(missing)}")
+        raise InputError(f"{argument}={name_or_path}: the tokenizer has no {' and no '.join(missing)}")
     for language in languages:
         language_tag_id(tokenizer, language)
     return tokenizer

@@ -15,11 +15,12 @@ from ..data.windows import StreamWindows, collate_windows
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
+from ..families import LANGUAGE_MODELS
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
-from .runs import build_model, quiet_logs, run_identity, run_training
+from .runs import build_model, check_named_folders, quiet_logs, run_identity, run_training, tokenizer_source
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def train_lm(
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_named_folders(LANGUAGE_MODELS, model_args, data_args, checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
@@ -103,11 +105,14 @@ def load_streams(
     # The other processes find in the cache what the first one has read.
     with training_args.main_process_first(desc="text"):
         texts = {part: load_text(data_args, part) for part in parts}
-    # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
-    source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
+    source, argument = tokenizer_source(model_args, data_args, checkpoint)
     tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_tokenizer(
-            source, texts["train"], kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size
+            source,
+            texts["train"],
+            kind=data_args.tokenizer_kind,
+            vocab_size=data_args.vocab_size,
+            argument=argument,
         ),
         training_args,
     )

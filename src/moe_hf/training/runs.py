@@ -12,9 +12,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging as transformers_logging
 
+from ..data.tokenizers import load_tokenizer
 from ..distributed.sharding import distributed_config, shard_new_model
 from ..errors import InputError, first_line
-from ..loading import load_pretrained
+from ..families import Family
+from ..loading import check_vocabulary, load_config, load_pretrained
 from ..run_folder import CONFIG_FILE, HISTORY_FILE
 from .arguments import ModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
@@ -114,6 +116,48 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     return metrics
 
 
+def tokenizer_source(model_args, data_args, checkpoint: str | None) -> tuple[str | None, str]:
+    """Where a run's tokenizer is loaded from, None to train one, and the argument that names it.
+
+    A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
+
+    Args:
+        model_args (object): may name a model.
+        data_args (object): may name a tokenizer.
+        checkpoint: what the run is resumed from.
+    """
+    named = {
+        "resume_from_checkpoint": checkpoint,
+        "tokenizer_name_or_path": data_args.tokenizer_name_or_path,
+        "model_name_or_path": model_args.model_name_or_path,
+    }
+    return next(((path, name) for name, path in named.items() if path), (None, "tokenizer_name_or_path"))
+
+
+def check_named_folders(family: Family, model_args, data_args, checkpoint: str | None) -> None:
+    """Check that the model and the tokenizer named can be loaded, before any text is read.
+
+    Args:
+        family: what is trained.
+        model_args (object): may name a model.
+        data_args (object): may name a tokenizer.
+        checkpoint: what the run is resumed from.
+
+    Raises:
+        InputError: one of them is damaged or does not exist, or the model is of another kind.
+    """
+    if path := checkpoint or model_args.model_name_or_path:
+        argument = "resume_from_checkpoint" if checkpoint else "model_name_or_path"
+        changes = {} if checkpoint else model_args.config_arguments()
+        found = load_config(path, family.auto_class, argument=argument, **changes).model_type
+        if found != family.config_class.model_type and not checkpoint:
+            expected = family.config_class.model_type
+            raise InputError(f"{argument}={path} has model_type={found!r}, expected {expected!r}")
+    path, argument = tokenizer_source(model_args, data_args, checkpoint)
+    if path:
+        load_tokenizer(path, argument)
+
+
 def build_model(
     model_class: type[PreTrainedModel],
     auto_class,
@@ -143,16 +187,11 @@ def build_model(
         auto_class,
         path,
         model_args.config_arguments(),
+        argument="resume_from_checkpoint" if path == checkpoint else "model_name_or_path",
         experts_implementation=model_args.experts_implementation,
         distributed_config=sharding,
     )
-    if not isinstance(model, model_class):
-        raise InputError(f"model_name_or_path={path} is a {type(model).__name__}, expected a {model_class.__name__}")
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
-            f"{path}"
-        )
+    check_vocabulary(tokenizer, model.config, f"model_name_or_path={path}")
     return model
 
 

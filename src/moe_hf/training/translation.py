@@ -24,10 +24,11 @@ from ..errors import InputError
 from ..evaluation.bleu_tokenizers import check_tokenizer
 from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
 from ..evaluation.metrics import load_metric
+from ..families import TRANSLATION_MODELS
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
-from .runs import build_model, quiet_logs, run_identity, run_training
+from .runs import build_model, check_named_folders, quiet_logs, run_identity, run_training, tokenizer_source
 from .translation_trainer import TranslationTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def train_translation(
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_named_folders(TRANSLATION_MODELS, model_args, data_args, checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
@@ -165,11 +167,14 @@ def load_pairs(
     with training_args.main_process_first(desc="sentence pairs"):
         train = load_pairs_of("train", train_sources, data_args)
         validation = load_pairs_of("validation", validation_sources, data_args) if validation_sources else None
-    # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
-    source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
+    source, argument = tokenizer_source(model_args, data_args, checkpoint)
     tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_translation_tokenizer(
-            source, train.texts(), vocab_size=data_args.vocab_size, languages=train.tagged_languages
+            source,
+            train.texts(),
+            vocab_size=data_args.vocab_size,
+            languages=train.tagged_languages,
+            argument=argument,
         ),
         training_args,
     )
