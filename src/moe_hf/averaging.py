@@ -4,10 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .loading import load_pretrained
 from .run_folder import AVERAGED_FILE, CONFIG_FILE, HISTORY_FILE, check_checkpoint, list_checkpoints
 
@@ -25,15 +26,17 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
     if not Path(run).is_dir():
         raise InputError(f"run={run} is not a folder")
     found = list_checkpoints(run)
+    if not found:
+        raise InputError(f"run={run} has no folders checkpoint-N: name the output folder of a training")
     if not 2 <= number <= len(found):
         raise InputError(
             f"last={number} must be at least 2, and at most the {len(found)} checkpoints that {run} has "
             "(save_total_limit is how many a training keeps)"
         )
     for folder in found[-number:]:
-        check_checkpoint(folder)
         if is_sharded_checkpoint(folder):
             raise InputError(f"checkpoint {folder} is sharded, which cannot be averaged")
+        check_checkpoint(folder)
     return found[-number:]
 
 
@@ -87,5 +90,8 @@ def keep_training(run: str, folders: list[Path], output: Path) -> None:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    is_translator = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    try:
+        is_translator = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"checkpoint {folder} cannot be loaded ({first_line(error)})") from error
     return load_pretrained(AutoModelForSeq2SeqLM if is_translator else AutoModelForCausalLM, str(folder))
