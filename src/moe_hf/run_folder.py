@@ -116,6 +116,10 @@ def _check_weights(folder: Path, num_processes: int) -> None:
     weights = sorted(folder.glob("shard-*.safetensors" if is_sharded else "model*.safetensors"))
     if not weights:
         raise InputError(f"checkpoint {folder} is not whole: model.safetensors is missing")
+    index = folder / "model.safetensors.index.json"  # of a model too large for one file
+    parts = read_map(index).get("weight_map", {}).values() if index.is_file() else ()
+    for name in sorted(set(map(str, parts)) - {path.name for path in weights}):
+        raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
     if is_sharded and len(weights) != num_processes:
         raise InputError(f"checkpoint {folder} is not whole: {len(weights)} shards of {num_processes} processes")
     for path in weights:

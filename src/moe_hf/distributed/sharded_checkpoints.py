@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -49,6 +49,13 @@ def check_sharded_optimizer(checkpoint: str | Path) -> None:
     for file, end in ends:
         if not file.is_file() or file.stat().st_size < end:
             raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/{file.name} is missing or cut")
+
+
+def _check_no_more_weights(model: PreTrainedModel, checkpoint: str) -> None:
+    """The library itself checks that all of the model's weights are there, and leaves out what else there is."""
+    saved = HuggingFaceStorageReader(checkpoint).read_metadata().state_dict_metadata
+    if more := sorted(saved.keys() - get_model_state_dict(model).keys()):
+        raise InputError(f"checkpoint {checkpoint} has weights that this run's model lacks: {', '.join(more[:3])}")
 
 
 def load_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -129,6 +136,7 @@ class ShardedCheckpointMixin:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if is_sharded_checkpoint(resume_from_checkpoint):
+            _check_no_more_weights(self.model, resume_from_checkpoint)
             _load_model_checkpoint_distributed(self.model, resume_from_checkpoint)
         elif self.saves_shards:
             raise InputError(

@@ -1,5 +1,6 @@
 """What a `Trainer` does more for its checkpoints: it writes whole ones, and names one that it cannot go on from."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from ..checksums import write_checksums
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError
 
+logger = logging.getLogger(__name__)
 # The states of optimizers that have the shapes of the weights.
 STATES_OF_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
@@ -61,7 +63,11 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", ()))
+        not_saved = [
+            *getattr(self.model, "all_tied_weights_keys", ()),
+            *(getattr(self.model, "_keys_to_ignore_on_save", None) or ()),
+        ]
+        missing = set(load_result.missing_keys).difference(not_saved)
         if missing or load_result.unexpected_keys:
             raise ValueError(f"missing: {sorted(missing)}; not in the model: {sorted(load_result.unexpected_keys)}")
 
@@ -86,3 +92,10 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(checkpoint, "random state"):
             super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self.args.process_index == 0:
+            saved, now = len(list(Path(checkpoint).glob("rng_state*.pth"))), self.args.world_size
+            if saved != now:
+                logger.warning(
+                    f"checkpoint {checkpoint} was saved by {saved} processes, now there are {now}: dropout and gating "
+                    "noise differ from those of a run without an interruption"
+                )

@@ -46,7 +46,7 @@ def prepare_output_dir(
     if str(resume_from_checkpoint).lower() in ("last", "true"):
         checkpoint = _last_whole_checkpoint(folder)
     else:
-        checkpoint = _named_checkpoint(folder, resume_from_checkpoint)
+        checkpoint = _named_checkpoint(folder, str(resume_from_checkpoint))
     if checkpoint is not None:
         _check_family(checkpoint, model_type)
         check_same_run(output_dir, str(checkpoint), arguments or {})
@@ -84,8 +84,10 @@ def _last_whole_checkpoint(folder: Path) -> Path | None:
 
 def _named_checkpoint(folder: Path, name: str) -> Path:
     checkpoint, argument = Path(name), f"resume_from_checkpoint={name}"
-    if not str(name).strip():
+    if not name.strip():
         raise InputError(f"{argument} is empty: name a folder checkpoint-N, or `last`")
+    if not checkpoint.exists() and (folder / name).is_dir():
+        raise InputError(f"{argument} does not exist: name {folder / name}, or `last`")
     if inside := list_checkpoints(name):
         raise InputError(f"{argument} is the folder of a run: name {inside[-1]}, or `last` with output_dir={name}")
     try:
