@@ -69,8 +69,8 @@ def check_tensors(file: Path, is_verified: bool) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = None if is_verified else archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{where} cannot be read ({error})") from error
+    except Exception as error:  # besides BadZipFile, those of names and sizes that are damaged
+        raise InputError(f"{where} cannot be read ({first_line(error)})") from error
     if damaged:
         raise InputError(f"{where} is damaged in {damaged}")
     try:
