@@ -18,6 +18,7 @@ LAYERS = [
     ["families", "old_names"],
     ["model_size"],
     ["data", "distributed"],
+    ["checkpoint_files", "checksums"],
     ["run_folder", "loading", "generation", "offload", "translator"],
     ["routing"],
     ["evaluation"],

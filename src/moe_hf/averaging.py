@@ -25,15 +25,17 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
     if not Path(run).is_dir():
         raise InputError(f"run={run} is not a folder")
     found = list_checkpoints(run)
+    if not found:
+        raise InputError(f"run={run} has no folders checkpoint-N: name the output folder of a training")
     if not 2 <= number <= len(found):
         raise InputError(
             f"last={number} must be at least 2, and at most the {len(found)} checkpoints that {run} has "
             "(save_total_limit is how many a training keeps)"
         )
     for folder in found[-number:]:
-        check_checkpoint(folder)
         if is_sharded_checkpoint(folder):
             raise InputError(f"checkpoint {folder} is sharded, which cannot be averaged")
+        check_checkpoint(folder)
     return found[-number:]
 
 

@@ -6,10 +6,10 @@ import torch
 from transformers import TrainerCallback
 
 from ..distributed.global_batch import GlobalBatchCallback
-from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
 from ..loading import WeightsError, check_finite, check_keys
 from ..model_code import add_code
+from .checkpoint_trainer import WholeCheckpointMixin
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
 
@@ -24,7 +24,7 @@ class SeedPerRankCallback(TrainerCallback):
             torch.manual_seed(args.seed + args.process_index)
 
 
-class MoeTrainerMixin(ShardedCheckpointMixin):
+class MoeTrainerMixin(WholeCheckpointMixin):
     """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
 
     def __init__(self, model=None, args=None, **kwargs):

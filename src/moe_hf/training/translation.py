@@ -55,8 +55,15 @@ def train_translation(
         InputError: something in the arguments or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
-    check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
-    checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    identity = run_identity(model_args, data_args, training_args)
+    check_same_run_everywhere(identity, training_args)
+    model_type = GnmtMoeForConditionalGeneration.config_class.model_type if new_model is None else None
+    checkpoint = broadcast_from_rank_zero(
+        lambda: prepare_output_dir(
+            training_args.output_dir, training_args.resume_from_checkpoint, identity, model_type
+        ),
+        training_args,
+    )
     check_named_folders(TRANSLATION_MODELS, model_args, data_args, checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
