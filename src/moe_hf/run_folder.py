@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from .checkpoint_files import check_tensors, check_trainer_state, read_map
-from .checksums import check_checksums
+from .checksums import CHECKSUM_FILE, check_checksums
 from .data.tokenizers import load_tokenizer
 from .distributed.sharded_checkpoints import check_sharded_optimizer
 from .errors import InputError, first_line
@@ -87,6 +87,11 @@ def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
     _check_weights(folder, num_processes)
     if not is_verified and list(folder.glob("tokenizer*")):
         _check_tokenizer(folder)
+
+
+def was_saved(checkpoint: Path) -> bool:
+    """Whether a checkpoint was once whole: a run that is killed while saving leaves one without these files."""
+    return (checkpoint / "trainer_state.json").exists() or (checkpoint / CHECKSUM_FILE).exists()
 
 
 def _check_states(folder: Path, carries_state: bool, is_verified: bool) -> int:

@@ -195,6 +195,14 @@ def killed_before_the_first(place: Place) -> list:
     return resumed(place)
 
 
+def killed_while_saving_the_first(place: Place) -> list:
+    arguments = killed_before_the_first(place)
+    shutil.copytree(place.lm("whole") / "checkpoint-2", place / STEP_2)
+    for name in ("trainer_state.json", "checksums.json"):
+        (place / STEP_2 / name).unlink()
+    return arguments
+
+
 def finished_without_checkpoints(place: Place) -> list:
     lm(place)
     for checkpoint in (LAST, STEP_2):
@@ -405,7 +413,8 @@ CASES = [
     Case("training_args.bin executes", arguments_that_execute, ends="recovers", check=nothing_executed),
     # Which checkpoint.
     Case("every checkpoint broken", every_checkpoint_broken, ("checkpoint-4", "output_dir="), check=stays),
-    Case("killed before the first checkpoint", killed_before_the_first, "no checkpoint", ends="recovers"),
+    Case("killed before the first checkpoint", killed_before_the_first, "no whole checkpoint", ends="recovers"),
+    Case("killed while saving the first", killed_while_saving_the_first, "no whole checkpoint", ends="recovers"),
     Case("finished without checkpoints", finished_without_checkpoints, ("output_dir=", "model.safetensors")),
     Case("the run's folder", named("run")[1], ("resume_from_checkpoint=", "checkpoint-4")),
     Case("a file", named("run/a_file")[1], ("resume_from_checkpoint=", "a_file", "folder")),

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ..checksums import write_checksums
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError
+from ..loading import WeightsError, check_finite, check_keys
 
 logger = logging.getLogger(__name__)
 # The states of optimizers that have the shapes of the weights.
@@ -30,6 +31,8 @@ def reading(checkpoint: str | None, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except WeightsError as error:
+        raise InputError(f"checkpoint {checkpoint}: {error}") from error
     except InputError:
         raise
     except (Exception, CheckpointException) as error:
@@ -61,15 +64,15 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         with reading(resume_from_checkpoint, "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            check_finite(self.model)
 
     def _issue_warnings_after_load(self, load_result) -> None:
+        """Refuse what the library only warns of: weights that a checkpoint lacks, or has too many of."""
         not_saved = [
             *getattr(self.model, "all_tied_weights_keys", ()),
             *(getattr(self.model, "_keys_to_ignore_on_save", None) or ()),
         ]
-        missing = set(load_result.missing_keys).difference(not_saved)
-        if missing or load_result.unexpected_keys:
-            raise ValueError(f"missing: {sorted(missing)}; not in the model: {sorted(load_result.unexpected_keys)}")
+        check_keys(set(load_result.missing_keys).difference(not_saved), set(load_result.unexpected_keys))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(checkpoint, "optimizer or scheduler"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..checkpoint_files import read_map
 from ..errors import InputError
-from ..run_folder import RUN_FILE, check_checkpoint, list_checkpoints, read_run_arguments
+from ..run_folder import RUN_FILE, check_checkpoint, list_checkpoints, read_run_arguments, was_saved
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ def prepare_output_dir(
     Args:
         output_dir: folder of the run.
         resume_from_checkpoint: a checkpoint's folder; "last" (or true): the last whole one in `output_dir`, or a
-            new start when the run was killed before its first one; None (or false): a new run, which needs an empty
-            folder.
+            new start when the run was killed before its first one was saved; None (or false): a new run, which needs
+            an empty folder.
         arguments: the `run_identity`, which must be that of the checkpoint's run; None: not checked.
         model_type: that of the models of the family; None: not checked.
 
@@ -67,7 +67,7 @@ def _last_whole_checkpoint(folder: Path) -> Path | None:
             if faults:
                 logger.warning(f"resumes from {checkpoint}, the last whole checkpoint")
             return checkpoint
-    if faults:
+    if any(map(was_saved, checkpoints)):
         raise InputError(
             f"output_dir={folder} has no whole checkpoint to resume from ({faults[0]}): delete its checkpoints to "
             "start anew, or take another folder"
@@ -78,7 +78,7 @@ def _last_whole_checkpoint(folder: Path) -> Path | None:
             "folder, or go on from the model with --model_name_or_path"
         )
     if _is_used(folder):
-        logger.warning(f"output_dir={folder} has no checkpoint yet: the run starts anew")
+        logger.warning(f"output_dir={folder} has no whole checkpoint yet: the run starts anew")
     return None
 
 

@@ -7,7 +7,6 @@ from transformers import TrainerCallback
 
 from ..distributed.global_batch import GlobalBatchCallback
 from ..errors import InputError, NonFiniteLossError
-from ..loading import WeightsError, check_finite, check_keys
 from ..model_code import add_code
 from .checkpoint_trainer import WholeCheckpointMixin
 from .optimizer import FACTORED_ADAM, create_factored_adam
@@ -45,20 +44,6 @@ class MoeTrainerMixin(WholeCheckpointMixin):
             model = self.model if model is None else model
             self.optimizer = create_factored_adam(model, self.args, self.get_decay_parameter_names(model))
         return super().create_optimizer(model)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            check_finite(self.model)
-        except (RuntimeError, WeightsError) as error:  # also torch's, of several lines, of weights of another shape
-            reason = " ".join(str(error).split())[:500]
-            raise InputError(f"checkpoint {resume_from_checkpoint}: cannot be loaded ({reason})") from error
-
-    def _issue_warnings_after_load(self, load_result) -> None:
-        """Refuse what the library only warns of: weights that a checkpoint lacks, or has too many of."""
-        tied = getattr(self.model, "all_tied_weights_keys", {})
-        check_keys(set(load_result.missing_keys) - set(tied), set(load_result.unexpected_keys))
-        super()._issue_warnings_after_load(load_result)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
