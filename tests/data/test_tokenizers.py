@@ -196,3 +196,18 @@ def test_what_follows_a_very_long_word_is_trained_on(monkeypatch):
     monkeypatch.setattr(tokenizers, "MOST_OF_A_WORD", 2000)
     trained = train_tokenizer(["z" * 9000 + " cat cat " + "y" * 9000 + "! cat"], kind="bpe", vocab_size=300)
     assert "\u0120cat" in trained.get_vocab()
+
+
+SIGNS = ["a", "\u00e9", "\U0001f642", "\u0301", "_", "!", "1", " ", "\t", "\u3000", "\u00bd", "\u4e2d"]
+RUNS = st.tuples(
+    st.lists(st.sampled_from(SIGNS), min_size=1, max_size=2), st.sampled_from([3, 130, 250, 333, 501, 1001])
+)
+
+
+@settings(deadline=None)
+@given(runs=st.lists(RUNS, min_size=1, max_size=4), gap=st.sampled_from(["", " "]))
+def test_no_long_word_is_overlooked(runs, gap):
+    line = gap.join(("".join(signs) * length)[:length] for signs, length in runs)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(line)
+    if any(len(word) > tokenizers.LONGEST_WORD for word, _ in words):
+        assert tokenizers._may_have_long_word(line)

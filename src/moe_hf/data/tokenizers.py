@@ -23,8 +23,8 @@ UNK_TOKEN = "<unk>"
 SPECIAL_TOKENS = {"word": [EOS_TOKEN, UNK_TOKEN], "bpe": [EOS_TOKEN]}
 # Bytes of a word, or of a run of spaces, in the training of BPE; and the characters of one that are trained on.
 LONGEST_WORD, MOST_OF_A_WORD = 1000, 100_000
-# Where a line may have a longer one, as a character has four bytes at most.
-_MAY_BE_LONG = re.compile(rf"\S{{{LONGEST_WORD // 4}}}|\s{{{LONGEST_WORD // 4}}}")
+# Runs of letters and digits, of other signs or of spaces that may have more, as a character has at most four.
+_LONG_RUN = re.compile(r"\w{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(LONGEST_WORD // 4 - 1)))
 
 
 def train_tokenizer(
@@ -193,7 +193,7 @@ def train_bpe(backend: Tokenizer, lines: Iterable[str], trainer: trainers.BpeTra
         nonlocal num_long
         for line in lines:
             start = 0
-            for word, (first, end) in words.pre_tokenize_str(line) if _MAY_BE_LONG.search(line) else ():
+            for word, (first, end) in words.pre_tokenize_str(line) if _may_have_long_word(line) else ():
                 num_long += len(word) > LONGEST_WORD
                 if end - first > MOST_OF_A_WORD:
                     yield line[start : first + MOST_OF_A_WORD]
@@ -210,3 +210,10 @@ def train_bpe(backend: Tokenizer, lines: Iterable[str], trainer: trainers.BpeTra
             f"tokenizer: {were} cut into parts of {LONGEST_WORD:,} bytes for its training, as longer ones take too "
             "long; the text that the model reads is not cut"
         )
+
+
+def _may_have_long_word(line: str) -> bool:
+    """Whether a word may be longer than `LONGEST_WORD`; without the windows, `_LONG_RUN` alone would take long."""
+    step = LONGEST_WORD // 8 - 1  # a long run covers a whole window of that many characters
+    windows = (line[start : start + step] for start in range(0, len(line) - step + 1, step))
+    return any(" " not in window or window.isspace() for window in windows) and bool(_LONG_RUN.search(line))
