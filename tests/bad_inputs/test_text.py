@@ -196,7 +196,7 @@ CASES = [
         ("files", "gone.txt"),
     ),
     Case(
-        "closed standard input to translate",
+        "no such file to translate",
         lambda place: ["translate", place.translator(), place / "gone.txt"],
         ("gone.txt",),
     ),
