@@ -131,7 +131,7 @@ BAD_INPUT = {
     "schedule": (["--load_loss_coef_schedule", '{"0": -1}'], "load_loss_coef_schedule={.*0"),
     "tokenizer kind": (["--tokenizer_kind", "char"], "kind='char' is unknown"),
     "empty file": (["--train_files", file_with(b"")], "text.txt: the file has no text"),
-    "directory": (["--train_files", lambda folder: folder], "no file matches"),
+    "directory": (["--train_files", lambda folder: folder], "is a folder"),
     "corrupt gzip": (["--train_files", corrupt_gzip], "text.gz: cannot be read"),
     "not UTF-8": (["--train_files", file_with(b"a b c\nd\xff\n")], "text.txt: line 2 is not UTF-8"),
     "short text": (["--train_files", file_with(b"a b c\n")], "4 tokens, fewer than window_length=7"),

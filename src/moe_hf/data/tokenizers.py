@@ -1,5 +1,7 @@
 """Training of word-level and byte-level BPE tokenizers."""
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -11,13 +13,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from ..errors import InputError, first_line
 from ..model_files import TOKENIZER_FILES, check_files
+from .encoding import split_long_line
 
 if TYPE_CHECKING:
     from datasets import Dataset  # slow to import, and not needed to load a tokenizer
 
+logger = logging.getLogger(__name__)
+
 EOS_TOKEN = "<eos>"
 UNK_TOKEN = "<unk>"
 SPECIAL_TOKENS = {"word": [EOS_TOKEN, UNK_TOKEN], "bpe": [EOS_TOKEN]}
+# Bytes of a word, or of a run of spaces, in the training of BPE; and the characters of one that are trained on.
+LONGEST_WORD, MOST_OF_A_WORD = 1000, 100_000
+# Runs of letters and digits, of other signs or of spaces that may have more, as a character has at most four.
+_LONG_RUN = re.compile(r"\w{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(LONGEST_WORD // 4 - 1)))
 
 
 def train_tokenizer(
@@ -37,7 +46,9 @@ def train_tokenizer(
         kind: "word" takes whitespace-separated words, the most frequent ones first; others are "<unk>", and so is a
             literal "<unk>". A special token in the text counts only as a whole word, so a line has as many tokens as
             words. "bpe" is byte-level byte pair encoding, with which every text round-trips (but for case, with
-            `lowercase`).
+            `lowercase`). Training cuts a word of more than 1,000 bytes into parts, as its time grows with the
+            square of a word's length, and sees the first 100,000 characters of it; a warning counts such words.
+            Encoding does not cut them.
         vocab_size: tokens at most, special tokens included.
         lowercase: whether the tokenizer turns text to lower case.
         extra_special_tokens: further special tokens.
@@ -190,5 +201,48 @@ def _train_byte_level_bpe(lines, normalizer, vocab_size: int, special_tokens: li
     if normalizer:
         backend.normalizer = normalizer
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet)
-    backend.train_from_iterator(lines, trainer)
+    train_bpe(backend, (piece for line in lines for piece in split_long_line(line)), trainer)
     return backend
+
+
+def train_bpe(backend: Tokenizer, lines: Iterable[str], trainer: trainers.BpeTrainer) -> None:
+    """Train byte-level BPE in a time that does not grow with the square of a word's length.
+
+    A word of more than `LONGEST_WORD` bytes is cut into parts of that length, and what follows its first
+    `MOST_OF_A_WORD` characters is left out.
+
+    Args:
+        backend: what is trained; its pre-tokenizer is `ByteLevel` without a prefix space.
+        lines: the text.
+        trainer: how.
+    """
+    words, num_long = backend.pre_tokenizer, 0
+
+    def shortened() -> Iterator[str]:
+        nonlocal num_long
+        for line in lines:
+            start = 0
+            for word, (first, end) in words.pre_tokenize_str(line) if _may_have_long_word(line) else ():
+                num_long += len(word) > LONGEST_WORD
+                if end - first > MOST_OF_A_WORD:
+                    yield line[start : first + MOST_OF_A_WORD]
+                    start = end
+            yield line[start:]
+
+    # After ByteLevel a byte is a character.
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
+    backend.train_from_iterator(shortened(), trainer)
+    backend.pre_tokenizer = words
+    if num_long:
+        were = "1 word of the text was" if num_long == 1 else f"{num_long:,} words of the text were"
+        logger.warning(
+            f"tokenizer: {were} cut into parts of {LONGEST_WORD:,} bytes for its training, as longer ones take too "
+            "long; the text that the model reads is not cut"
+        )
+
+
+def _may_have_long_word(line: str) -> bool:
+    """Whether a word may be longer than `LONGEST_WORD`; without the windows, `_LONG_RUN` alone would take long."""
+    step = LONGEST_WORD // 8 - 1  # a long run covers a whole window of that many characters
+    windows = (line[start : start + step] for start in range(0, len(line) - step + 1, step))
+    return any(" " not in window or window.isspace() for window in windows) and bool(_LONG_RUN.search(line))

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .tokenizers import load_tokenizer, require_text
+from .tokenizers import load_tokenizer, require_text, train_bpe
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<s>", "</s>"
 
@@ -21,7 +21,7 @@ def train_translation_tokenizer(
     away again. Every text round-trips exactly, `decode(tokenizer(text).input_ids, skip_special_tokens=True) == text`;
     there is no unknown token and no normalisation. Special tokens come first: "<pad>" (0), "<s>" (1, with which a
     decoder starts), "</s>" (2, appended to every text), then the languages' tags. None of them arises from text that
-    spells it.
+    spells it. Training cuts long words, as `train_tokenizer` tells.
 
     Args:
         lines: the text of all languages.
@@ -54,7 +54,7 @@ def train_translation_tokenizer(
         vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
     )
     backend.encode_special_tokens = True
-    backend.train_from_iterator(require_text(lines), trainer)
+    train_bpe(backend, require_text(lines), trainer)
     eos = (EOS_TOKEN, special_tokens.index(EOS_TOKEN))
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS_TOKEN}", pair=f"$A {EOS_TOKEN} $B {EOS_TOKEN}", special_tokens=[eos]

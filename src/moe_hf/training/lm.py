@@ -144,7 +144,7 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
     Raises:
         InputError: no file is named, or the text cannot be read.
     """
-    is_train = part == "train"
+    is_train, argument = part == "train", f"{part}_files"
     if data_args.dataset_name:
         source = {
             "hub_name": data_args.dataset_name,
@@ -153,15 +153,16 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
             "text_column": data_args.text_column,
         }
     else:
-        source = {"files": data_args.train_files if is_train else data_args.validation_files}
+        source = {"files": getattr(data_args, argument)}
         if not source["files"]:
-            raise InputError("train_files is empty: name text files, or a dataset_name")
+            raise InputError(f"{argument} is empty: name text files, or a dataset_name")
     return load_text_dataset(
         **source,
         keep_empty_lines=data_args.keep_empty_lines,
         max_lines=data_args.max_train_lines if is_train else None,
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
+        argument=argument,
     )
 
 

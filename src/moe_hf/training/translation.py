@@ -216,6 +216,7 @@ def load_pairs_of(part: str, sources, data_args):
         max_pairs=data_args.max_train_pairs if part == "train" else None,
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
+        argument=f"{part}_pairs: {{}}" if getattr(data_args, f"{part}_pairs") else f"{part}_{{}}",
     )
     logger.info(f"{part}: {pairs}")
     return pairs
