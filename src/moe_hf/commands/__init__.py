@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from ..errors import InputError, InterruptedRun, NonFiniteLossError
+from ..models.finite import NonFiniteWeightsError
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -36,7 +37,7 @@ def run_command(command: Callable[[], dict | None]) -> int:
         for name, value in metrics.items():
             print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
         sys.stdout.flush()
-    except (InputError, NonFiniteLossError) as error:
+    except (InputError, NonFiniteLossError, NonFiniteWeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except InterruptedRun as interruption:
