@@ -15,6 +15,8 @@ from .errors import InputError
 CONFIG_FILE = "run.yaml"
 # What decides the course of a run, which a resumed run must not change.
 RUN_FILE = "run_arguments.json"
+# Held by the run that writes into the folder.
+LOCK_FILE = "run.lock"
 # How evenly the experts were used, by step and layer.
 HISTORY_FILE = "expert_history.csv"
 # The checkpoints that an averaged model is the mean of.

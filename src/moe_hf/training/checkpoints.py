@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..old_names import with_new_names
-from ..run_folder import RUN_FILE, check_checkpoint, list_checkpoints
+from ..run_folder import LOCK_FILE, RUN_FILE, check_checkpoint, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def prepare_output_dir(output_dir: str, resume_from_checkpoint: str | bool | Non
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir={output_dir} is a file, expected a folder")
     if resume_from_checkpoint in (None, False):
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir()):
             raise InputError(
                 f"output_dir={output_dir} is not empty: take another folder, or go on with --resume_from_checkpoint"
             )

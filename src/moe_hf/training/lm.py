@@ -19,6 +19,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
+from .run_lock import run_lock
 from .runs import build_model, quiet_logs, run_identity, run_training
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,15 @@ def train_lm(
         the trainer, and the last evaluation's metrics (empty without validation text).
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
+    with run_lock(training_args):
+        return _train(model_args, data_args, training_args, new_model)
+
+
+def _train(model_args, data_args, training_args, new_model) -> tuple[LmTrainer, dict[str, float]]:
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)

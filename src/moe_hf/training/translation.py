@@ -27,6 +27,7 @@ from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
+from .run_lock import run_lock
 from .runs import build_model, quiet_logs, run_identity, run_training
 from .translation_trainer import TranslationTrainer
 
@@ -51,10 +52,15 @@ def train_translation(
         the trainer, and the last evaluation's metrics (empty without validation pairs).
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
+    with run_lock(training_args):
+        return _train(model_args, data_args, training_args, new_model)
+
+
+def _train(model_args, data_args, training_args, new_model) -> tuple[TranslationTrainer, dict[str, float | str]]:
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     quiet_logs(training_args)
