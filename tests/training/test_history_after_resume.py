@@ -16,6 +16,7 @@ from moe_hf.training.callbacks import AuxLossCallback
 from moe_hf.training.checkpoints import prepare_output_dir
 
 STEPS = 7
+HIERARCHICAL = dict(num_expert_groups=2, num_groups_per_tok=2, num_experts=8, num_experts_per_tok=4)
 
 
 class Killed(BaseException):
@@ -85,7 +86,7 @@ def test_at_every_step_before_and_after_its_checkpoint(tmp_path):
         pytest.param(dict(dtype=torch.bfloat16), id="bfloat16"),
         pytest.param(dict(trainer_class=Trainer), id="the library's own Trainer"),
         pytest.param(dict(model=dict(gating="strictly_balanced")), id="strictly balanced"),
-        pytest.param(dict(model=dict(num_expert_groups=2, num_groups_per_tok=2, num_experts=8, num_experts_per_tok=4)), id="hierarchical"),
+        pytest.param(dict(model=HIERARCHICAL), id="hierarchical"),
     ],
 )
 def test_with_other_arguments(arguments, tmp_path):

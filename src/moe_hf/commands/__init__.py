@@ -6,8 +6,10 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 from tqdm import tqdm
 
@@ -62,10 +64,35 @@ def printed_messages() -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        with _others_clear_of_bars():
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        for bar in list(tqdm._instances):  # those of what was interrupted
+            bar.close()
+
+
+@contextmanager
+def _others_clear_of_bars() -> Iterator[None]:
+    """Give the libraries' messages, and Python's warnings, a line of their own beside progress bars too."""
+    loggers = map(logging.getLogger, ("transformers", "datasets", "huggingface_hub"))
+    handlers = [*chain.from_iterable(logger.handlers for logger in loggers), logging.lastResort]
+    writers = [(handler, "emit") for handler in handlers] + [(warnings, "showwarning")]
+
+    def clear_of_bars(write: Callable) -> Callable:
+        def clear_and_write(*args, **kwargs) -> None:
+            with tqdm.external_write_mode(file=sys.stderr):
+                write(*args, **kwargs)
+
+        return clear_and_write
+
+    with ExitStack() as stack:
+        for owner, name in writers:
+            before = getattr(owner, name)
+            stack.callback(setattr, owner, name, before)
+            setattr(owner, name, clear_of_bars(before))
+        yield
 
 
 class _PrintHandler(logging.Handler):
