@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, InterruptedRun, NonFiniteLossError
 from ..models.finite import NonFiniteWeightsError
+from .signals import signals_as_interrupts
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -34,7 +35,7 @@ def run_command(command: Callable[[], dict | None]) -> int:
         when whoever read the output, such as `head`, has read enough.
     """
     try:
-        with printed_messages():
+        with printed_messages(), signals_as_interrupts():
             metrics = command() or {}
         for name, value in metrics.items():
             print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
@@ -45,9 +46,10 @@ def run_command(command: Callable[[], dict | None]) -> int:
     except InterruptedRun as interruption:
         print(interruption, file=sys.stderr)
         return 128 + interruption.signal_number
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interruption:
+        number = interruption.args[0] if interruption.args else signal.SIGINT
+        print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:
         if not _nobody_reads_output():
             raise

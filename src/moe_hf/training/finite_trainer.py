@@ -96,7 +96,9 @@ class FiniteTrainerMixin:
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         if name := self.args.metric_for_best_model:
-            numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+            numbers = {
+                key: value for key, value in metrics.items() if key.startswith("eval_") and not isinstance(value, str)
+            }
             value = numbers.get(name if name.startswith("eval_") else f"eval_{name}")
             if value is None:
                 raise InputError(f"metric_for_best_model={name!r} is not one of {', '.join(sorted(numbers))}")
