@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
-import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_peft_available
 
@@ -18,6 +17,7 @@ from .data.translation_tokenizers import load_translation_tokenizer
 from .errors import InputError, first_line
 from .families import FAMILIES, TRANSLATION_MODELS, Family
 from .model_files import MODEL_FILES, check_files, check_weight_files
+from .models.finite import first_non_finite
 
 # A vocabulary is padded to a multiple of one of these, if at all.
 PADDED_TO = (8, 16, 32, 64, 128, 256, 512)
@@ -201,16 +201,12 @@ def check_finite(model: PreTrainedModel) -> None:
     Raises:
         WeightsError: one is; the message names the tensor.
     """
-    for name, weight in model.named_parameters():
-        weight = weight.detach()
-        weight = weight.to_local() if hasattr(weight, "to_local") else weight  # this process's part
-        weight = getattr(weight, "scale", weight)  # of 8-bit weights, which are themselves integers
-        if weight.is_meta or not weight.is_floating_point() or not weight.numel():
-            continue
-        if not torch.stack(torch.aminmax(weight)).isfinite().all():
-            raise WeightsError(
-                f"the weights {name} are not finite (NaN or infinite): take an earlier checkpoint, or train anew"
-            )
+    # The scale of 8-bit weights, which are themselves integers.
+    weights = ((name, getattr(weight, "scale", weight)) for name, weight in model.named_parameters())
+    if name := first_non_finite(weights):
+        raise WeightsError(
+            f"the weights {name} are not finite (NaN or infinite): take an earlier checkpoint, or train anew"
+        )
 
 
 def check_keys(missing: set[str], unexpected: set[str]) -> None:

@@ -19,6 +19,8 @@ CONFIG_FILE = "run.yaml"
 # What decides the course of a run, which a resumed run must not change.
 RUN_FILE = "run_arguments.json"
 WITHOUT_RUN_FILE = "restore it, or delete it to resume without a check of the arguments"
+# Held by the run that writes into the folder.
+LOCK_FILE = "run.lock"
 # How evenly the experts were used, by step and layer.
 HISTORY_FILE = "expert_history.csv"
 # The checkpoints that an averaged model is the mean of.

@@ -6,12 +6,16 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 from tqdm import tqdm
 
 from ..errors import InputError, InterruptedRun, NonFiniteLossError
+from ..models.finite import NonFiniteWeightsError
+from .signals import signals_as_interrupts
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -31,20 +35,21 @@ def run_command(command: Callable[[], dict | None]) -> int:
         when whoever read the output, such as `head`, has read enough.
     """
     try:
-        with printed_messages():
+        with printed_messages(), signals_as_interrupts():
             metrics = command() or {}
         for name, value in metrics.items():
             print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
         sys.stdout.flush()
-    except (InputError, NonFiniteLossError) as error:
+    except (InputError, NonFiniteLossError, NonFiniteWeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except InterruptedRun as interruption:
         print(interruption, file=sys.stderr)
         return 128 + interruption.signal_number
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interruption:
+        number = interruption.args[0] if interruption.args else signal.SIGINT
+        print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:
         if not _nobody_reads_output():
             raise
@@ -61,10 +66,35 @@ def printed_messages() -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        with _others_clear_of_bars():
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        for bar in list(tqdm._instances):  # those of what was interrupted
+            bar.close()
+
+
+@contextmanager
+def _others_clear_of_bars() -> Iterator[None]:
+    """Give the libraries' messages, and Python's warnings, a line of their own beside progress bars too."""
+    loggers = map(logging.getLogger, ("transformers", "datasets", "huggingface_hub"))
+    handlers = [*chain.from_iterable(logger.handlers for logger in loggers), logging.lastResort]
+    writers = [(handler, "emit") for handler in handlers] + [(warnings, "showwarning")]
+
+    def clear_of_bars(write: Callable) -> Callable:
+        def clear_and_write(*args, **kwargs) -> None:
+            with tqdm.external_write_mode(file=sys.stderr):
+                write(*args, **kwargs)
+
+        return clear_and_write
+
+    with ExitStack() as stack:
+        for owner, name in writers:
+            before = getattr(owner, name)
+            stack.callback(setattr, owner, name, before)
+            setattr(owner, name, clear_of_bars(before))
+        yield
 
 
 class _PrintHandler(logging.Handler):

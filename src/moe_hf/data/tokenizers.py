@@ -200,7 +200,9 @@ def _train_byte_level_bpe(lines, normalizer, vocab_size: int, special_tokens: li
     backend.decoder = decoders.ByteLevel()
     if normalizer:
         backend.normalizer = normalizer
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(  # its own progress bars would share lines with messages
+        vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
+    )
     train_bpe(backend, (piece for line in lines for piece in split_long_line(line)), trainer)
     return backend
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ..checksums import write_checksums
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError
-from ..loading import WeightsError, check_finite, check_keys
+from ..loading import WeightsError, check_keys
 
 logger = logging.getLogger(__name__)
 # The states of optimizers that have the shapes of the weights.
@@ -64,7 +64,6 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         with reading(resume_from_checkpoint, "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            check_finite(self.model)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Refuse what the library only warns of: weights that a checkpoint lacks, or has too many of."""

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from ..checkpoint_files import read_map
 from ..errors import InputError
-from ..run_folder import RUN_FILE, check_checkpoint, list_checkpoints, read_run_arguments, was_saved
+from ..run_folder import (
+    LOCK_FILE,
+    RUN_FILE,
+    check_checkpoint,
+    list_checkpoints,
+    read_run_arguments,
+    was_saved,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +110,7 @@ def _named_checkpoint(folder: Path, name: str) -> Path:
 
 
 def _is_used(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
 
 
 def _carries_state(run: Path) -> bool:

@@ -20,6 +20,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
+from .run_lock import run_lock
 from .runs import build_model, check_named_folders, quiet_logs, run_identity, run_training, tokenizer_source
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,16 @@ def train_lm(
         the trainer, and the last evaluation's metrics (empty without validation text).
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
     identity = run_identity(model_args, data_args, training_args)
     check_same_run_everywhere(identity, training_args)
+    with run_lock(training_args):
+        return _train(model_args, data_args, training_args, new_model, identity)
+
+
+def _train(model_args, data_args, training_args, new_model, identity) -> tuple[LmTrainer, dict[str, float]]:
     model_type = LstmMoeForCausalLM.config_class.model_type if new_model is None else None
     checkpoint = broadcast_from_rank_zero(
         lambda: prepare_output_dir(

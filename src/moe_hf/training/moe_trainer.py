@@ -1,4 +1,4 @@
-"""What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
+"""What the Trainers of both families share: the factored optimizer, an exact end of a resumed run."""
 
 import copy
 
@@ -6,9 +6,10 @@ import torch
 from transformers import TrainerCallback
 
 from ..distributed.global_batch import GlobalBatchCallback
-from ..errors import InputError, NonFiniteLossError
+from ..errors import InputError
 from ..model_code import add_code
 from .checkpoint_trainer import WholeCheckpointMixin
+from .finite_trainer import FiniteTrainerMixin
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
 
@@ -23,7 +24,7 @@ class SeedPerRankCallback(TrainerCallback):
             torch.manual_seed(args.seed + args.process_index)
 
 
-class MoeTrainerMixin(WholeCheckpointMixin):
+class MoeTrainerMixin(FiniteTrainerMixin, WholeCheckpointMixin):
     """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
 
     def __init__(self, model=None, args=None, **kwargs):
@@ -56,22 +57,3 @@ class MoeTrainerMixin(WholeCheckpointMixin):
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **kwargs)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._stop_unless_finite("loss", loss)
-        return loss
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        if not self.args.fp16:  # the fp16 scaler skips such a step by itself
-            self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
-        return grad_norm
-
-    def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value):
-            # `output_dir` still holds the checkpoints of earlier steps: this step's update was not made.
-            raise NonFiniteLossError(
-                f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, the "
-                f"checkpoints of earlier steps are kept in {self.args.output_dir}"
-            )

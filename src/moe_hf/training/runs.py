@@ -24,6 +24,8 @@ from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
 from .optimizer import OptimizerSizeCallback
 
+logger = logging.getLogger(__name__)
+
 # What a run may change when it is resumed.
 MAY_CHANGE_ON_RESUME = (
     "recompute_experts",
@@ -106,6 +108,8 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
         result = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         interrupt.restore()
+    if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+        logger.warning("load_best_model_at_end: no evaluation had a finite metric, the last step's model is saved")
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()

@@ -28,6 +28,7 @@ from ..families import TRANSLATION_MODELS
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
+from .run_lock import run_lock
 from .runs import build_model, check_named_folders, quiet_logs, run_identity, run_training, tokenizer_source
 from .translation_trainer import TranslationTrainer
 
@@ -52,11 +53,18 @@ def train_translation(
         the trainer, and the last evaluation's metrics (empty without validation pairs).
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
     identity = run_identity(model_args, data_args, training_args)
     check_same_run_everywhere(identity, training_args)
+    with run_lock(training_args):
+        return _train(model_args, data_args, training_args, new_model, identity)
+
+
+def _train(
+    model_args, data_args, training_args, new_model, identity
+) -> tuple[TranslationTrainer, dict[str, float | str]]:
     model_type = GnmtMoeForConditionalGeneration.config_class.model_type if new_model is None else None
     checkpoint = broadcast_from_rank_zero(
         lambda: prepare_output_dir(
