@@ -14,7 +14,7 @@ PACKAGE = Path(moe_hf.__file__).parent
 LAYERS = [
     ["models"],
     ["errors", "extra_packages", "version"],
-    ["families", "old_names"],
+    ["families", "old_names", "hub_errors", "writing"],
     ["model_size"],
     ["data", "distributed"],
     ["run_folder", "loading", "generation", "offload", "translator"],

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError
+from ..writing import check_file, write_file
 
 FILE = "evaluations.json"
 # Of the search for translations while a model trains, unless its arguments say otherwise.
@@ -19,10 +20,12 @@ def check_recordable(model: str) -> None:
         model: the model's folder.
 
     Raises:
-        InputError: `model` is not a folder.
+        InputError: `model` is not a folder, or its records cannot be read or written.
     """
     if not Path(model).is_dir():
         raise InputError(f"record: model={model!r} is not a folder, evaluations are kept in the model's folder")
+    check_file(Path(model) / FILE, "record")
+    read_evaluations(model)
 
 
 def record_evaluation(
@@ -46,14 +49,24 @@ def record_evaluation(
     others = [
         other for other in read_evaluations(model) if (other["command"], other["arguments"]) != (command, arguments)
     ]
-    path = Path(model) / FILE
-    path.write_text(json.dumps([*others, record], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps([*others, record], indent=2, ensure_ascii=False) + "\n"
+    write_file(Path(model) / FILE, text, "record")
 
 
 def read_evaluations(model: str | Path) -> list[dict]:
-    """What `record_evaluation` kept; of a model without records, nothing."""
+    """What `record_evaluation` kept; of a model without records, nothing.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = Path(model) / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        if isinstance(records, list) and all({"command", "arguments"} <= record.keys() for record in records):
+            return records
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise InputError(f"{path} is not a list of evaluations: delete it, or restore it")
 
 
 def command_line(record: dict, model: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..old_names import with_new_names
 from ..run_folder import RUN_FILE, check_checkpoint, list_checkpoints
+from ..writing import check_folder, naming, whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,10 @@ def prepare_output_dir(output_dir: str, resume_from_checkpoint: str | bool | Non
         InputError: the folder of a new run is not empty, or the checkpoint named is not whole.
     """
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir={output_dir} is a file, expected a folder")
+    with naming("output_dir", output_dir):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output_dir={output_dir} is a file, expected a folder")
+    check_folder(output_dir, "output_dir")
     if resume_from_checkpoint in (None, False):
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(
@@ -59,8 +62,8 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     """
     arguments = json.loads(json.dumps(arguments, default=str))
     if checkpoint is None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(output_dir) / RUN_FILE).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
+        with whole_files(output_dir, "output_dir") as folder:
+            (folder / RUN_FILE).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
         return
     file = Path(checkpoint).parent / RUN_FILE
     if not file.is_file():

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data.arguments import DataArguments
+from ..data.cache_folder import cached_in
 from ..data.text import TokenStream, load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
@@ -19,7 +20,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
-from .runs import build_model, quiet_logs, run_identity, run_training
+from .runs import build_model, check_hub_arguments, quiet_logs, run_identity, run_training
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,11 @@ def train_lm(
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_hub_arguments(training_args)
     set_seed(training_args.seed)
     quiet_logs(training_args)
-    tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
+    with cached_in(data_args.cache_dir):
+        tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
     if new_model is None:
         model = build_model(
             LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint

@@ -1,6 +1,8 @@
 """What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -9,6 +11,8 @@ from ..distributed.global_batch import GlobalBatchCallback
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError, NonFiniteLossError
 from ..model_code import add_code
+from ..run_folder import is_checkpoint_name
+from ..writing import naming, whole_files
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
 
@@ -50,6 +54,27 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
         is_checkpoint = _internal_call and output_dir is not None
         if self.args.should_save and not is_checkpoint:  # before an upload too, which calls this with neither
             add_code(output_dir or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and not is_checkpoint_name(folder.name):
+            with whole_files(folder, "output_dir") as inside:
+                super()._save(str(inside), state_dict)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial), name)
+        was_there = folder.exists()
+        advice = "; make space, and the same command with --resume_from_checkpoint goes on from the checkpoint before"
+        try:
+            with naming("output_dir", self.args.output_dir, name, advice):
+                super()._save_checkpoint(model, trial)
+        except InputError:
+            if self.args.should_save and not was_there:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from ..data.arguments import TranslationDataArguments
+from ..data.cache_folder import cached_in
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
@@ -27,7 +28,7 @@ from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
-from .runs import build_model, quiet_logs, run_identity, run_training
+from .runs import build_model, check_hub_arguments, quiet_logs, run_identity, run_training
 from .translation_trainer import TranslationTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,11 @@ def train_translation(
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_hub_arguments(training_args)
     set_seed(training_args.seed)
     quiet_logs(training_args)
-    tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
+    with cached_in(data_args.cache_dir):
+        tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
     if new_model is None:
         model = build_model(
             GnmtMoeForConditionalGeneration,
