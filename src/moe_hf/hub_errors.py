@@ -15,6 +15,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from .errors import InputError, first_line
 
+# Seconds that the Hub may take to say who is logged in.
+PATIENCE = 30
 LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
 ADVICE = {
     401: f"the Hub does not know this token: {LOG_IN}",
@@ -54,7 +56,7 @@ def check_upload(repo_id: str, argument: str = "repo", token: str | None = None)
             write there.
     """
     check_repo_id(repo_id, argument)
-    with naming_hub_errors(argument, repo_id), _time_limit(30):
+    with naming_hub_errors(argument, repo_id), _time_limit(PATIENCE):
         user = huggingface_hub.HfApi(token=token).whoami()
     space, _, _ = repo_id.rpartition("/")
     own = [user.get("name"), *(organisation.get("name") for organisation in user.get("orgs") or [])]

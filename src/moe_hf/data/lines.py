@@ -40,5 +40,7 @@ def read_lines(path: str, allow_no_text: bool = False) -> Iterator[str]:
 
 def _open_bytes(path: str):
     if path == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed: name a file, or redirect one to it")
         return nullcontext(sys.stdin.buffer)
     return {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)(path, "rb")
