@@ -19,7 +19,8 @@ from .errors import InputError, first_line
 
 UNFINISHED = ".unfinished-"
 # What torch.save and the tokenizers library say, in errors of no class of their own.
-WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error", "cannot be opened", "(os error ")
+TORCH_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error")
+WRITE_ERRORS = (*TORCH_ERRORS, "cannot be opened", "(os error ")
 # Errors of `datasets` that hide the cause.
 WRAPPERS = ("DatasetGenerationError",)
 
@@ -62,6 +63,8 @@ def reason_of(error: BaseException) -> str | None:
         if match := re.search(r"os error (\d+)", str(cause)):
             return os.strerror(int(match[1]))
         cause = cause.__cause__ or cause.__context__
+    if any(name in text for name in TORCH_ERRORS):
+        return "a write failed, the disk may be full"
     return first_line(error) if is_of_writing else None
 
 

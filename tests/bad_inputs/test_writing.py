@@ -6,6 +6,9 @@ import signal
 import pytest
 from bad_inputs import RUN, Case, Place, judge
 
+from moe_hf import cli
+from moe_hf.training.lm_trainer import LmTrainer
+
 LONG = "n" * 300
 LINES = "the small cat\na dog\nno\n" * 8
 UNLIMITED = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -211,3 +214,46 @@ def test_the_place_is_named_and_nothing_half_written_is_left(case, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, UNLIMITED)
     assert not verdict.fault, f"{verdict.fault}: {verdict.why}"
     assert signal.getsignal(signal.SIGXFSZ) == before
+
+
+def test_a_run_goes_on_when_there_is_space_again(tmp_path, monkeypatch, capsys):
+    place = Place(tmp_path)
+    command = ["train-lm", str(place.lm_config(with_text=True, **RUN))]
+    step = LmTrainer.training_step
+
+    def until_full(self, *arguments):
+        if self.state.global_step == 3:
+            fill_disk(place, 9000)
+        return step(self, *arguments)
+
+    assert cli.main([*command, "--output_dir", str(place / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(LmTrainer, "training_step", until_full)
+        assert cli.main(command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: output_dir=") and "checkpoint-4 cannot be written" in error
+    assert "--resume_from_checkpoint goes on" in error
+    assert [path.name for path in (place / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, UNLIMITED)
+    assert cli.main([*command, "--resume_from_checkpoint"]) == 0
+    for name in ("model.safetensors", "expert_history.csv"):
+        assert (place / "run" / name).read_bytes() == (place / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("output", ["none/table.md", "/proc/table.md", ""])
+def test_a_table_of_a_script_is_refused_before_the_work(output, tmp_path, call_script, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, error = call_script("specialisation.py", "nowhere", "nothing", "-o", output)
+    assert (status, out) == (1, "") and error.startswith("error: output=") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["capacity.py", "table6.py", "compare_translation.py"])
+def test_a_sweep_is_refused_before_the_work(name, tmp_path, call_script):
+    place = Place(tmp_path)
+    config = place.translation_config if name == "compare_translation.py" else place.lm_config
+    own = {"validation_source_files": ["/nowhere"], "validation_target_files": ["/nowhere"]}
+    changes = own if name == "compare_translation.py" else {}
+    if name != "table6.py":
+        changes |= {"variants": {"one": {}}}
+    status, out, error = call_script(name, config(output_dir="/proc/out", **changes))
+    assert (status, out) == (1, "") and error.startswith("error: output_dir=/proc/out") and error.count("\n") == 1
