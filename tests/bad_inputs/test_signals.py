@@ -145,8 +145,29 @@ def test_a_signal_that_is_ignored_stays_so():
 def test_workers_leave_signals_to_the_command():
     def fork() -> int:
         if not (child := os.fork()):
-            is_left = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-            os._exit(7 if is_left and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL else 1)
+            signal.raise_signal(signal.SIGINT)
+            os._exit(7 if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL else 1)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert exit_status_of(fork) == 7
+
+
+def test_another_error_on_the_way_out_does_not_hide_the_signal(capsys):
+    def command() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise TimeoutError("a pool of workers that has not done its work")
+
+    assert exit_status_of(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_command_that_cannot_end_is_ended(light):
+    code = "import signal, threading; from moe_hf.commands import exit_status; exit_status.GRACE = 0.1\n"
+    code += "def command():\n    try: signal.raise_signal(signal.SIGTERM)\n    finally: threading.Event().wait(100)\n"
+    file = Path(light.split()[1]).with_name("stuck.py")
+    file.write_text(
+        Path(light.split()[1]).read_text().partition("from")[0] + code + "exit_status.exit_status_of(command)"
+    )
+    assert shell(f"{sys.executable} {file}").returncode == 143

@@ -199,6 +199,15 @@ CASES += [
 ]
 CASES += [
     Case(
+        f"{command}'s model",
+        train_until_full(9000, command, save_strategy="no"),
+        ("output_dir=", "File too large", "--resume_from_checkpoint"),
+        check=no_broken_model,
+    )
+    for command in ("train-lm", "train-translation")
+]
+CASES += [
+    Case(
         f"cache_dir: {name}",
         lambda place, path=path: ["train-lm", place.lm_config(with_text=True, cache_dir=str(path(place)))],
         ("cache_dir=",),

@@ -10,9 +10,17 @@ from contextlib import contextmanager, suppress
 
 from ..errors import InputError, InterruptedRun, NonFiniteLossError, first_line
 
+# Seconds after a signal in which a command removes what is unfinished, and its workers end.
+GRACE = 10
+SAID = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
 
-class _Terminated(BaseException):
-    """SIGTERM came: what is unfinished is removed on the way out."""
+
+class _Stopped(KeyboardInterrupt):
+    """A signal came: what is unfinished is removed on the way out."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.status = 128 + number
 
 
 def exit_status_of(main: Callable[[], int]) -> int:
@@ -25,7 +33,7 @@ def exit_status_of(main: Callable[[], int]) -> int:
         for Ctrl-C, 143 for SIGTERM, 141 when whoever read the output, such as `head`, has read enough.
     """
     try:
-        with _signals_as_exceptions():
+        with _signals_as_exceptions(), _not_hidden():
             _open_standard_streams()
             try:
                 status = main()
@@ -38,10 +46,9 @@ def exit_status_of(main: Callable[[], int]) -> int:
         return _ended(f"error: {error}", 1)
     except InterruptedRun as interruption:
         return _ended(str(interruption), 128 + interruption.signal_number)
-    except KeyboardInterrupt:
-        return _ended("interrupted", 128 + signal.SIGINT)
-    except _Terminated:
-        return _ended("terminated", 128 + signal.SIGTERM)
+    except KeyboardInterrupt as interruption:
+        status = getattr(interruption, "status", 128 + signal.SIGINT)
+        return _ended(SAID[status], status)
     except BrokenPipeError:
         if not _silence(_broken_streams()):
             raise
@@ -65,7 +72,7 @@ def _signals_as_exceptions() -> Iterator[None]:
 
     Several processes of one training are ended by their launcher, with a SIGTERM that must not wait for Python.
     """
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    handlers = {signal.SIGINT: _stop, signal.SIGTERM: _stop}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         del handlers[signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
@@ -78,17 +85,42 @@ def _signals_as_exceptions() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        while _timers:
+            _timers.pop().cancel()
 
 
-def _terminate(number, frame):
-    raise _Terminated
+def _stop(number, frame):
+    timer = threading.Timer(GRACE, os._exit, [128 + number])  # a pool may wait for ever for a worker that was killed
+    timer.daemon = True
+    timer.start()
+    _timers.append(timer)
+    raise _Stopped(number)
+
+
+_timers: list[threading.Timer] = []
+
+
+@contextmanager
+def _not_hidden() -> Iterator[None]:
+    """Raise the interruption although another error came on the way out, as of a pool whose work is not done."""
+    try:
+        yield
+    except Exception as error:
+        cause = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        raise (error if cause is None else cause)
+
+
+def _say_no_more(number, frame):
+    sys.unraisablehook = lambda unraisable: None  # of generators that the parent has no more use for
 
 
 def _leave_signals_to_parent() -> None:
     """A process for data that prints no traceback of its own: the command ends it."""
-    if signal.getsignal(signal.SIGTERM) is _terminate:
+    if signal.getsignal(signal.SIGTERM) is _stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, _say_no_more)
 
 
 os.register_at_fork(after_in_child=_leave_signals_to_parent)

@@ -18,7 +18,7 @@ def cached_in(cache_dir: str | None) -> Iterator[None]:
     Raises:
         InputError: the folder cannot be written.
     """
-    folder = datasets.config.HF_DATASETS_CACHE if cache_dir is None else cache_dir
-    check_folder(folder, "cache_dir")
-    with naming("cache_dir", folder):
+    place = ("HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE) if cache_dir is None else ("cache_dir", cache_dir)
+    check_folder(place[1], place[0])
+    with naming(*place):
         yield

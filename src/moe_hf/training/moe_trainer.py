@@ -15,6 +15,8 @@ from ..run_folder import is_checkpoint_name
 from ..writing import naming, whole_files
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
+GO_ON = "; make space, and the same command with --resume_from_checkpoint goes on from the last checkpoint"
+
 
 class SeedPerRankCallback(TrainerCallback):
     """Gives each rank its own seed, so that dropout and gating noise differ between ranks.
@@ -53,12 +55,18 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
         super().save_model(output_dir, _internal_call)
         is_checkpoint = _internal_call and output_dir is not None
         if self.args.should_save and not is_checkpoint:  # before an upload too, which calls this with neither
-            add_code(output_dir or self.args.output_dir)
+            self._add_code(Path(output_dir or self.args.output_dir))
+
+    def _add_code(self, folder: Path) -> None:
+        with whole_files(folder, "output_dir", GO_ON) as inside:
+            if (folder / "config.json").is_file():
+                shutil.copy(folder / "config.json", inside)
+            add_code(inside)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save and not is_checkpoint_name(folder.name):
-            with whole_files(folder, "output_dir") as inside:
+            with whole_files(folder, "output_dir", GO_ON) as inside:
                 super()._save(str(inside), state_dict)
         else:
             super()._save(output_dir, state_dict)
@@ -67,9 +75,8 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
         name = f"checkpoint-{self.state.global_step}"
         folder = Path(self._get_output_dir(trial=trial), name)
         was_there = folder.exists()
-        advice = "; make space, and the same command with --resume_from_checkpoint goes on from the checkpoint before"
         try:
-            with naming("output_dir", self.args.output_dir, name, advice):
+            with naming("output_dir", self.args.output_dir, name, GO_ON):
                 super()._save_checkpoint(model, trial)
         except InputError:
             if self.args.should_save and not was_there:

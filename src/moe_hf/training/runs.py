@@ -23,6 +23,7 @@ from .arguments import ModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
+from .moe_trainer import GO_ON
 from .optimizer import OptimizerSizeCallback
 
 # What a run may change when it is resumed.
@@ -143,7 +144,7 @@ def save_results(trainer: Trainer, part: str, metrics: dict) -> None:
         return
     known = Path(trainer.args.output_dir) / "all_results.json"
     together = (json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}) | metrics
-    with whole_files(trainer.args.output_dir, "output_dir") as folder:
+    with whole_files(trainer.args.output_dir, "output_dir", GO_ON) as folder:
         for name, values in ((f"{part}_results.json", metrics), (known.name, together)):
             (folder / name).write_text(json.dumps(values, indent=4, sort_keys=True), encoding="utf-8")
         if part == "train":
