@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from ..writing import whole_files
 from .number_words import date_in_words, number_in_words, time_in_words, words_to_number
 
 # A sixth of this is less than the distinct sentences of the smallest dialect; small, so as to be learnable.
@@ -265,8 +264,8 @@ def write_demo_corpus(
             raise RuntimeError(f"{dialect.__name__} has too few distinct sentences for MAX_DISTINCT_LINES")
         lines[line] = None
     texts, folder = list(lines), Path(folder)
-    parts = {"train.txt": texts[num_valid_lines:], "valid.txt": texts[:num_valid_lines]}
-    with whole_files(folder, "folder") as inside:
-        for name, part in parts.items():
-            (inside / name).write_text("".join(part), encoding="utf-8", newline="\n")
-    return tuple(folder / name for name in parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    train_path, valid_path = folder / "train.txt", folder / "valid.txt"
+    for path, part in ((valid_path, texts[:num_valid_lines]), (train_path, texts[num_valid_lines:])):
+        path.write_text("".join(part), encoding="utf-8", newline="\n")
+    return train_path, valid_path
