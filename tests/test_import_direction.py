@@ -15,7 +15,7 @@ LAYERS = [
     ["models"],
     ["errors", "extra_packages", "version"],
     ["model_files"],
-    ["families", "old_names"],
+    ["families", "old_names", "hub_errors", "writing"],
     ["model_size"],
     ["data", "distributed"],
     ["checkpoint_files", "checksums"],

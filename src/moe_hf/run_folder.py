@@ -27,6 +27,11 @@ HISTORY_FILE = "expert_history.csv"
 AVERAGED_FILE = "averaged_checkpoints.json"
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of that name is a checkpoint of a run."""
+    return re.fullmatch(r"checkpoint-\d+", name) is not None
+
+
 def list_checkpoints(output_dir: str) -> list[Path]:
     """The folders `checkpoint-N` of a run, by rising N, whole or not."""
     found = {}

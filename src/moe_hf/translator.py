@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from transformers import (
@@ -22,6 +21,23 @@ from transformers import (
 from .data.translation_tokenizers import encode_sources
 from .errors import InputError, first_line
 from .generation import gnmt_beam_search
+
+
+def _portions(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of `size` lines; if one cannot be read, those before it come first, and then the error."""
+    portion = []
+    try:
+        for line in lines:
+            portion.append(line)
+            if len(portion) == size:
+                yield portion
+                portion = []
+    except InputError:
+        if portion:
+            yield portion
+        raise
+    if portion:
+        yield portion
 
 
 @dataclass(frozen=True)
@@ -245,8 +261,7 @@ class Translator:
         """
         encode_sources(self.tokenizer, [], self.target_language)  # a wrong language is refused for empty lines too
         empty = Translation("", 0.0 if self.with_scores else None, [], [])
-        lines = iter(lines)
-        while chunk := list(islice(lines, self.buffer_lines)):
+        for chunk in _portions(lines, self.buffer_lines):
             full = [number for number, line in enumerate(chunk) if line.strip()]
             encoded = encode_sources(self.tokenizer, [chunk[number] for number in full], self.target_language)
             results = dict(zip(full, self.translate_ids(encoded)))

@@ -2,9 +2,6 @@
 
 import argparse
 import logging
-import os
-import select
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,9 +10,8 @@ from itertools import chain
 
 from tqdm import tqdm
 
-from ..errors import InputError, InterruptedRun, NonFiniteLossError
-from ..models.finite import NonFiniteWeightsError
-from .signals import signals_as_interrupts
+from ..errors import InputError
+from .exit_status import exit_status_of
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -31,31 +27,32 @@ def run_command(command: Callable[[], dict | None]) -> int:
     Meanwhile the package's messages are printed too, see `printed_messages`.
 
     Returns:
-        the exit status: 1 after an error, and as in a shell 128 and the signal's number after one: 130 for Ctrl-C, 141
-        when whoever read the output, such as `head`, has read enough.
+        the exit status, see `exit_status_of`.
     """
+
+    def run() -> int:
+        with printed_messages():
+            print_metrics(command() or {})
+        return 0
+
+    return exit_status_of(run)
+
+
+def print_metrics(metrics: dict[str, float | str]) -> None:
+    """Print a line for each."""
+    for name, value in metrics.items():
+        print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
+    sys.stdout.flush()
+
+
+@contextmanager
+def printed_on_error(metrics: dict[str, float | str]) -> Iterator[None]:
+    """Print the metrics, which took work, even if what follows ends in an error."""
     try:
-        with printed_messages(), signals_as_interrupts():
-            metrics = command() or {}
-        for name, value in metrics.items():
-            print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
-        sys.stdout.flush()
-    except (InputError, NonFiniteLossError, NonFiniteWeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except InterruptedRun as interruption:
-        print(interruption, file=sys.stderr)
-        return 128 + interruption.signal_number
-    except KeyboardInterrupt as interruption:
-        number = interruption.args[0] if interruption.args else signal.SIGINT
-        print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr)
-        return 128 + number
-    except BrokenPipeError:
-        if not _nobody_reads_output():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-        return 128 + signal.SIGPIPE
-    return 0
+        yield
+    except InputError:
+        print_metrics(metrics)
+        raise
 
 
 @contextmanager
@@ -105,10 +102,3 @@ class _PrintHandler(logging.Handler):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         tqdm.write(self.format(record), file=stream)
         stream.flush()
-
-
-def _nobody_reads_output() -> bool:
-    """Whether it is the standard output that broke, and not a pipe to some other process."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)  # which reports errors and nothing else
-    return bool(poll.poll(0))

@@ -10,9 +10,10 @@ checkpoint, `moe-hf evaluate` tells on validation data.
 
 from ..averaging import average_checkpoints, keep_training, last_checkpoints
 from ..data.tokenizers import load_tokenizer
-from ..hub import require_new_folder, save_tokenizer
+from ..hub import save_tokenizer
 from ..loading import check_pair, load_config
 from ..model_code import add_code
+from ..writing import check_new_folder, new_folder
 from . import command_parser, run_command
 
 
@@ -27,14 +28,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def average(run: str, out: str, last: int) -> dict:
     """`average_checkpoints` from folder to folder; what to print."""
-    output = require_new_folder(out)
+    check_new_folder(out, "out")
     folders = last_checkpoints(run, last)
     load_config(str(folders[-1]), argument="checkpoint")
     tokenizer = load_tokenizer(str(folders[-1]), argument="checkpoint")
     model = average_checkpoints(folders)
     check_pair(tokenizer, model.config, f"checkpoint={folders[-1]}")
-    model.save_pretrained(output)
-    add_code(output)
-    save_tokenizer(tokenizer, output)
-    keep_training(run, folders, output)
-    return {"averaged": ", ".join(folder.name for folder in folders), "written to": str(output)}
+    with new_folder(out, "out") as output:
+        model.save_pretrained(output)
+        add_code(output)
+        save_tokenizer(tokenizer, output)
+        keep_training(run, folders, output)
+    return {"averaged": ", ".join(folder.name for folder in folders), "written to": out}

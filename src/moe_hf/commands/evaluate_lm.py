@@ -7,7 +7,7 @@ import sys
 
 from ..evaluation.language_model import evaluate_lm
 from ..evaluation.records import check_recordable, record_evaluation
-from . import command_parser, run_command
+from . import command_parser, printed_on_error, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
             batch_size=arguments.batch_size,
         )
         if arguments.record:
-            record_evaluation(arguments.model, "evaluate-lm", argv, arguments.files, metrics)
+            with printed_on_error(metrics):
+                record_evaluation(arguments.model, "evaluate-lm", argv, arguments.files, metrics)
         return metrics
 
     return run_command(evaluate)

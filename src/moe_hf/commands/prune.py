@@ -11,11 +11,12 @@ from ..errors import InputError
 from ..evaluation.language_model import measure_lm
 from ..evaluation.metrics import load_metric
 from ..evaluation.translation_model import measure_translation
-from ..hub import require_new_folder, save_tokenizer
+from ..hub import save_tokenizer
 from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
-from . import command_parser, run_command
+from ..writing import check_new_folder, new_folder
+from . import command_parser, printed_on_error, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def prune_folder(model: str, text: list[str], out: str, *, target_language: str | None = None, **options) -> dict:
     """`prune` from folder to folder; what to print."""
     load_metric("stream_perplexity")  # better now than after the text
-    folder = require_new_folder(out)
+    check_new_folder(out, "out")
     source, tokenizer = load_model_and_tokenizer(model)
     sizes_of_pruned(source, options["keep"], options["num_experts_per_tok"])  # better now than after the text
     before, totals = _measure(source, tokenizer, text, target_language)
@@ -47,12 +48,13 @@ def prune_folder(model: str, text: list[str], out: str, *, target_language: str 
     report["parameters"] = " -> ".join(f"{of.num_parameters() / 1e6:.2f} M" for of in (source, result))
     del source
     after, _ = _measure(result, tokenizer, text, target_language)
-    result.save_pretrained(folder)
-    add_code(folder)
-    save_tokenizer(tokenizer, folder)
     for name in ("perplexity_per_token", "perplexity_per_word"):
         report[name] = " -> ".join(f"{values[f'eval_{name}']:.4f}" for values in (before, after))
-    return report | {"written to": str(folder)}
+    with printed_on_error(report), new_folder(out, "out") as folder:
+        result.save_pretrained(folder)
+        add_code(folder)
+        save_tokenizer(tokenizer, folder)
+    return report | {"written to": out}
 
 
 def _measure(model, tokenizer, text: list[str], target_language: str | None):

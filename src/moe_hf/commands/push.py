@@ -7,6 +7,7 @@ Log in first, by `hf auth login` or the environment variable HF_TOKEN.
 """
 
 from ..hub import export, push
+from ..hub_errors import check_repo_id
 from . import command_parser, run_command
 
 
@@ -25,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     options = {name: getattr(arguments, name) for name in ("license", "language", "max_shard_size")}
 
     def run() -> dict:
-        if arguments.dry_run:
-            export(arguments.model, arguments.dry_run, repo_id=arguments.repo, **options)
+        if arguments.dry_run is not None:
+            check_repo_id(arguments.repo)
+            export(arguments.model, arguments.dry_run, repo_id=arguments.repo, argument="dry-run", **options)
             return {"written to": arguments.dry_run}
         return {"uploaded": push(arguments.model, arguments.repo, private=arguments.private, **options)}
 

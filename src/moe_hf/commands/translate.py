@@ -9,7 +9,6 @@ A line break in a translation, which a model that has learnt from such texts may
 
 import argparse
 import sys
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -35,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens_per_batch", type=int, default=8000, help="positions of a batch over all beams")
     parser.add_argument("--buffer_lines", type=int, default=2000, help="lines of a portion (default: 2000)")
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")
-    parser.add_argument("--attention_plot", type=Path, help="PNG file: attention of the first line with a translation")
+    parser.add_argument("--attention_plot", help="PNG file: attention of the first line with a translation")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     return parser.parse_args(with_new_options(argv, parser))
 
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def translate(arguments: argparse.Namespace) -> None:
     plot = arguments.attention_plot
-    if plot:
+    if plot is not None:
         check_plot_file(plot)
     translator = build_translator(arguments)
     lines = read_lines(arguments.file, allow_no_text=True)

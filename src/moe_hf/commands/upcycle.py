@@ -7,12 +7,13 @@ Tokenizer and generation settings go along; an optimizer's state does not. Train
 --model_name_or_path OUT. When the result is exactly the source's function stands in docs/upcycling.md.
 """
 
-from ..hub import require_new_folder, save_tokenizer
+from ..hub import save_tokenizer
 from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..model_size import ops_per_timestep
 from ..models.configuration_moe import GATINGS
 from ..upcycling import exactness, upcycle
+from ..writing import check_new_folder, new_folder
 from . import command_parser, run_command
 
 
@@ -39,17 +40,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def upcycle_folder(model: str, out: str, num_experts: int, **options) -> dict[str, str]:
     """`upcycle` from folder to folder; what to print."""
-    folder = require_new_folder(out)
+    check_new_folder(out, "out")
     source, tokenizer = load_model_and_tokenizer(model)
     result = upcycle(source, num_experts, **options)
-    result.save_pretrained(folder)
-    add_code(folder)
-    save_tokenizer(tokenizer, folder)
+    with new_folder(out, "out") as folder:
+        result.save_pretrained(folder)
+        add_code(folder)
+        save_tokenizer(tokenizer, folder)
     pair = (source, result)
     same = exactness(source.config, result.config, options["gate_std"], options["expert_std"])
     return {
         "parameters": " -> ".join(f"{of.num_parameters() / 1e6:.2f} M" for of in pair),
         "operations per token": " -> ".join(f"{ops_per_timestep(of.config) / 1e6:.2f} M" for of in pair),
         "the source's function": same,
-        "written to": str(folder),
+        "written to": out,
     }

@@ -84,6 +84,6 @@ def _problem(raw_line: bytes, number: int) -> str | None:
 def _open_bytes(path: str):
     if path == "-":
         if sys.stdin is None:
-            raise InputError("standard input: cannot be read (it is closed)")
+            raise InputError("standard input is closed: name a file, or redirect one to it")
         return nullcontext(sys.stdin.buffer)
     return {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)(path, "rb")

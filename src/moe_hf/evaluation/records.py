@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..model_files import ADVICE, read_record
+from ..writing import check_file, write_file
 
 FILE = "evaluations.json"
 # Of the search for translations while a model trains, unless its arguments say otherwise.
@@ -20,11 +21,12 @@ def check_recordable(model: str) -> None:
         model: the model's folder.
 
     Raises:
-        InputError: `model` is not a folder, or its earlier evaluations cannot be read.
+        InputError: `model` is not a folder, or its records cannot be read or written.
     """
     if not Path(model).is_dir():
         raise InputError(f"record: model={model!r} is not a folder, evaluations are kept in the model's folder")
-    read_evaluations(model)  # better now than after the evaluation
+    check_file(Path(model) / FILE, "record")
+    read_evaluations(model)
 
 
 def record_evaluation(
@@ -48,8 +50,8 @@ def record_evaluation(
     others = [
         other for other in read_evaluations(model) if (other["command"], other["arguments"]) != (command, arguments)
     ]
-    path = Path(model) / FILE
-    path.write_text(json.dumps([*others, record], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps([*others, record], indent=2, ensure_ascii=False) + "\n"
+    write_file(Path(model) / FILE, text, "record")
 
 
 def read_evaluations(model: str | Path) -> list[dict]:

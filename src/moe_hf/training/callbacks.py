@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..errors import InputError
 from ..models.balancing import cv_squared
 from ..routing.observe import moe_layers
+from ..writing import naming, write_file
 
 STATISTICS = ("importance_loss", "load_loss", "cv_importance", "cv_load", "max_over_mean_load", "dead_experts")
 THRESHOLD_STATISTICS = ("threshold_loss",)  # of layers with strictly balanced gating, besides the others
@@ -173,6 +174,10 @@ class AuxLossCallback(TrainerCallback, ExportableState):
         self._hooks.clear()
 
     def _append_history(self, rows: list[dict]) -> None:
+        with naming("history_file", self.history_file):
+            self._append_rows(rows)
+
+    def _append_rows(self, rows: list[dict]) -> None:
         self.history_file.parent.mkdir(parents=True, exist_ok=True)
         with self.history_file.open("a", newline="", encoding="utf-8") as file:
             names = [
@@ -188,10 +193,8 @@ class AuxLossCallback(TrainerCallback, ExportableState):
         if self.history_file.exists():
             header, *rows = self.history_file.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
             kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= step]
-            whole = self.history_file.with_suffix(".tmp")
             # A header without rows goes too: the columns depend on the gating.
-            whole.write_text("".join([header, *kept] if kept else []), encoding="utf-8", newline="")
-            whole.replace(self.history_file)
+            write_file(self.history_file, "".join([header, *kept] if kept else []), "history_file")
 
 
 def _exported(tensor: torch.Tensor) -> list:

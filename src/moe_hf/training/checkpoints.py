@@ -14,6 +14,7 @@ from ..run_folder import (
     read_run_arguments,
     was_saved,
 )
+from ..writing import check_folder, naming, whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,10 @@ def prepare_output_dir(
             another run.
     """
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir={output_dir} is a file, expected a folder")
+    with naming("output_dir", output_dir):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output_dir={output_dir} is a file, expected a folder")
+    check_folder(output_dir, "output_dir")
     if resume_from_checkpoint in (None, False):
         if _is_used(folder):
             raise InputError(
@@ -136,8 +139,8 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     """
     arguments = json.loads(json.dumps(arguments, default=str))
     if checkpoint is None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(output_dir) / RUN_FILE).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
+        with whole_files(output_dir, "output_dir") as folder:
+            (folder / RUN_FILE).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
         return
     file = Path(checkpoint).parent / RUN_FILE
     earlier = read_run_arguments(file.parent) or {}

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data.arguments import DataArguments
+from ..data.cache_folder import cached_in
 from ..data.text import TokenStream, load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
@@ -21,7 +22,15 @@ from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
 from .run_lock import run_lock
-from .runs import build_model, check_named_folders, quiet_logs, run_identity, run_training, tokenizer_source
+from .runs import (
+    build_model,
+    check_hub_arguments,
+    check_named_folders,
+    quiet_logs,
+    run_identity,
+    run_training,
+    tokenizer_source,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +71,11 @@ def _train(model_args, data_args, training_args, new_model, identity) -> tuple[L
         training_args,
     )
     check_named_folders(LANGUAGE_MODELS, model_args, data_args, checkpoint)
+    check_hub_arguments(training_args)
     set_seed(training_args.seed)
     quiet_logs(training_args)
-    tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
+    with cached_in(data_args.cache_dir):
+        tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
     if new_model is None:
         model = build_model(
             LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint

@@ -1,6 +1,8 @@
 """What the Trainers of both families share: the factored optimizer, an exact end of a resumed run."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -8,9 +10,13 @@ from transformers import TrainerCallback
 from ..distributed.global_batch import GlobalBatchCallback
 from ..errors import InputError
 from ..model_code import add_code
+from ..run_folder import is_checkpoint_name
+from ..writing import naming, whole_files
 from .checkpoint_trainer import WholeCheckpointMixin
 from .finite_trainer import FiniteTrainerMixin
 from .optimizer import FACTORED_ADAM, create_factored_adam
+
+GO_ON = "; make space, and the same command with --resume_from_checkpoint goes on from the last checkpoint"
 
 
 class SeedPerRankCallback(TrainerCallback):
@@ -50,7 +56,33 @@ class MoeTrainerMixin(FiniteTrainerMixin, WholeCheckpointMixin):
         super().save_model(output_dir, _internal_call)
         is_checkpoint = _internal_call and output_dir is not None
         if self.args.should_save and not is_checkpoint:  # before an upload too, which calls this with neither
-            add_code(output_dir or self.args.output_dir)
+            self._add_code(Path(output_dir or self.args.output_dir))
+
+    def _add_code(self, folder: Path) -> None:
+        with whole_files(folder, "output_dir", GO_ON) as inside:
+            if (folder / "config.json").is_file():
+                shutil.copy(folder / "config.json", inside)
+            add_code(inside)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and not is_checkpoint_name(folder.name):
+            with whole_files(folder, "output_dir", GO_ON) as inside:
+                super()._save(str(inside), state_dict)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial), name)
+        was_there = folder.exists()
+        try:
+            with naming("output_dir", self.args.output_dir, name, GO_ON):
+                super()._save_checkpoint(model, trial)
+        except InputError:
+            if self.args.should_save and not was_there:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step

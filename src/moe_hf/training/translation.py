@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from ..data.arguments import TranslationDataArguments
+from ..data.cache_folder import cached_in
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
@@ -29,7 +30,15 @@ from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
 from .run_lock import run_lock
-from .runs import build_model, check_named_folders, quiet_logs, run_identity, run_training, tokenizer_source
+from .runs import (
+    build_model,
+    check_hub_arguments,
+    check_named_folders,
+    quiet_logs,
+    run_identity,
+    run_training,
+    tokenizer_source,
+)
 from .translation_trainer import TranslationTrainer
 
 logger = logging.getLogger(__name__)
@@ -73,9 +82,11 @@ def _train(
         training_args,
     )
     check_named_folders(TRANSLATION_MODELS, model_args, data_args, checkpoint)
+    check_hub_arguments(training_args)
     set_seed(training_args.seed)
     quiet_logs(training_args)
-    tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
+    with cached_in(data_args.cache_dir):
+        tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
     if new_model is None:
         model = build_model(
             GnmtMoeForConditionalGeneration,
