@@ -14,6 +14,7 @@ PACKAGE = Path(moe_hf.__file__).parent
 LAYERS = [
     ["models"],
     ["errors", "extra_packages", "version"],
+    ["value_checks", "yaml_file"],
     ["families", "old_names"],
     ["model_size"],
     ["data", "distributed"],

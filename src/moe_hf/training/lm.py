@@ -19,6 +19,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
+from .run_checks import LM_METRICS, check_run
 from .runs import build_model, quiet_logs, run_identity, run_training
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ def train_lm(
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_run(None if new_model else LstmMoeForCausalLM, model_args, data_args, training_args, LM_METRICS)
+    if data_args.carry_state:
+        _check_carry(training_args)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
@@ -74,6 +78,17 @@ def train_lm(
         carry_state=data_args.carry_state,
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+def _check_carry(training_args) -> None:
+    """What else would give the batches other rows."""
+    if training_args.auto_find_batch_size:
+        raise InputError("auto_find_batch_size=True is not for carry_state=True, which needs batches of one size")
+    if training_args.train_sampling_strategy not in ("random", "sequential"):  # "random" is the default
+        raise InputError(
+            f"train_sampling_strategy={training_args.train_sampling_strategy} is not for carry_state=True, which reads "
+            "the text in its order"
+        )
 
 
 def load_streams(
@@ -133,7 +148,8 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
         InputError: no file is named, or the text cannot be read.
     """
     is_train = part == "train"
-    if data_args.dataset_name:
+    files = data_args.train_files if is_train else data_args.validation_files
+    if data_args.dataset_name and not files:
         source = {
             "hub_name": data_args.dataset_name,
             "hub_config": data_args.dataset_config_name,
@@ -141,8 +157,8 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
             "text_column": data_args.text_column,
         }
     else:
-        source = {"files": data_args.train_files if is_train else data_args.validation_files}
-        if not source["files"]:
+        source = {"files": files}
+        if not files:
             raise InputError("train_files is empty: name text files, or a dataset_name")
     return load_text_dataset(
         **source,

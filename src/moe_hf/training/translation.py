@@ -27,6 +27,7 @@ from ..evaluation.metrics import load_metric
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
+from .run_checks import TRANSLATION_METRICS, check_run
 from .runs import build_model, quiet_logs, run_identity, run_training
 from .translation_trainer import TranslationTrainer
 
@@ -56,6 +57,15 @@ def train_translation(
     """
     check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
     checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_run(
+        None if new_model else GnmtMoeForConditionalGeneration,
+        model_args,
+        data_args,
+        training_args,
+        TRANSLATION_METRICS,
+    )
+    _check_batch_size(training_args)
+    check_tokenizer(training_args.tokenize)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
@@ -104,6 +114,12 @@ def train_translation(
         translate_arguments={"num_beams": training_args.eval_num_beams},
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+def _check_batch_size(training_args) -> None:
+    size, default = training_args.per_device_train_batch_size, type(training_args).per_device_train_batch_size
+    if size != default:
+        raise InputError(f"per_device_train_batch_size={size} is not used here: give tokens_per_batch")
 
 
 def check_positions(model: PreTrainedModel, *tokens) -> None:
