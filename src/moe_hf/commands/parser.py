@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from ..value_checks import LARGEST, Range
+from ..value_checks import LARGEST, MOST_BEAMS, NOT_NEGATIVE, POSITIVE, Range
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -67,6 +67,13 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def size(text: str) -> str:
+    """A `type` for `add_argument`: such as 5GB or 500MB."""
+    if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", text, flags=re.I):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a size above 0, such as 5GB or 500MB")
+    return text
+
+
 def _converted(text: str, kind: type, allowed: Range, words: str):
     try:
         value = kind(text)
@@ -75,3 +82,6 @@ def _converted(text: str, kind: type, allowed: Range, words: str):
     if value is None or value not in allowed:
         raise argparse.ArgumentTypeError(f"{text!r} must be {words}")
     return value
+
+
+count, beams, weight, amount = whole(), whole(most=MOST_BEAMS), number(NOT_NEGATIVE), number(POSITIVE)

@@ -86,8 +86,8 @@ def _check_carry(training_args) -> None:
         raise InputError("auto_find_batch_size=True is not for carry_state=True, which needs batches of one size")
     if training_args.train_sampling_strategy not in ("random", "sequential"):  # "random" is the default
         raise InputError(
-            f"train_sampling_strategy={training_args.train_sampling_strategy} is not for carry_state=True, which reads "
-            "the text in its order"
+            f"train_sampling_strategy={training_args.train_sampling_strategy} is not for carry_state=True, which "
+            "reads the text in its order"
         )
 
 

@@ -120,18 +120,15 @@ def _check_checkpointing(args) -> None:
 def _check_new_model(model_class, model_args, data_args, training_args) -> None:
     given = model_args.config_arguments()
     if "num_groups_per_tok" in given and "num_expert_groups" not in given:
-        raise InputError(
-            f"num_groups_per_tok={given['num_groups_per_tok']} needs num_expert_groups, which is not given"
-        )
+        raise InputError(f"num_groups_per_tok={given['num_groups_per_tok']} needs num_expert_groups as well")
     # The vocabulary of a tokenizer that is not trained here is not known yet.
     vocab_size = (given.get("num_sampled") or 0) + 1 if data_args.tokenizer_name_or_path else data_args.vocab_size
     try:
         config: MoeConfig = model_class.config_class(vocab_size=vocab_size, **given)
     except Exception as error:
         raise InputError(first_line(error)) from error
-    check_memory(
-        config, training_args.world_size if training_args.expert_parallel_size != 1 or training_args.fsdp else 1
-    )
+    is_sharded = training_args.expert_parallel_size != 1 or training_args.fsdp
+    check_memory(config, training_args.world_size if is_sharded else 1)
     config._experts_implementation = model_args.experts_implementation
     try:
         with torch.device("meta"):
