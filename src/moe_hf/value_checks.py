@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from .errors import InputError
 
 LARGEST = 2**63 - 1  # what torch, numpy and Python's own iterators count to
+LARGEST_FACTOR = 2**31 - 1  # of numbers that are multiplied with one another
 MOST_PROCESSES = 1024
 MOST_BEAMS = 1000
 TRUTH_VALUES = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(
@@ -171,7 +172,7 @@ def _as_float(name, value, kind):
         return _REFUSED
     if isinstance(number, Integral) and abs(number) > LARGEST:
         raise InputError(f"{name}={shown(value)} must be at most {LARGEST}")
-    return number
+    return number if type(number) in (int, float) else float(number)
 
 
 def _as_text(name, value, kind):
@@ -184,7 +185,8 @@ def _as_text(name, value, kind):
 
 def _as_list(name, value, kind):
     if isinstance(value, str | Path) and str in get_args(kind):
-        return _as_text(name, value, str)  # one file, say
+        only = _as_text(name, value, str)
+        return only if name.endswith("files") else [only]  # a run's folder has the names of files as they were given
     if not isinstance(value, list | tuple):
         return _REFUSED
     (inner,) = get_args(kind) or (Any,)
@@ -203,7 +205,7 @@ def _as_other(name, value, kind):
         return value
     if get_origin(kind) is Literal:
         return value if value in get_args(kind) else _REFUSED
-    if _is_enum(kind):
+    if _is_enum(kind) and not isinstance(value, kind):
         return kind(value) if value in [member.value for member in kind] else _REFUSED
     return value if isinstance(kind, type) and isinstance(value, kind) else _REFUSED
 

@@ -1,6 +1,6 @@
 """Arguments of training: a wrong type, a value out of range, and what does not go together.
 
-No case has text to read: its refusal comes before that.
+But for those `with_text`, no case has text to read: its refusal comes before that.
 """
 
 import pytest
@@ -258,7 +258,31 @@ TOGETHER = [
     lm(("--hiden_size", "--hidden_size"), "--hiden_size", "8"),
     lm(("hidden_size",), "--hidden_size"),
 ]
-CASES = [*TYPES, *EMPTY, *YAML, *RANGES, *CHOICES, *JSON, *TOGETHER]
+NOT_HERE = [
+    lm(("debug=underflow_overflow",), debug="underflow_overflow"),
+    lm(("use_liger_kernel=True",), use_liger_kernel=True),
+    lm(("optim_args='betas=x'", "changes nothing"), optim_args="betas=x"),
+    lm(("gradient_accumulation_kwargs", "'x'"), accelerator_config={"gradient_accumulation_kwargs": {"x": 1}}),
+    lm(("model_name_or_path=nowhere", "cannot be loaded"), model_name_or_path="nowhere"),
+    translation(("generation_config=nowhere", "cannot be loaded"), generation_config="nowhere"),
+    translation(("generation_num_beams=2", "eval_num_beams"), generation_num_beams=2),
+    translation(("tokens_per_batch=1000000000000000000", "at most"), tokens_per_batch=10**18),
+    lm(
+        ("dataloader_drop_last=True", "per_device_train_batch_size=1000"),
+        with_text=True,
+        dataloader_drop_last=True,
+        per_device_train_batch_size=1000,
+    ),
+    translation(("gradient_accumulation_steps=1000", "24"), with_text=True, gradient_accumulation_steps=1000),
+]
+
+
+def _changed_width(place):
+    return ["train-lm", place.lm_config(model_name_or_path=str(place.lm()), hidden_size=16)]
+
+
+NOT_HERE.append(Case("hidden_size beside a checkpoint", _changed_width, ("hidden_size=16", "hidden_size=8")))
+CASES = [*NOT_HERE, *TYPES, *EMPTY, *YAML, *RANGES, *CHOICES, *JSON, *TOGETHER]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

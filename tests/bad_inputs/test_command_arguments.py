@@ -33,7 +33,7 @@ def _filled(place, options, model) -> list:
 # The refusal comes before the model is loaded: "nowhere" does not exist.
 PARSED = [
     *(
-        alone((f"--{option}", repr(value), "at least 1"), "translate", "nowhere", f"--{option}", value)
+        alone((f"{option}=", value, "at least 1"), "translate", "nowhere", f"--{option}", value)
         for option, value in [
             ("num_beams", "0"),
             ("num_beams", "2.5"),
@@ -44,10 +44,10 @@ PARSED = [
             ("buffer_lines", "9" * 30),
         ]
     ),
-    alone(("--num_beams", "1000000", "at most 1000"), "translate", "nowhere", "--num_beams", "1000000"),
-    alone(("--num_beams", "1000000", "at most 1000"), "evaluate-translation", "a", "b", "c", "--num_beams", "1000000"),
+    alone(("num_beams=1000000", "at most 1000"), "translate", "nowhere", "--num_beams", "1000000"),
+    alone(("num_beams=1000000", "at most 1000"), "evaluate-translation", "a", "b", "c", "--num_beams", "1000000"),
     *(
-        alone((f"--{option}", repr(value)), command, *files, f"--{option}", value)
+        alone((f"{option}=", value), command, *files, f"--{option}", value)
         for command, files in [("translate", ["nowhere"]), ("evaluate-translation", ["nowhere", "a", "b"])]
         for option, value in [
             ("length_alpha", "nan"),
@@ -57,11 +57,11 @@ PARSED = [
         ]
     ),
     *(
-        alone((f"--{option}", repr(value), "at least 1"), "evaluate-lm", "nowhere", "a", f"--{option}", value)
+        alone((f"{option}=", value, "at least 1"), "evaluate-lm", "nowhere", "a", f"--{option}", value)
         for option, value in [("window_length", "0"), ("batch_size", "-2"), ("window_length", "1e3")]
     ),
     *(
-        alone((f"--{option}", repr(value)), "report", "nowhere", "a", f"--{option}", value)
+        alone((f"{option}=", value), "report", "nowhere", "a", f"--{option}", value)
         for option, value in [
             ("max_tokens", "0"),
             ("num_contexts", "-1"),
@@ -70,10 +70,10 @@ PARSED = [
             ("window_length", "x"),
         ]
     ),
-    alone(("--last", "'0'", "at least 1"), "average", "run", "out", "--last", "0"),
-    alone(("--last", "'ten'"), "average", "run", "out", "--last", "ten"),
+    alone(("last=0", "at least 1"), "average", "run", "out", "--last", "0"),
+    alone(("last='ten'", "whole number"), "average", "run", "out", "--last", "ten"),
     *(
-        alone((f"--{option}", repr(value)), "upcycle", "nowhere", "out", "--num_experts", "8", f"--{option}", value)
+        alone((f"{option}=", value), "upcycle", "nowhere", "out", "--num_experts", "8", f"--{option}", value)
         for option, value in [
             ("gate_std", "nan"),
             ("gate_std", "-1"),
@@ -89,11 +89,11 @@ PARSED = [
         ]
     ),
     *(
-        alone((f"--{option}", repr(value)), "prune", "nowhere", "a", "out", "--keep", "2", f"--{option}", value)
+        alone((f"{option}=", value), "prune", "nowhere", "a", "out", "--keep", "2", f"--{option}", value)
         for option, value in [("keep", "0"), ("keep", "half"), ("num_experts_per_tok", "0"), ("method", "cut")]
     ),
     *(
-        alone((f"--{option}", repr(value)), "plan", f"--{option}", value)
+        alone((f"{option}=", value), "plan", f"--{option}", value)
         for option, value in [
             ("devices", "0"),
             ("flops", "nan"),
@@ -111,8 +111,8 @@ PARSED = [
     alone(("nowhere.yaml",), "plan", "nowhere.yaml"),
     alone(("configs", "empty"), "table", ""),
     alone(("nowhere",), "table", "nowhere"),
-    alone(("--max_shard_size", "'big'"), "push", "nowhere", "me/model", "--max_shard_size", "big"),
-    alone(("--max_shard_size", "'0GB'"), "push", "nowhere", "me/model", "--max_shard_size", "0GB"),
+    alone(("max_shard_size='big'",), "push", "nowhere", "me/model", "--max_shard_size", "big"),
+    alone(("max_shard_size='0GB'",), "push", "nowhere", "me/model", "--max_shard_size", "0GB"),
     alone(("license", "empty"), "push", "nowhere", "me/model", "--license", ""),
     alone(("model", "empty"), "translate", ""),
     alone(("output", "empty"), "report", "nowhere", "a", "-o", ""),

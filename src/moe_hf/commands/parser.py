@@ -22,6 +22,10 @@ class CommandParser(argparse.ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(unknown[1], options, n=1)
             message = f"no argument is named {unknown[1]!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        # argparse writes `argument -o/--output: what is wrong`; `_converted` starts that with the value.
+        message = re.sub(r"^argument (?:-\w/)?-*([\w-]+): =", r"\1=", message)
+        choice = r"^argument (?:-\w/)?-*([\w-]+): invalid choice: (.*) \(choose from (.*)\)$"
+        message = re.sub(choice, r"\1=\2 is not known, use one of \3", message)
         raise InputError(message.removeprefix("argument "))
 
     def parse_args(self, args=None, namespace=None):
@@ -29,7 +33,7 @@ class CommandParser(argparse.ArgumentParser):
         for name, value in vars(arguments).items():
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, str) and not part.strip():
-                    self.error(f"{name} is empty")
+                    self.error(f"{name}='' is empty")
         return arguments
 
 
@@ -47,8 +51,7 @@ def whole(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
         least: the smallest.
         most: the largest.
     """
-    words = f"a whole number of at least {least}" + f" and at most {most}" * (most < LARGEST)
-    return lambda text: _converted(text, int, Range(least=least, most=most), words)
+    return lambda text: _converted(text, int, Range(least=least, most=most))
 
 
 def number(allowed: Range = Range()) -> Callable[[str], float]:
@@ -57,30 +60,32 @@ def number(allowed: Range = Range()) -> Callable[[str], float]:
     Args:
         allowed: the range; by default every finite number.
     """
-    return lambda text: _converted(text, float, allowed, f"a number, {allowed}")
+    return lambda text: _converted(text, float, allowed)
 
 
 def path(text: str) -> Path:
     """A `type` for `add_argument`: a path that is not empty."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty")
+        raise argparse.ArgumentTypeError("='' is empty")
     return Path(text)
 
 
 def size(text: str) -> str:
     """A `type` for `add_argument`: such as 5GB or 500MB."""
     if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", text, flags=re.I):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a size above 0, such as 5GB or 500MB")
+        raise argparse.ArgumentTypeError(f"={text!r} must be a size above 0, such as 5GB or 500MB")
     return text
 
 
-def _converted(text: str, kind: type, allowed: Range, words: str):
+def _converted(text: str, kind: type, allowed: Range):
     try:
         value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or value not in allowed:
-        raise argparse.ArgumentTypeError(f"{text!r} must be {words}")
+    except ValueError as error:
+        words = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"={text!r} must be {words}, {allowed}") from error
+    if value not in allowed:
+        words = "a number of " if kind is float and allowed == NOT_NEGATIVE else ""
+        raise argparse.ArgumentTypeError(f"={text} must be {words}{allowed}")
     return value
 
 

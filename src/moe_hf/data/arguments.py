@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from ..value_checks import COUNT, MOST_PROCESSES, POSITIVE, Range, check_choice, check_range
+from ..value_checks import COUNT, LARGEST_FACTOR, MOST_PROCESSES, POSITIVE, Range, check_choice, check_range
 from .pair_sources import PairSource, read_pair_sources
 
 MOST_TOKENS = 10**8  # of a vocabulary; the library's trainers reserve memory for as many
@@ -11,8 +11,9 @@ RANGES = {
     "vocab_size": Range(least=1, most=MOST_TOKENS),
     "preprocessing_num_workers": Range(least=1, most=MOST_PROCESSES),
     "sampling_temperature": POSITIVE,
-    **dict.fromkeys(("window_length", "max_train_lines", "max_train_pairs", "max_source_length"), COUNT),
-    **dict.fromkeys(("max_target_length", "tokens_per_batch", "length_bucket_width"), COUNT),
+    **dict.fromkeys(("window_length", "max_train_lines", "max_train_pairs"), COUNT),
+    **dict.fromkeys(("max_source_length", "max_target_length"), COUNT),
+    **dict.fromkeys(("tokens_per_batch", "length_bucket_width"), Range(least=1, most=LARGEST_FACTOR)),
 }
 TOKENIZER_KINDS = ("bpe", "word")
 

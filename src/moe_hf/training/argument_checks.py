@@ -11,6 +11,7 @@ from transformers.training_args import OptimizerNames
 from ..errors import InputError
 from ..value_checks import (
     COUNT,
+    LARGEST_FACTOR,
     MOST_BEAMS,
     MOST_PROCESSES,
     NOT_NEGATIVE,
@@ -29,7 +30,8 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "eval_delay"), NOT_NEGATIVE),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), SHARE),
     "max_grad_norm": Range(least=0, is_finite=False),  # infinity measures the norm and clips nothing
-    **dict.fromkeys(("num_train_epochs", "neftune_noise_alpha"), POSITIVE),
+    "num_train_epochs": Range(above=0, most=10**9),
+    "neftune_noise_alpha": POSITIVE,
     "warmup_steps": Range(least=0, is_whole_above_1=True),
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), _STEPS),
     "label_smoothing_factor": SHARE,
@@ -39,7 +41,8 @@ RANGES = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), COUNT),
     **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb"), COUNT),
-    **dict.fromkeys(("generation_max_length", "eval_tokens_per_batch"), COUNT),
+    "generation_max_length": COUNT,
+    "eval_tokens_per_batch": Range(least=1, most=LARGEST_FACTOR),
     **dict.fromkeys(("generation_num_beams", "eval_num_beams"), Range(least=1, most=MOST_BEAMS)),
     "constant_steps": NOT_NEGATIVE,
 }
@@ -66,6 +69,12 @@ def check_training_arguments(args: TrainingArguments) -> None:
         check_choice("torch_compile_mode", args.torch_compile_mode, _COMPILE_MODES)
     for option in args.debug.split() if isinstance(args.debug, str) else args.debug or []:
         check_choice("debug", plain(option), [known.value for known in DebugOption])
+        if plain(option) == DebugOption.UNDERFLOW_OVERFLOW.value:
+            raise InputError(f"debug={plain(option)} cannot watch these models: it fails on the masks of their gates")
+    tokens_seen = args.include_num_input_tokens_seen
+    check_choice("include_num_input_tokens_seen", tokens_seen, [True, False, "all", "non_padding", "no"])
+    if args.use_liger_kernel:
+        raise InputError("use_liger_kernel=True changes nothing: there are no such kernels for these models")
     _check_reports(args.report_to)
     _check_together(args)
 

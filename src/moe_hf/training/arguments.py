@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
+from accelerate.utils import GradientAccumulationPlugin
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -15,7 +16,7 @@ from ..errors import InputError
 from ..evaluation.held_out_pairs import TOKENS_PER_BATCH
 from ..evaluation.records import EVAL_NUM_BEAMS
 from ..old_names import with_new_names, with_new_options
-from ..value_checks import shown, typed
+from ..value_checks import check_choice, read_json, shown, typed
 from ..yaml_file import read_yaml
 from .argument_checks import check_training_arguments, plain
 from .optimizer import FACTORED_ADAM
@@ -274,10 +275,11 @@ def _built(cls: type, values: dict):
         if not field_.init:
             continue
         name, value = field_.name, values[field_.name]
-        is_bare = name == "resume_from_checkpoint" and isinstance(value, bool)  # a switch as well as a folder
-        checked[name] = value if is_bare else typed(name, value, annotations[name])
+        is_switch = name in ("resume_from_checkpoint", "fsdp") and isinstance(value, bool)  # which text may be, too
+        checked[name] = value if is_switch else typed(name, value, annotations[name])
         needs_text = not issubclass(cls, TrainingArguments) or name in (*PATH_ARGUMENTS, "tokenize")
-        if needs_text and checked[name] in ("", []) and value != _default(field_):
+        is_empty = isinstance(checked[name], str | list) and not checked[name]
+        if needs_text and is_empty and value != _default(field_):
             raise InputError(f"{name}={shown(value)} is empty: give a value, or leave {name} out")
     _check_mappings(checked)
     try:
@@ -291,7 +293,7 @@ def _built(cls: type, values: dict):
 def _check_mappings(values: dict) -> None:
     """What may be a mapping or a file: the library opens any other text as a file, or fails late."""
     for name, value in values.items():
-        if name == "accelerator_config" and isinstance(value, dict):
+        if name == "accelerator_config" and value is not None:
             _check_accelerator(value)
         if not isinstance(value, str) or value.lstrip().startswith("{"):
             continue
@@ -302,12 +304,18 @@ def _check_mappings(values: dict) -> None:
             raise InputError(f"{name}={shown(value)} must be a mapping, on the command line as JSON")
 
 
-def _check_accelerator(values: dict) -> None:
+def _check_accelerator(values: dict | str | AcceleratorConfig) -> None:
+    if isinstance(values, str) and values.lstrip().startswith("{"):
+        values = read_json("accelerator_config", values)
     annotations = get_type_hints(AcceleratorConfig)
-    for name, value in values.items():
+    for name, value in values.items() if isinstance(values, dict) else ():
         if name not in annotations:
             raise InputError(f"accelerator_config: no field is named {name!r}, use one of {', '.join(annotations)}")
         typed(f"accelerator_config {name}", value, annotations[name])
+    known = [field_.name for field_ in dataclasses.fields(GradientAccumulationPlugin)]
+    accumulation = values.get("gradient_accumulation_kwargs") if isinstance(values, dict) else None
+    for name in accumulation or {}:
+        check_choice("accelerator_config gradient_accumulation_kwargs", name, known)
 
 
 def _default(field_: dataclasses.Field):

@@ -62,6 +62,7 @@ def train_lm(
         model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
     log_model_size(model, streams, windows)
+    _check_one_batch(windows["train"], training_args)
 
     training_args = copy.copy(training_args)  # the caller's stay as they are
     if data_args.carry_state:
@@ -78,6 +79,16 @@ def train_lm(
         carry_state=data_args.carry_state,
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+def _check_one_batch(windows: StreamWindows, training_args) -> None:
+    """Else the Trainer would make no step, and leave the model as it was at the start."""
+    rows = training_args.per_device_train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and len(windows) < rows:
+        raise InputError(
+            f"dataloader_drop_last=True leaves no batch: the text has {len(windows)} windows, and "
+            f"per_device_train_batch_size={training_args.per_device_train_batch_size}"
+        )
 
 
 def _check_carry(training_args) -> None:

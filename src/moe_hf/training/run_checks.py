@@ -1,5 +1,6 @@
 """What a run can refuse before it reads any data: a model that cannot be made, names that nothing knows."""
 
+import copy
 import inspect
 
 import torch
@@ -81,10 +82,11 @@ def _check_optimizer(args) -> None:
     except Exception as error:  # of the library, by whatever an optimizer's own arguments meet
         name = f"optim_args={shown(args.optim_args)}" if args.optim_args else f"optim={plain(args.optim)!r}"
         raise InputError(f"{name} cannot be used: {first_line(error)}") from error
-    known = inspect.signature(optimizer_class).parameters
-    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values())
-    if args.optim_args and not takes_any and (unknown := [name for name in arguments if name not in known]):
-        raise InputError(f"optim_args={shown(args.optim_args)}: {optimizer_class.__name__} has no {unknown[0]}")
+    without = copy.copy(args)
+    without.optim_args = None
+    is_of_torch = optimizer_class.__module__.startswith("torch.")  # others may keep them elsewhere
+    if args.optim_args and is_of_torch and arguments == Trainer.get_optimizer_cls_and_kwargs(without)[1]:
+        raise InputError(f"optim_args={shown(args.optim_args)} changes nothing for optim={plain(args.optim)}")
 
 
 def _check_scheduler(args) -> None:
@@ -142,8 +144,8 @@ def _check_changes(model_args) -> None:
     given, path = model_args.config_arguments(), model_args.model_name_or_path
     try:
         own = AutoConfig.from_pretrained(path)
-    except Exception:  # noqa: BLE001 - `load_pretrained` refuses it with words of its own
-        return
+    except Exception as error:
+        raise InputError(f"model_name_or_path={path}: cannot be loaded ({first_line(error)})") from error
     for name in FIXED_BY_WEIGHTS:
         if name in given and hasattr(own, name) and given[name] != getattr(own, name):
             raise InputError(
