@@ -155,4 +155,4 @@ def _check_changes(model_args) -> None:
     try:
         AutoConfig.from_pretrained(path, **given).validate()
     except Exception as error:
-        raise InputError(first_line(error)) from error
+        raise InputError(f"model_name_or_path={path}: cannot be loaded ({first_line(error)})") from error
