@@ -15,6 +15,7 @@ LAYERS = [
     ["models"],
     ["errors", "extra_packages", "version"],
     ["model_files"],
+    ["value_checks", "yaml_file"],
     ["families", "old_names", "hub_errors", "writing"],
     ["model_size"],
     ["data", "distributed"],

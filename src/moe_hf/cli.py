@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         print(f"error: command={arguments[0]!r} is none of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return 1
     module = arguments[0].replace("-", "_")
     return importlib.import_module(f"{__package__}.commands.{module}").main(arguments[1:])
 

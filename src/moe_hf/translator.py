@@ -21,6 +21,7 @@ from transformers import (
 from .data.translation_tokenizers import encode_sources
 from .errors import InputError, first_line
 from .generation import gnmt_beam_search
+from .value_checks import MOST_BEAMS
 
 
 def _portions(lines: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -234,6 +235,8 @@ class Translator:
         for name in ("tokens_per_batch", "batch_size", "buffer_lines", "num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_beams > MOST_BEAMS:
+            raise InputError(f"num_beams={self.num_beams} must be at most {MOST_BEAMS}")
         if self.num_results < 1:
             raise InputError(f"num_return_sequences={self.num_results} must be at least 1")
         if self.num_results > self.num_beams and not (self._setting("do_sample") and self.num_beams == 1):

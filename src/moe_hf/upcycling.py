@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 
 from .errors import InputError, first_line
 from .loading import check_finite
+from .model_size import check_memory
 from .models.hierarchical_gating import HierarchicalGate
 from .models.moe import MoeBlock
 
@@ -143,6 +144,7 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
     """
     try:
         config = type(model.config).from_dict(model.config.to_dict() | changes)
+        check_memory(config)
         with torch.device("meta"):  # nothing is drawn at random
             result = type(model)._from_config(
                 config, dtype=model.dtype, experts_implementation=model.config._experts_implementation

@@ -129,7 +129,7 @@ BAD_INPUT = {
         'experts_implementation="magic"` is not supported.*eager',
     ),
     "schedule": (["--load_loss_coef_schedule", '{"0": -1}'], "load_loss_coef_schedule={.*0"),
-    "tokenizer kind": (["--tokenizer_kind", "char"], "kind='char' is unknown"),
+    "tokenizer kind": (["--tokenizer_kind", "char"], "tokenizer_kind='char' is not known, use one of bpe, word"),
     "empty file": (["--train_files", file_with(b"")], "text.txt: the file has no text"),
     "directory": (["--train_files", lambda folder: folder], "is a folder"),
     "corrupt gzip": (["--train_files", corrupt_gzip], "text.gz: cannot be read"),

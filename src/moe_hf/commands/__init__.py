@@ -1,6 +1,5 @@
 """What can be done from a command line: one module for each subcommand of `moe-hf`, and here what they share."""
 
-import argparse
 import logging
 import sys
 import warnings
@@ -12,13 +11,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from .exit_status import exit_status_of
-
-
-def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a subcommand's arguments, which names itself `moe-hf NAME`."""
-    return argparse.ArgumentParser(
-        prog=f"moe-hf {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+from .parser import command_parser as command_parser
 
 
 def run_command(command: Callable[[], dict | None]) -> int:

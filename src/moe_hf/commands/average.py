@@ -15,15 +15,15 @@ from ..loading import check_pair, load_config
 from ..model_code import add_code
 from ..writing import check_new_folder, new_folder
 from . import command_parser, run_command
+from .parser import count
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("average", __doc__)
     parser.add_argument("run", help="output folder of a training, with folders checkpoint-N")
     parser.add_argument("out", help="new folder for the result")
-    parser.add_argument("--last", type=int, default=10, help="how many checkpoints (default: 10)")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: average(arguments.run, arguments.out, arguments.last))
+    parser.add_argument("--last", type=count, default=10, help="how many checkpoints (default: 10)")
+    return run_command(lambda: average(**vars(parser.parse_args(argv))))
 
 
 def average(run: str, out: str, last: int) -> dict:

@@ -13,6 +13,7 @@ from ..evaluation.translation_model import evaluate_translation
 from ..translator import on_one_line
 from ..writing import check_file, write_file
 from . import command_parser, printed_on_error, run_command
+from .parser import beams, number, weight
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,17 +26,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--tokenize", help="sacrebleu's tokenizer for BLEU, such as 13a, zh or char (default: by the target language)"
     )
-    parser.add_argument("--num_beams", type=int, default=4, help="beams; 1 is greedy search (default: 4)")
-    parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
-    parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
-    parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
+    parser.add_argument("--num_beams", type=beams, default=4, help="beams; 1 is greedy search (default: 4)")
+    parser.add_argument("--length_alpha", type=weight, help="GNMT's length normalisation, about 0.2; needs beams")
+    parser.add_argument("--coverage_beta", type=weight, help="GNMT's coverage penalty, about 0.2; needs beams")
+    parser.add_argument("--length_penalty", type=number(), help="the library's own, without GNMT's score (default: 1)")
     parser.add_argument("--output", help="file to write the translations to, a line for each source line")
     parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
-    arguments = vars(parser.parse_args(argv))
-    output, record = arguments.pop("output"), arguments.pop("record")
-    arguments = {name: value for name, value in arguments.items() if value is not None}
 
     def evaluate() -> dict:
+        arguments = vars(parser.parse_args(argv))
+        output, record = arguments.pop("output"), arguments.pop("record")
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         if output is not None:
             check_file(output, "output")
         if record:

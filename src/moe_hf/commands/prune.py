@@ -17,6 +17,7 @@ from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
 from ..writing import check_new_folder, new_folder
 from . import command_parser, printed_on_error, run_command
+from .parser import count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,13 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("text", nargs="+", help="text files; of a translation model a source and a target file")
     parser.add_argument("out", help="new folder for the result")
-    parser.add_argument("--keep", type=int, required=True, help="experts of each MoE layer that stay")
+    parser.add_argument("--keep", type=count, required=True, help="experts of each MoE layer that stay")
     parser.add_argument("--method", choices=METHODS, default="prune", help="default: prune")
     parser.add_argument("--load", choices=LOADS, default="tokens", help="what decides (default: tokens)")
-    parser.add_argument("--num_experts_per_tok", type=int, help="of the result (default: as it was)")
+    parser.add_argument("--num_experts_per_tok", type=count, help="of the result (default: as it was)")
     parser.add_argument("--target_language", help="of a multilingual translation model")
-    arguments = vars(parser.parse_args(argv))
-    return run_command(lambda: prune_folder(**arguments))
+    return run_command(lambda: prune_folder(**vars(parser.parse_args(argv))))
 
 
 def prune_folder(model: str, text: list[str], out: str, *, target_language: str | None = None, **options) -> dict:

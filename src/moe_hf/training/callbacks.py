@@ -222,7 +222,9 @@ def interpolate(schedule: dict[int, float], step: int) -> float:
 def _checked_schedule(name: str, schedule) -> dict[int, float]:
     try:
         checked = {int(step): float(value) for step, value in dict(schedule).items()}
-    except (TypeError, ValueError) as error:
+        if len(checked) < len(schedule) or any(int(step) != float(step) for step in schedule):
+            raise ValueError("a step twice, or one that is not whole")
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name}_schedule={schedule!r} is not of the form {{step: coefficient}}") from error
     if not checked or min(checked) < 0 or not all(0 <= value < math.inf for value in checked.values()):
         raise InputError(f"{name}_schedule={schedule!r} needs steps and finite coefficients of at least 0")

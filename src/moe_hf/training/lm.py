@@ -21,6 +21,7 @@ from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
+from .run_checks import LM_METRICS, check_run
 from .run_lock import run_lock
 from .runs import (
     build_model,
@@ -72,6 +73,9 @@ def _train(model_args, data_args, training_args, new_model, identity) -> tuple[L
     )
     check_named_folders(LANGUAGE_MODELS, model_args, data_args, checkpoint)
     check_hub_arguments(training_args)
+    check_run(None if new_model else LstmMoeForCausalLM, model_args, data_args, training_args, LM_METRICS)
+    if data_args.carry_state:
+        _check_carry(training_args)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     with cached_in(data_args.cache_dir):
@@ -84,6 +88,7 @@ def _train(model_args, data_args, training_args, new_model, identity) -> tuple[L
         model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
     log_model_size(model, streams, windows)
+    _check_one_batch(windows["train"], training_args)
 
     training_args = copy.copy(training_args)  # the caller's stay as they are
     if data_args.carry_state:
@@ -100,6 +105,27 @@ def _train(model_args, data_args, training_args, new_model, identity) -> tuple[L
         carry_state=data_args.carry_state,
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+def _check_one_batch(windows: StreamWindows, training_args) -> None:
+    """Else the Trainer would make no step, and leave the model as it was at the start."""
+    rows = training_args.per_device_train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and len(windows) < rows:
+        raise InputError(
+            f"dataloader_drop_last=True leaves no batch: the text has {len(windows)} windows, and "
+            f"per_device_train_batch_size={training_args.per_device_train_batch_size}"
+        )
+
+
+def _check_carry(training_args) -> None:
+    """What else would give the batches other rows."""
+    if training_args.auto_find_batch_size:
+        raise InputError("auto_find_batch_size=True is not for carry_state=True, which needs batches of one size")
+    if training_args.train_sampling_strategy not in ("random", "sequential"):  # "random" is the default
+        raise InputError(
+            f"train_sampling_strategy={training_args.train_sampling_strategy} is not for carry_state=True, which "
+            "reads the text in its order"
+        )
 
 
 def load_streams(
@@ -162,7 +188,8 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
         InputError: no file is named, or the text cannot be read.
     """
     is_train, argument = part == "train", f"{part}_files"
-    if data_args.dataset_name:
+    files = getattr(data_args, argument)
+    if data_args.dataset_name and not files:
         source = {
             "hub_name": data_args.dataset_name,
             "hub_config": data_args.dataset_config_name,
@@ -170,8 +197,8 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
             "text_column": data_args.text_column,
         }
     else:
-        source = {"files": getattr(data_args, argument)}
-        if not source["files"]:
+        source = {"files": files}
+        if not files:
             raise InputError(f"{argument} is empty: name text files, or a dataset_name")
     return load_text_dataset(
         **source,

@@ -4,11 +4,13 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -21,7 +23,7 @@ from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..evaluation.bleu_tokenizers import check_tokenizer
 from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
 from ..evaluation.metrics import load_metric
@@ -29,6 +31,7 @@ from ..families import TRANSLATION_MODELS
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
+from .run_checks import TRANSLATION_METRICS, check_run
 from .run_lock import run_lock
 from .runs import (
     build_model,
@@ -83,6 +86,16 @@ def _train(
     )
     check_named_folders(TRANSLATION_MODELS, model_args, data_args, checkpoint)
     check_hub_arguments(training_args)
+    check_run(
+        None if new_model else GnmtMoeForConditionalGeneration,
+        model_args,
+        data_args,
+        training_args,
+        TRANSLATION_METRICS,
+    )
+    _check_unused(training_args)
+    _check_generation_config(training_args.generation_config)
+    check_tokenizer(training_args.tokenize)
     set_seed(training_args.seed)
     quiet_logs(training_args)
     with cached_in(data_args.cache_dir):
@@ -107,6 +120,7 @@ def _train(
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
     set_output_length(model, int(lengths[1].max()))
     longest = max(int(side.max()) for side in lengths)
+    _check_enough(train_tokens, training_args)
     batches = TokenBatchSampler(
         *lengths,
         data_args.tokens_per_batch,
@@ -132,6 +146,40 @@ def _train(
         translate_arguments={"num_beams": training_args.eval_num_beams},
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+# Arguments of the library that change nothing here -> what does.
+UNUSED = {
+    "per_device_train_batch_size": "tokens_per_batch says how large a batch is",
+    "train_sampling_strategy": "batches have sentences of about one length",
+    "sortish_sampler": "batches have sentences of about one length",
+    "generation_num_beams": "eval_num_beams says how many beams an evaluation has",
+    "generation_max_length": "a translation's limit follows from its source",
+}
+
+
+def _check_unused(training_args) -> None:
+    for name, instead in UNUSED.items():
+        if (value := getattr(training_args, name)) != getattr(type(training_args), name):
+            raise InputError(f"{name}={value} changes nothing here: {instead}")
+
+
+def _check_enough(tokens: Dataset, training_args) -> None:
+    steps, processes = training_args.gradient_accumulation_steps, training_args.world_size
+    if len(tokens) < steps * processes:
+        raise InputError(
+            f"gradient_accumulation_steps={steps} on {processes} processes needs as many sentence pairs for one step, "
+            f"there are {len(tokens)}"
+        )
+
+
+def _check_generation_config(source) -> None:
+    if not isinstance(source, str | Path):
+        return
+    try:
+        GenerationConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"generation_config={source}: cannot be loaded ({first_line(error)})") from error
 
 
 def check_positions(model: PreTrainedModel, *tokens) -> None:
