@@ -65,7 +65,7 @@ def test_all_that_the_library_writes_is_read(folder):
         {"a": "map"},
         None,
     ],
-    ids=lambda planted: repr(getattr(planted, "call", planted)),
+    ids=["mkdir", "eval", "getattr", "load", "reconstructor", "map", "none"],
 )
 def test_metadata_call_nothing(folder, planted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
