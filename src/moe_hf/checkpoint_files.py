@@ -25,10 +25,10 @@ def read_map(file: Path) -> dict:
     Raises:
         InputError: it is missing, or damaged; the message names the checkpoint, that is its folder, and the file.
     """
+    if not file.is_file():
+        raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is missing")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is broken") from error
     if not isinstance(content, dict):

@@ -21,6 +21,8 @@ def read_map(path: Path) -> dict:
     Raises:
         ValueError: it cannot be read, or holds something else; the message starts with the file's name.
     """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is not a file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -94,7 +96,8 @@ def read_record(path: Path, kind: type = dict) -> dict | list:
     Raises:
         InputError: the file is damaged, or holds another kind of value.
     """
-    if not path.exists():
+    _refuse_folder(path)
+    if not path.is_file():  # a device has no end
         return kind()
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +120,8 @@ def read_run_file(path: Path) -> dict:
     Raises:
         InputError: the file is damaged.
     """
-    if not path.exists():
+    _refuse_folder(path)
+    if not path.is_file():
         return {}
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -126,6 +130,11 @@ def read_run_file(path: Path) -> dict:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise InputError(f"{path} holds {_kind(value)}, expected arguments by name: {ADVICE}")
     return value
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected a file: {ADVICE}")
 
 
 def _kind(value) -> str:

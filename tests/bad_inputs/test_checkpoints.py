@@ -94,7 +94,7 @@ def resumed(place: Place, which=(), **changes) -> list:
 
 
 def lm(place: Place) -> Path:
-    return place.lm("run")
+    return place.lm("run", checksums=True)
 
 
 def sharded(place: Place) -> Path:
@@ -197,7 +197,7 @@ def killed_before_the_first(place: Place) -> list:
 
 def killed_while_saving_the_first(place: Place) -> list:
     arguments = killed_before_the_first(place)
-    shutil.copytree(place.lm("whole") / "checkpoint-2", place / STEP_2)
+    shutil.copytree(place.lm("whole", checksums=True) / "checkpoint-2", place / STEP_2)
     for name in ("trainer_state.json", "checksums.json"):
         (place / STEP_2 / name).unlink()
     return arguments

@@ -53,7 +53,7 @@ def light(tmp_path_factory):
         ("{} --help 2>&- >/dev/null", 0, ""),
         ("{} --help >&- 2>&-", 1, ""),
         ("{} nothing 2>/dev/full", 1, ""),
-        ("{} nothing 2>&- | cat; exit ${{PIPESTATUS[0]}}", 2, ""),
+        ("{} nothing 2>&- | cat; exit ${{PIPESTATUS[0]}}", 1, ""),
     ],
 )
 def test_a_stream_that_cannot_be_written(line, status, error, light):

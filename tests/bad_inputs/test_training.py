@@ -140,7 +140,7 @@ CASES = [
         Case(
             f"metric_for_best_model={name}",
             _diverges("train-lm", learning_rate=1e-3, eval_strategy="steps", eval_steps=1, metric_for_best_model=name),
-            f"metric_for_best_model='{name}' is not one of eval_bits_per_word",
+            f"metric_for_best_model='{name}' is not known, use one of loss",
         )
         for name in ("bleu", "accuracy", "epoch")
     ),

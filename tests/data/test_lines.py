@@ -51,7 +51,7 @@ def test_standard_input_is_named(monkeypatch):
     with pytest.raises(InputError, match="^standard input: line 2 is not UTF-8"):
         list(read_lines("-"))
     monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(InputError, match="^standard input: cannot be read .it is closed"):
+    with pytest.raises(InputError, match="^standard input is closed: name a file"):
         list(read_lines("-"))
 
 

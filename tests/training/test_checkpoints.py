@@ -160,7 +160,7 @@ MOMENTS = {
     "in the weights": (
         PreTrainedModel,
         "save_pretrained",
-        cut(PreTrainedModel.save_pretrained, lambda model, folder: Path(folder, "model.safetensors")),
+        cut(PreTrainedModel.save_pretrained, lambda model, folder, *_: Path(folder, "model.safetensors")),
     ),
     "in a state": (torch, "save", cut(torch.save, lambda state, file: file)),
     "before the random state": (Trainer, "_save_rng_state", kill_before),

@@ -30,7 +30,13 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         arguments = super().parse_args(args, namespace)
+        typed = {
+            action.dest: max(action.option_strings, key=len).lstrip("-")
+            for action in self._actions
+            if action.option_strings
+        }
         for name, value in vars(arguments).items():
+            name = typed.get(name, name)
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, str) and not part.strip():
                     self.error(f"{name}='' is empty")

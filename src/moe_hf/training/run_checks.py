@@ -4,9 +4,10 @@ import copy
 import inspect
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, Trainer, get_scheduler
+from transformers import PreTrainedModel, Trainer, get_scheduler
 
 from ..errors import InputError, first_line
+from ..loading import load_config
 from ..model_size import check_memory
 from ..models.configuration_moe import MoeConfig
 from ..value_checks import shown
@@ -142,17 +143,11 @@ def _check_new_model(model_class, model_args, data_args, training_args) -> None:
 def _check_changes(model_args) -> None:
     """Arguments of the model beside a checkpoint: allowed ones, and none that its weights decide."""
     given, path = model_args.config_arguments(), model_args.model_name_or_path
-    try:
-        own = AutoConfig.from_pretrained(path)
-    except Exception as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({first_line(error)})") from error
+    own = load_config(path)
     for name in FIXED_BY_WEIGHTS:
         if name in given and hasattr(own, name) and given[name] != getattr(own, name):
             raise InputError(
                 f"{name}={given[name]} differs from {name}={getattr(own, name)} of model_name_or_path={path}, whose "
                 "weights decide it: leave it out"
             )
-    try:
-        AutoConfig.from_pretrained(path, **given).validate()
-    except Exception as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({first_line(error)})") from error
+    load_config(path, **given)

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from ..distributed.sharding import broadcast_from_rank_zero
 from ..errors import InputError
 from ..run_folder import LOCK_FILE
+from ..writing import naming
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def run_lock(training_args: TrainingArguments) -> Iterator[None]:
         InputError: another run holds the lock, or the folder cannot be written; raised on every process.
     """
     folder = Path(training_args.output_dir)
-    is_new = not folder.exists()
+    with naming("output_dir", folder):  # of a name that is too long
+        is_new = not folder.exists()
     lock = None
     if training_args.process_index == 0:
         lock = FileLock(folder / LOCK_FILE, timeout=0)
