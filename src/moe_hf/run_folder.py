@@ -144,7 +144,7 @@ def _check_weights(folder: Path, num_processes: int) -> None:
 
 def _check_tokenizer(folder: Path) -> None:
     try:
-        load_tokenizer(str(folder))
+        load_tokenizer(str(folder), argument="checkpoint")
     except InputError as error:
         raise InputError(
             f"checkpoint {folder} is broken: no tokenizer in tokenizer.json and tokenizer_config.json ({error})"

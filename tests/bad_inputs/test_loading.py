@@ -283,7 +283,7 @@ CASES = [
         check=no_model,
     ),
     Case("NaN, fine-tuning", fine_tuned(has_value("embed", math.nan), True), ("model_name_or_path=", "not finite")),
-    Case("NaN, resuming", resumed(has_value("embed", math.nan)), ("checkpoint", "embed_tokens.weight are not finite")),
+    Case("NaN, resuming", resumed(has_value("embed", math.nan)), ("checkpoint", "embed_tokens.weight holds NaN")),
     # Another kind.
     Case("tokenizer with more tokens", lm_with(LARGER), ("model=", "59 tokens, more than vocab_size=50")),
     Case("tokenizer with fewer tokens", lm_with(SMALLER), ("model=", "30 tokens, fewer than vocab_size=50")),
