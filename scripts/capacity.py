@@ -22,6 +22,7 @@ from moe_hf.experiments.run_curves import write_curves
 from moe_hf.experiments.sweep import SweepArguments, baseline_runs, train_runs, variant_runs, with_shared_tokenizer
 from moe_hf.extra_packages import require_packages
 from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
+from moe_hf.writing import check_folder, whole_files
 
 
 def main() -> int:
@@ -34,6 +35,7 @@ def run() -> None:
     model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if not data_args.validation_files:
         raise InputError("validation_files is empty: the table is measured on validation text")
+    check_folder(training_args.output_dir, "output_dir")
     sweep_args.check_names()
     data_args = with_shared_tokenizer(data_args, training_args)
     runs = variant_runs(model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds)
@@ -50,10 +52,11 @@ def write_report(rows: list[CapacityRow], folder: Path) -> None:
         rows, compared_with="MoE-1-Wide" if any(r.name == "MoE-1-Wide" for r in rows) else rows[0].name
     )
     print(table)
-    (folder / "capacity.md").write_text(table + "\n", encoding="utf-8")
     histories = {(row.name, seed): curves for row in rows for seed, curves in zip(row.seeds, row.curves, strict=True)}
-    write_curves(folder / "capacity.csv", histories)
-    plot_capacity(rows, folder / "capacity.png")
+    with whole_files(folder, "output_dir") as inside:
+        (inside / "capacity.md").write_text(table + "\n", encoding="utf-8")
+        write_curves(inside / "capacity.csv", histories)
+        plot_capacity(rows, inside / "capacity.png")
 
 
 if __name__ == "__main__":

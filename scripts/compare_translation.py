@@ -24,6 +24,7 @@ from moe_hf.experiments.translation_report import TranslationRow, add_translatio
 from moe_hf.extra_packages import require_packages
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import train_translation
+from moe_hf.writing import check_folder, whole_files
 
 
 def main() -> int:
@@ -36,6 +37,7 @@ def run() -> None:
     model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if not data_args.validation_sources():
         raise InputError("no validation pairs are given: the table is measured on them")
+    check_folder(training_args.output_dir, "output_dir")
     sweep_args.check_names()
     runs = variant_runs(
         model_args, data_args, training_args, sweep_args.variants, sweep_args.seeds, train=train_translation
@@ -51,10 +53,11 @@ def run() -> None:
 def write_report(rows: list[TranslationRow], folder: Path) -> None:
     table = translation_table(rows)
     print(table)
-    (folder / "translation.md").write_text(table + "\n", encoding="utf-8")
     histories = {(row.name, seed): curves for row in rows for seed, curves in zip(row.seeds, row.curves, strict=True)}
-    write_curves(folder / "translation.csv", histories)
-    plot_translation(rows, folder / "translation.png")
+    with whole_files(folder, "output_dir") as inside:
+        (inside / "translation.md").write_text(table + "\n", encoding="utf-8")
+        write_curves(inside / "translation.csv", histories)
+        plot_translation(rows, inside / "translation.png")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from moe_hf.commands import run_command
 from moe_hf.demo.language_model import run_demo
 from moe_hf.demo.translator import run_translation_demo
@@ -26,6 +24,8 @@ def main() -> int:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else next(path for path in free if not path.exists())
 
     def demos() -> None:
+        import torch  # after moe_hf, which handles Ctrl-C while libraries are imported
+
         for demo, config, name, num_threads in (
             (run_demo, "demo.yaml", "language-model", torch.get_num_threads()),
             # Its matrices are so small that a second thread costs more in waiting than it does.

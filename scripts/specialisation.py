@@ -10,17 +10,21 @@ gates drawn. Compare only rows of as many tokens.
 
 import argparse
 import sys
-from pathlib import Path
 
 from moe_hf.commands import run_command
 from moe_hf.experiments.random_gates import specialisation_table
+from moe_hf.writing import check_file, write_file
 
 
 def main() -> int:
+    return run_command(run)
+
+
+def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz; for a translation model two, aligned")
-    parser.add_argument("-o", "--output", type=Path, help="file to write the table to as well")
+    parser.add_argument("-o", "--output", help="file to write the table to as well")
     parser.add_argument("--max_tokens", type=int, default=200_000, help="read at most (default: 200000)")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the gates drawn at random (default: 0 1 2)"
@@ -28,14 +32,12 @@ def main() -> int:
     parser.add_argument("--target_language", help="multilingual translation models: the language of the second file")
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
-    return run_command(lambda: run(output, arguments))
-
-
-def run(output: Path | None, arguments: dict) -> None:
+    if output is not None:
+        check_file(output, "output")
     table = specialisation_table(**arguments)
     print(table)
     if output is not None:
-        output.write_text(table + "\n", encoding="utf-8")
+        write_file(output, table + "\n", "output")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from moe_hf.experiments.sweep import SweepArguments, train_runs, variant_runs, w
 from moe_hf.extra_packages import require_packages
 from moe_hf.run_folder import HISTORY_FILE
 from moe_hf.training.arguments import LmModelArguments, MoeTrainingArguments, parse_arguments
+from moe_hf.writing import check_folder, whole_files
 
 
 def main() -> int:
@@ -34,6 +35,7 @@ def run() -> None:
         raise InputError("variants and only cannot be given: the rows of the table are the variants")
     if not data_args.validation_files:
         raise InputError("validation_files is empty: the table is measured on validation text")
+    check_folder(training_args.output_dir, "output_dir")
     data_args = with_shared_tokenizer(data_args, training_args)
     rows = {f"importance{w_i:g}-load{w_l:g}": BalanceRow(w_i, w_l) for w_i, w_l in TABLE_6}
     variants = {
@@ -55,12 +57,13 @@ def run() -> None:
 def write_report(rows: dict[str, BalanceRow], folder: Path) -> None:
     table = balance_table(list(rows.values()))
     print(table)
-    (folder / "table6.md").write_text(table + "\n", encoding="utf-8")
     histories = {
         (name, seed): curves for name, row in rows.items() for seed, curves in zip(row.seeds, row.curves, strict=True)
     }
-    write_curves(folder / "table6.csv", histories)
-    plot_balance(list(rows.values()), folder / "table6.png")
+    with whole_files(folder, "output_dir") as inside:
+        (inside / "table6.md").write_text(table + "\n", encoding="utf-8")
+        write_curves(inside / "table6.csv", histories)
+        plot_balance(list(rows.values()), inside / "table6.png")
 
 
 if __name__ == "__main__":

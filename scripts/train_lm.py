@@ -6,7 +6,7 @@ The same as `moe-hf train-lm`; --help tells the arguments.
 
 import sys
 
-from moe_hf.commands.train_lm import main
+from moe_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train-lm", *sys.argv[1:]]))

@@ -14,9 +14,12 @@ PACKAGE = Path(moe_hf.__file__).parent
 LAYERS = [
     ["models"],
     ["errors", "extra_packages", "version"],
-    ["families", "old_names"],
+    ["model_files"],
+    ["value_checks", "yaml_file"],
+    ["families", "old_names", "hub_errors", "writing"],
     ["model_size"],
     ["data", "distributed"],
+    ["checkpoint_files", "checksums"],
     ["run_folder", "loading", "generation", "offload", "translator"],
     ["routing"],
     ["evaluation"],

@@ -144,6 +144,7 @@ def test_a_training_uploads_its_code(runs, tmp_path, monkeypatch):  # noqa: F811
     def upload(api, folder_path, **arguments):
         uploads.append({path.name: path.read_bytes() for path in Path(folder_path).iterdir() if path.is_file()})
 
+    monkeypatch.setattr(HfApi, "whoami", lambda api: {"name": "me"})
     monkeypatch.setattr(HfApi, "create_repo", lambda api, name, **arguments: SimpleNamespace(repo_id=name))
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     train_on("lstm_moe", runs["lstm_moe"], tmp_path / "run", "--push_to_hub", "true", "--hub_model_id", "me/model")

@@ -6,6 +6,9 @@ Importing the package registers its models with `AutoConfig`, `AutoModel`, `Auto
 
 from importlib import import_module
 
+from . import cli as _cli  # noqa: F401  (first: it handles Ctrl-C while the others are imported)
+
+# isort: split
 from transformers import AutoConfig, AutoModel
 
 from .families import FAMILIES

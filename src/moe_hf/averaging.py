@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from .errors import InputError
-from .loading import load_pretrained
+from .loading import check_finite, load_config, load_pretrained
 from .run_folder import AVERAGED_FILE, CONFIG_FILE, HISTORY_FILE, check_checkpoint, list_checkpoints
 
 
@@ -25,15 +25,17 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
     if not Path(run).is_dir():
         raise InputError(f"run={run} is not a folder")
     found = list_checkpoints(run)
+    if not found:
+        raise InputError(f"run={run} has no folders checkpoint-N: name the output folder of a training")
     if not 2 <= number <= len(found):
         raise InputError(
             f"last={number} must be at least 2, and at most the {len(found)} checkpoints that {run} has "
             "(save_total_limit is how many a training keeps)"
         )
     for folder in found[-number:]:
-        check_checkpoint(folder)
         if is_sharded_checkpoint(folder):
             raise InputError(f"checkpoint {folder} is sharded, which cannot be averaged")
+        check_checkpoint(folder)
     return found[-number:]
 
 
@@ -66,6 +68,7 @@ def average_checkpoints(folders: list[Path]) -> PreTrainedModel:
         del added  # before the next one is loaded
     for name, total in sums.items():
         weights[name].copy_(total / len(folders))
+    check_finite(model)  # a dtype of 16 bits may overflow
     return model
 
 
@@ -87,5 +90,6 @@ def keep_training(run: str, folders: list[Path], output: Path) -> None:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    is_translator = AutoConfig.from_pretrained(folder).is_encoder_decoder
-    return load_pretrained(AutoModelForSeq2SeqLM if is_translator else AutoModelForCausalLM, str(folder))
+    is_translator = load_config(str(folder), argument="checkpoint").is_encoder_decoder
+    auto_class = AutoModelForSeq2SeqLM if is_translator else AutoModelForCausalLM
+    return load_pretrained(auto_class, str(folder), argument="checkpoint")

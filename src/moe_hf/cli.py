@@ -1,7 +1,10 @@
 """`moe-hf`: every command of the package under one name."""
 
 import importlib
+import os
+import signal
 import sys
+from pathlib import Path
 
 from .version import __version__
 
@@ -25,9 +28,28 @@ HEAD = """usage: moe-hf COMMAND [ARGUMENT ...]
 
 Sparsely-gated mixture-of-experts LSTMs. Commands:
 """
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TAIL = """
 `moe-hf COMMAND --help` tells a command's arguments. The training commands take a YAML file of arguments too, which the
 command line overrides: moe-hf train-lm CONFIG.yaml --learning_rate 1e-3"""
+
+
+def is_this_program() -> bool:
+    """Whether this process is `moe-hf`, `python -m moe_hf` or a script of a checkout, and not another program."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    is_module = program.name == "-m" and sys.orig_argv[sys.orig_argv.index("-m") + 1] == "moe_hf"
+    return program.stem == "moe-hf" or is_module or program.resolve().parent == SCRIPTS
+
+
+def end_when_interrupted(number, frame) -> None:
+    """Ctrl-C while the libraries are imported, for seconds: there is nothing to save."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+# `moe_hf` imports this module first.
+if is_this_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end_when_interrupted)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +61,12 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         the exit status.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    from .commands.exit_status import exit_status_of
+
+    return exit_status_of(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
@@ -48,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         print(f"error: command={arguments[0]!r} is none of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return 1
     module = arguments[0].replace("-", "_")
     return importlib.import_module(f"{__package__}.commands.{module}").main(arguments[1:])
 

@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient became NaN or infinite; the message says at which step and what was kept."""
+    """Loss, gradient, weights or optimizer became NaN or infinite; the message says at which step and what is kept."""
 
 
 class InterruptedRun(RuntimeError):

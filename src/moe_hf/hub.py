@@ -11,17 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import InputError, first_line
 from .extra_packages import require_packages
 from .families import FAMILIES
-from .loading import load_model_and_tokenizer
+from .hub_errors import check_upload, naming_hub_errors
+from .loading import family_of, load_model_and_tokenizer
 from .model_card import write_model_card
 from .model_code import add_code
 from .run_folder import HISTORY_FILE
+from .writing import check_new_folder, new_folder
 
 
 def with_code(model: PreTrainedModel) -> PreTrainedModel:
@@ -54,6 +53,7 @@ def export(
     max_shard_size: str = "5GB",
     license: str = "apache-2.0",
     language: list[str] | None = None,
+    argument: str = "folder",
 ) -> None:
     """Write a repository: safetensors, configurations, tokenizer, code, model card (README.md) and its plot.
 
@@ -65,35 +65,23 @@ def export(
         max_shard_size: weights larger than that become several files.
         license: of the weights, as the Hub names it.
         language: codes of the languages, for the card; by default those of the training's sentence pairs.
+        argument: what the user calls `folder`, for errors.
 
     Raises:
-        InputError: `folder` has something in it, `source` cannot be loaded, or the package for the plot is missing.
+        InputError: `folder` has something in it or cannot be written, `source` cannot be loaded, or the package
+            for the plot is missing.
     """
-    folder = require_new_folder(folder)
+    check_new_folder(folder, argument)
     if Path(source, HISTORY_FILE).is_file():  # which the card has a plot of
         require_packages("matplotlib")
     model, tokenizer = load_model_and_tokenizer(source)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    add_code(folder)
-    save_tokenizer(tokenizer, folder)
-    write_model_card(
-        model, tokenizer, source, folder, repo_id=repo_id or folder.name, license=license, language=language
-    )
-
-
-def require_new_folder(folder: str | Path) -> Path:
-    """Check that a folder is new or empty.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: it has something in it.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"folder={folder} must be new or empty")
-    return folder
+    repo_id = repo_id or Path(folder).name
+    with new_folder(folder, argument) as inside:
+        # First the card, as it refuses damaged records.
+        write_model_card(model, tokenizer, source, inside, repo_id=repo_id, license=license, language=language)
+        model.save_pretrained(inside, max_shard_size=max_shard_size)
+        add_code(inside)
+        save_tokenizer(tokenizer, inside)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -116,15 +104,14 @@ def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
         The address of the commit.
 
     Raises:
-        InputError: as `export`, or `repo_id` is not the name of a repository.
+        InputError: as `export`, `repo_id` is not the name of a repository, or the Hub refuses the upload.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise InputError(f"repo={repo_id!r}: {first_line(error)}") from error
+    family_of(source)  # what takes little time comes first
+    check_upload(repo_id)
     with TemporaryDirectory() as folder:
         export(source, folder, repo_id=repo_id, **options)
-        api = HfApi()
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}")
+        with naming_hub_errors("repo", repo_id):
+            api = HfApi()
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}")
     return commit.commit_url

@@ -1,62 +1,313 @@
-"""A trained model and its tokenizer, from a folder or a Hub name."""
+"""A trained model and its tokenizer, from a folder or a Hub name: whole, finite and of one another, or refused.
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+Nothing that is loaded runs code of its own: `trust_remote_code` is False wherever a folder or a repository is read.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_peft_available
 
 from .data.tokenizers import load_tokenizer
+from .data.translation_tokenizers import load_translation_tokenizer
 from .errors import InputError, first_line
-from .families import FAMILIES, Family
+from .families import FAMILIES, TRANSLATION_MODELS, Family
+from .model_files import MODEL_FILES, check_files, check_weight_files
+from .models.finite import first_non_finite
+
+# A vocabulary is padded to a multiple of one of these, if at all.
+PADDED_TO = (8, 16, 32, 64, 128, 256, 512)
+KINDS = {False: "language model", True: "translation model"}
 
 
-def load_pretrained(auto_class, path: str, config_arguments: dict | None = None, **arguments) -> PreTrainedModel:
+class WeightsError(InputError):
+    """Weights are missing, too many or not finite; the message does not say from where they are."""
+
+
+def load_config(
+    path: str, auto_class: type | None = None, *, argument: str = "model_name_or_path", **changes
+) -> PreTrainedConfig:
+    """Load a model's configuration.
+
+    Args:
+        path: folder or Hub name of the model.
+        auto_class: an Auto class of Transformers; the model has to be of its kind.
+        argument: what the user calls `path`.
+        **changes (Any): arguments of the configuration that are replaced.
+
+    Raises:
+        InputError: there is none, it is damaged, it would run code of its own, it does not allow the changes, or the
+            model is of another kind.
+    """
+    try:
+        check_files(path, MODEL_FILES)
+        if Path(path).is_dir() and not Path(path, "config.json").exists():
+            raise ValueError("the folder has no config.json")
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
+        if hasattr(config, "validate"):
+            config.validate()
+        if "/" in str(getattr(config, "_attn_implementation", None)):
+            raise ValueError(f"attn_implementation={config._attn_implementation!r} is code, which is not run here")
+        family = FAMILIES.get(config.model_type)
+        if family and config.is_encoder_decoder != (family is TRANSLATION_MODELS):
+            raise ValueError(f"is_encoder_decoder={config.is_encoder_decoder} in config.json is not for this model")
+    except Exception as error:  # the library's, of whatever is damaged in whichever way
+        raise _cannot_be_loaded(path, argument, error) from error
+    _check_kind(config, auto_class, path, argument)
+    return config
+
+
+def load_pretrained(
+    auto_class,
+    path: str,
+    config_arguments: dict | None = None,
+    *,
+    argument: str = "model_name_or_path",
+    **arguments,
+) -> PreTrainedModel:
     """Load a model by `auto_class.from_pretrained`, with arguments of the configuration replaced.
 
     Args:
         auto_class (type): an Auto class of Transformers.
         path: folder or Hub name of the model.
         config_arguments: {argument of the configuration: value}.
+        argument: what the user calls `path`.
         **arguments (Any): further arguments of `from_pretrained`.
 
     Raises:
-        InputError: there is no such model, it is damaged, or its configuration does not allow the arguments.
+        InputError: there is no such model, it is of another kind, its configuration does not allow the arguments, or
+            its weights are damaged, missing, of another shape, more than the model has, or not finite.
     """
+    config = load_config(path, auto_class, argument=argument, **(config_arguments or {}))
     try:
-        config = AutoConfig.from_pretrained(path, **(config_arguments or {}))
-        config.validate()
-        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        check_weight_files(path)
+        if any(name.endswith("ForSequenceClassification") for name in _architectures(config)):
             raise ValueError(f"a classifier without a softmax over the vocabulary, {config.architectures[0]}")
-        return auto_class.from_pretrained(path, config=config, **arguments)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model_name_or_path={path}: cannot be loaded ({first_line(error)})") from error
+        if Path(path, "adapter_config.json").exists() and not is_peft_available():
+            raise ValueError("adapter_config.json: install the package peft, or merge the adapter into the weights")
+        with _without_loading_report():
+            model, found = auto_class.from_pretrained(
+                path,
+                config=config,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_check_found` refuses them with both shapes
+                **arguments,
+            )
+        _check_found(found, model, config_arguments or {})
+        check_finite(model)
+        _check_generation(model)
+    except Exception as error:
+        raise _cannot_be_loaded(path, argument, error) from error
+    return model
 
 
-def family_of(source: str) -> Family:
+def load_model_and_tokenizer(
+    source: str, family: Family | None = None, *, argument: str = "model"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, with its softmax, and its tokenizer.
+
+    Args:
+        source: folder or Hub name of both.
+        family: what kind of model it has to be, of this package or of Transformers. None: of this package, either.
+        argument: what the user calls `source`.
+
+    Raises:
+        InputError: one of them cannot be loaded, they do not fit together, or the model is of another kind.
+    """
+    if family is None:
+        family = family_of(source, argument)
+    else:
+        load_config(source, family.auto_class, argument=argument)
+    load = load_translation_tokenizer if family is TRANSLATION_MODELS else load_tokenizer
+    tokenizer = load(source, argument=argument)
+    model = load_pretrained(family.auto_class, source, argument=argument)
+    check_pair(tokenizer, model.config, f"{argument}={source}")
+    return model, tokenizer
+
+
+def family_of(source: str, argument: str = "model") -> Family:
     """The family of a model.
 
     Args:
         source: folder or Hub name of the model.
+        argument: what the user calls `source`.
 
     Raises:
         InputError: there is no configuration, or that of another family.
     """
-    try:
-        model_type = AutoConfig.from_pretrained(source).model_type
-    except (OSError, ValueError) as error:
-        raise InputError(f"model={source}: cannot be loaded ({first_line(error)})") from error
+    model_type = load_config(source, argument=argument).model_type
     if model_type not in FAMILIES:
-        raise InputError(f"model={source} has model_type={model_type!r}, expected one of {sorted(FAMILIES)}")
+        raise InputError(f"{argument}={source} has model_type={model_type!r}, expected one of {sorted(FAMILIES)}")
     return FAMILIES[model_type]
 
 
-def load_model_and_tokenizer(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of either family, with its softmax, and its tokenizer.
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
+    """Check that a tokenizer has as many tokens as a model; a model's may be padded, by up to 7 or to a multiple.
 
     Args:
-        source: folder or Hub name of both.
+        tokenizer: what the model is to be used with.
+        config: of the model.
+        given: where the tokenizer is from, as the user typed it.
 
     Raises:
-        InputError: one of them cannot be loaded, or the model is of no family of this package.
+        InputError: it has more, which the model cannot read, or fewer, so that the model was trained with another one.
     """
-    family = family_of(source)
-    tokenizer = load_tokenizer(source)
-    return load_pretrained(family.auto_class, source), tokenizer
+    size, vocab_size = max(len(tokenizer), *(token + 1 for token in tokenizer.get_vocab().values())), config.vocab_size
+    if size > vocab_size:
+        raise InputError(f"{given}: the tokenizer has {size} tokens, more than vocab_size={vocab_size} of the model")
+    unused = vocab_size - size
+    if unused >= PADDED_TO[0] and not any(vocab_size % n == 0 and unused < n for n in PADDED_TO):
+        raise InputError(
+            f"{given}: the tokenizer has {size} tokens, fewer than vocab_size={vocab_size} of the model, which was "
+            "trained with another one"
+        )
+
+
+def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
+    """Check that a model was trained with a tokenizer: its vocabulary, and of this package's its special tokens.
+
+    Args:
+        tokenizer: as for `check_vocabulary`.
+        config: as for `check_vocabulary`.
+        given: as for `check_vocabulary`.
+
+    Raises:
+        InputError: it was trained with another one.
+    """
+    check_vocabulary(tokenizer, config, given)
+    if config.model_type not in FAMILIES:
+        return  # of other families, some models differ
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        of_model, of_tokenizer = getattr(config, name), getattr(tokenizer, name)
+        allowed = of_model if isinstance(of_model, list) else [of_model]
+        if None not in (of_model, of_tokenizer) and of_tokenizer not in allowed:
+            raise InputError(
+                f"{given}: the tokenizer has {name}={of_tokenizer}, but config.json of the model {name}={of_model}: "
+                "it was trained with another tokenizer"
+            )
+
+
+def check_finite(model: PreTrainedModel) -> None:
+    """Check that no weight of a model is NaN or infinite.
+
+    Args:
+        model: also quantized, or with weights on other devices.
+
+    Raises:
+        WeightsError: one is; the message names the tensor.
+    """
+    # The scale of 8-bit weights, which are themselves integers.
+    weights = ((name, getattr(weight, "scale", weight)) for name, weight in model.named_parameters())
+    if name := first_non_finite(weights):
+        raise WeightsError(
+            f"the weights {name} are not finite (NaN or infinite): take an earlier checkpoint, or train anew"
+        )
+
+
+def check_keys(missing: set[str], unexpected: set[str]) -> None:
+    """Refuse weights that are not those of the model.
+
+    Args:
+        missing: names of weights of the model that a checkpoint lacks.
+        unexpected: names of weights of a checkpoint that the model lacks.
+
+    Raises:
+        WeightsError: there are such weights.
+    """
+    if missing:
+        raise WeightsError(f"the weights lack {_some(missing)}, which would be drawn at random")
+    if unexpected:
+        raise WeightsError(f"the weights have {_some(unexpected)}, for which the model of config.json has no place")
+
+
+def _architectures(config: PreTrainedConfig) -> list[str]:
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"architectures={names!r} in config.json is not a list of names")
+    return names
+
+
+def _check_kind(config: PreTrainedConfig, auto_class: type | None, path: str, argument: str) -> None:
+    """Refuse a translation model for a language model, and the reverse, where the library names its classes only."""
+    wanted = [family is TRANSLATION_MODELS for family in FAMILIES.values() if family.auto_class is auto_class]
+    if wanted and config.is_encoder_decoder != wanted[0]:
+        raise InputError(
+            f"{argument}={path} is a {KINDS[not wanted[0]]} (model_type={config.model_type!r}), "
+            f"expected a {KINDS[wanted[0]]}"
+        )
+
+
+def _check_found(found: dict, model: PreTrainedModel, changes: dict) -> None:
+    """Refuse what the library would fill with random values or leave out; `found` is its loading info.
+
+    Exceptions are the weights of the gating noise where another gating was asked for: they start at zero, or are of no
+    use.
+    """
+
+    def is_noise(name: str) -> bool:
+        return name.endswith(".noise_weight")
+
+    has_noise = getattr(model.config, "gating", "noisy_top_k") == "noisy_top_k"
+    missing = {name for name in found["missing_keys"] if not ("gating" in changes and is_noise(name))}
+    unexpected = {name for name in found["unexpected_keys"] if has_noise or not is_noise(name)}
+    if found["mismatched_keys"]:
+        name, shape, expected = min(found["mismatched_keys"])
+        raise ValueError(f"the weights {name} have the shape {tuple(shape)}, but by config.json {tuple(expected)}")
+    check_keys(missing, unexpected)
+
+
+def _some(names: set[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first
+
+
+def _check_generation(model: PreTrainedModel) -> None:
+    """Refuse what generate() would trip over in the generation configuration of a model of this package."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None or model.config.model_type not in FAMILIES:
+        return
+    for name in ("num_beams", "num_return_sequences", "max_length", "max_new_tokens"):
+        value = getattr(settings, name, None)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{name}={value!r} in generation_config.json must be a whole number of at least 1")
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    for name in (*names, "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        value = getattr(settings, name, None)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and (type(one) is not int or not 0 <= one < model.config.vocab_size):
+                raise ValueError(f"{name}={value!r} in generation_config.json is not below {model.config.vocab_size}")
+
+
+@contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """Keep the library's table of missing weights from the terminal, as an error says the same in one line."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _cannot_be_loaded(path: str, argument: str, error: Exception) -> InputError:
+    reason = first_line(error) or type(error).__name__
+    if "trust_remote_code" in str(error):
+        reason = "it needs code of its own (auto_map in config.json), which is not run here"
+    elif isinstance(error, UnpicklingError):  # torch's advice is to run the code
+        reason = "pytorch_model.bin is damaged, or has code in it, which is not run here"
+    elif isinstance(error, OSError) and not Path(path).exists():
+        reason = f"there is no such folder; as a name of the Hub: {reason}"
+    elif isinstance(error, LookupError | AttributeError | TypeError):  # whose message is a word of the library's code
+        reason = (
+            f"a value in config.json or generation_config.json is of a wrong type, {type(error).__name__}: {reason}"
+        )
+    return InputError(f"{argument}={path}: cannot be loaded ({reason})")

@@ -1,7 +1,6 @@
 """The model card of a repository on the Hub, filled from the folder that a training wrote: no number by hand."""
 
 import csv
-import json
 from pathlib import Path
 
 import yaml
@@ -9,13 +8,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.translation_tokenizers import known_languages
+from .errors import InputError
+from .evaluation.records import FILE as EVALUATIONS_FILE
 from .evaluation.records import command_line, read_evaluations
 from .families import FAMILIES
 from .model_card_run import directions, evaluation_files, for_others, languages, read_run, search, without_folders
 from .model_card_sample import write_sample
+from .model_files import ADVICE, read_record
 from .model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 from .models.versions import TESTED_WITH, TRANSFORMERS
-from .routing.history_plot import plot_expert_history
+from .routing.history_plot import plot_expert_history, read_expert_history
 from .run_folder import AVERAGED_FILE, CONFIG_FILE, HISTORY_FILE
 from .version import __version__
 
@@ -93,11 +95,14 @@ def write_model_card(
     texts, source = TEXTS[model.config.model_type], Path(source)
     task = FAMILIES[model.config.model_type].task
     run = read_run(source)
-    results = _plain_names(_read(source / "eval_results.json"))
+    state = read_record(source / "trainer_state.json")
+    _check_type(source / "trainer_state.json", "global_step", state.get("global_step", 0), int)
+    results = _results(source / "eval_results.json")
     evaluated_on = ", ".join(without_folders(evaluation_files(run)))
     dataset = run.get("dataset_name") or "text"
     evaluations = [
-        without_folders(record) | {"metrics": _plain_names(record["metrics"])} for record in read_evaluations(source)
+        without_folders(record) | {"metrics": _plain_names(record["metrics"], source / EVALUATIONS_FILE)}
+        for record in read_evaluations(source)
     ]
     name = repo_id.rpartition("/")[2]
     card = ModelCard.from_template(
@@ -128,10 +133,10 @@ def write_model_card(
         search=search(run) if "bleu" in results else None,
         evaluations=[(command_line(e, repo_id), _metric_rows(e["metrics"])) for e in evaluations],
         loads=_last_loads(source / HISTORY_FILE),
-        last_step=_read(source / "trainer_state.json").get("global_step"),
+        last_step=state.get("global_step"),
         command=f"moe-hf {texts['command']} {CONFIG_FILE}" if run else None,
-        averaging=_averaging(_read(source / AVERAGED_FILE), name),
-        training=_training(_read(source / "train_results.json"), _read(source / "trainer_state.json")),
+        averaging=_averaging(source / AVERAGED_FILE, name),
+        training=_training(source / "train_results.json", state),
         run_yaml=yaml.safe_dump(for_others(run, repo_id), sort_keys=False, allow_unicode=True),
         limits=texts["limits"],
     )
@@ -140,12 +145,22 @@ def write_model_card(
         plot_expert_history(source / HISTORY_FILE, folder / HISTORY_PLOT)
 
 
-def _read(path: Path, parse=json.loads) -> dict:
-    return parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _results(path: Path) -> dict:
+    return _plain_names(read_record(path), path)
 
 
-def _plain_names(metrics: dict) -> dict:
-    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+def _plain_names(metrics: dict, path: Path) -> dict:
+    """The metrics of `path` without "eval_"; those that a card shows are numbers, with signatures that are texts."""
+    metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    for name in METRICS:
+        _check_type(path, name, metrics.get(name, 0.0), int | float)
+        _check_type(path, f"{name}_signature", metrics.get(f"{name}_signature") or "", str)
+    return metrics
+
+
+def _check_type(path: Path, name: str, value, kind) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{path}: {name}={value!r} is not a {'text' if kind is str else 'number'}: {ADVICE}")
 
 
 def _example(example: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -209,14 +224,18 @@ def _last_loads(file: Path) -> list[dict]:
     """The last row of each MoE layer, numbers rounded."""
     if not file.is_file():
         return []
+    read_expert_history(file)  # which refuses a damaged one
     with open(file, newline="", encoding="utf-8") as lines:
         last = {row["layer"]: row for row in csv.DictReader(lines)}
     names = ("cv_importance", "cv_load", "max_over_mean_load")
     return [row | {name: f"{float(row[name]):.2f}" for name in names} for row in last.values()]
 
 
-def _averaging(checkpoints: list[str], name: str) -> str:
+def _averaging(file: Path, name: str) -> str:
     """Which checkpoints the weights are the mean of, and the command; empty for a model of one."""
+    checkpoints = read_record(file, list)
+    for checkpoint in checkpoints:
+        _check_type(file, "checkpoint", checkpoint, str)
     if not checkpoints:
         return ""
     command = f"moe-hf average runs/{name} runs/{name}-averaged --last {len(checkpoints)}"
@@ -224,7 +243,9 @@ def _averaging(checkpoints: list[str], name: str) -> str:
     return f"the mean of the weights of {len(checkpoints)} checkpoints (steps {steps}) by `{command}`"
 
 
-def _training(results: dict, state: dict) -> str:
+def _training(file: Path, state: dict) -> str:
+    results = read_record(file)
     if not results:
         return ""
+    _check_type(file, "epoch", results.get("epoch"), int | float)
     return f"{state.get('global_step', '?')} steps, {results['epoch']:.2f} epochs"

@@ -4,23 +4,39 @@ import json
 import os
 from pathlib import Path
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from .data.pair_sources import PairSource, read_pair_sources
 from .data.translation_tokenizers import known_languages
+from .errors import InputError
 from .evaluation.records import EVAL_NUM_BEAMS
+from .model_files import ADVICE, read_run_file
 from .old_names import with_new_names
 from .run_folder import CONFIG_FILE
 
+# Arguments of a run that hold files, one or a list; and others that a card shows.
+FILES = ("validation_files", "validation_source_files", "validation_target_files")
+TEXTS = ("dataset_name", "validation_split", "source_language", "target_language", "tokenizer_name_or_path")
+
 
 def read_run(folder: Path) -> dict:
-    """The arguments that a training left in its folder, {} without any; lists of pairs that are JSON text as lists."""
+    """The arguments that a training left in its folder, {} without any; lists of pairs that are JSON text as lists.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = folder / CONFIG_FILE
-    run = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    run = with_new_names(read_run_file(path))
+    for name in FILES + TEXTS:
+        values = run.get(name) if name in FILES and isinstance(run.get(name), list) else [run.get(name)]
+        if not all(value is None or isinstance(value, str) for value in values):
+            raise InputError(f"{path}: {name}={run[name]!r} is not a text: {ADVICE}")
     for name in ("train_pairs", "validation_pairs"):
         if isinstance(run.get(name), str):
-            run[name] = json.loads(run[name])
+            try:
+                run[name] = json.loads(run[name])
+            except ValueError as error:
+                raise InputError(f"{path}: {name} is not JSON ({error}): {ADVICE}") from error
     return run
 
 

@@ -9,7 +9,7 @@ from .data.paths import expand_file_patterns
 from .data.translation_tokenizers import known_languages
 from .errors import InputError
 from .model_card_run import pair_sources
-from .translator import Translator, on_one_line
+from .translator import Translator, generation_errors, on_one_line
 
 PROMPT, SENTENCE = "The", "A sentence to translate."
 PROMPT_WORDS, NEW_TOKENS, BEAMS = 3, 20, 4
@@ -44,7 +44,8 @@ def write_sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run
         line = _first_line(run.get("validation_files"))
         prompt = " ".join((line or PROMPT).split()[:PROMPT_WORDS])
         inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        ids = model.eval().generate(**inputs, max_new_tokens=NEW_TOKENS, num_beams=1, do_sample=False)[0]
+        with generation_errors():
+            ids = model.eval().generate(**inputs, max_new_tokens=NEW_TOKENS, num_beams=1, do_sample=False)[0]
         text = tokenizer.decode(ids, skip_special_tokens=True)
         return Sample(prompt, on_one_line(text), "greedy search", line is not None)
     files, language = run.get("validation_source_files"), None

@@ -1,14 +1,19 @@
 """How large a model is and what a token costs, by the paper's convention: embedding and softmax left out."""
 
+import os
+
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
+from .errors import InputError
 from .models.configuration_gnmt_moe import GnmtMoeConfig
 from .models.configuration_moe import MoeConfig
 from .models.experts import MoeExperts
 from .models.hierarchical_gating import HierarchicalGate
 from .models.modeling_gnmt_moe import GnmtMoeModel
 from .models.modeling_lstm_moe import LstmMoeModel
+
+BYTES = 4  # of a value in float32, which a model is made in
 
 
 def count_parameters(config: MoeConfig) -> int:
@@ -76,3 +81,30 @@ def layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
             model = GnmtMoeModel(config)
             return torch.nn.ModuleList([*model.encoder.layers, *model.decoder.layers])
         return LstmMoeModel(config).layers
+
+
+def check_memory(config: MoeConfig, num_processes: int = 1) -> None:
+    """Refuse a model whose weights alone do not fit into this machine's memory.
+
+    Args:
+        config: of the model.
+        num_processes: that share the weights.
+
+    Raises:
+        InputError: says how much the weights take in float32, and how much memory there is.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Without any tensor: torch cannot count the largest on the meta device.
+    values = count_embedding_parameters(config) + config.hidden_size**2
+    if any("moe" in (getattr(config, f"{stack}layer_pattern", None) or []) for stack in ("", "encoder_", "decoder_")):
+        values += config.num_experts * config.hidden_size * config.moe_intermediate_size
+    is_lower_bound = BYTES * values > memory * num_processes
+    if not is_lower_bound:
+        values = count_embedding_parameters(config) + count_parameters(config)
+    if BYTES * values > memory * num_processes:
+        names = ("vocab_size", "hidden_size", "lstm_hidden_size", "num_experts", "moe_intermediate_size")
+        sizes = ", ".join(f"{name}={value}" for name in names if (value := getattr(config, name)) is not None)
+        raise InputError(
+            f"{sizes}: the weights take {'at least ' * is_lower_bound}{BYTES * values / 1e9:,.0f} GB in float32, this "
+            f"machine has {memory / 1e9:,.0f} GB"
+        )

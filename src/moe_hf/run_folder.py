@@ -2,23 +2,34 @@
 
 import json
 import re
-import zipfile
 from pathlib import Path
 
 from safetensors import safe_open
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
+from .checkpoint_files import check_tensors, check_trainer_state, read_map
+from .checksums import CHECKSUM_FILE, check_checksums
+from .data.tokenizers import load_tokenizer
 from .distributed.sharded_checkpoints import check_sharded_optimizer
-from .errors import InputError
+from .errors import InputError, first_line
+from .old_names import with_new_names
 
 # The arguments of a run: a configuration file that repeats it.
 CONFIG_FILE = "run.yaml"
 # What decides the course of a run, which a resumed run must not change.
 RUN_FILE = "run_arguments.json"
+WITHOUT_RUN_FILE = "restore it, or delete it to resume without a check of the arguments"
+# Held by the run that writes into the folder.
+LOCK_FILE = "run.lock"
 # How evenly the experts were used, by step and layer.
 HISTORY_FILE = "expert_history.csv"
 # The checkpoints that an averaged model is the mean of.
 AVERAGED_FILE = "averaged_checkpoints.json"
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of that name is a checkpoint of a run."""
+    return re.fullmatch(r"checkpoint-\d+", name) is not None
 
 
 def list_checkpoints(output_dir: str) -> list[Path]:
@@ -30,49 +41,111 @@ def list_checkpoints(output_dir: str) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def check_checkpoint(folder: str | Path) -> None:
-    """Check that a training checkpoint is whole.
+def read_run_arguments(folder: str | Path) -> dict | None:
+    """What decides the course of a run, as its folder keeps it.
 
-    The Trainer writes trainer_state.json last, so a run that was killed while saving leaves a folder without it.
+    Args:
+        folder: of the run.
+
+    Returns:
+        {name: value} by the names of today; None if the folder has no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = Path(folder) / RUN_FILE
+    try:
+        arguments = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is broken ({first_line(error)}): {WITHOUT_RUN_FILE}") from error
+    if not isinstance(arguments, dict):
+        raise InputError(f"{file} holds a {type(arguments).__name__}, not a map: {WITHOUT_RUN_FILE}")
+    return with_new_names(arguments)
+
+
+def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
+    """Check that a training checkpoint is whole, and that nothing in it is executed when it is read.
+
+    The Trainer writes trainer_state.json last but for the checksums, so a run that was killed while saving leaves a
+    folder without it.
 
     Args:
         folder: the checkpoint.
+        carries_state: whether it is of a run with carry_state, and has that state.
 
     Raises:
         InputError: a file is missing or damaged; the message names it.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"checkpoint {folder} is a file, not a folder")
     if not folder.is_dir():
-        raise InputError(f"checkpoint {folder} does not exist")
+        there = ", ".join(path.name for path in list_checkpoints(str(folder.parent)))
+        raise InputError(f"checkpoint {folder} does not exist" + (f", {folder.parent} has {there}" if there else ""))
     for name in ("trainer_state.json", "config.json"):
-        try:
-            json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"checkpoint {folder} is not whole: {name} is missing or broken") from error
+        read_map(folder / name)
+    is_verified = check_checksums(folder)
+    for file in sorted(folder.glob("*.json")):
+        read_map(file)
+    check_trainer_state(folder / "trainer_state.json")
+    num_processes = _check_states(folder, carries_state, is_verified)
+    _check_weights(folder, num_processes)
+    if not is_verified and list(folder.glob("tokenizer*")):
+        _check_tokenizer(folder)
+
+
+def was_saved(checkpoint: Path) -> bool:
+    """Whether a checkpoint was once whole: a run that is killed while saving leaves one without these files."""
+    return (checkpoint / "trainer_state.json").exists() or (checkpoint / CHECKSUM_FILE).exists()
+
+
+def _check_states(folder: Path, carries_state: bool, is_verified: bool) -> int:
+    """Check optimizer, schedule, random and carried states, which the Trainer would start anew silently.
+
+    Returns:
+        the number of processes that saved.
+    """
+    is_sharded = is_sharded_checkpoint(folder)
+    needed = ["scheduler.pt"] if is_sharded else ["optimizer.pt", "scheduler.pt"]
+    ranks = range(len(list(folder.glob("rng_state_*.pth"))))
+    needed += [f"rng_state_{rank}.pth" for rank in ranks] or ["rng_state.pth"]
+    if carries_state:
+        needed += [f"carried_state_{rank}.pt" for rank in ranks or [0]]
+    for name in needed:
+        if not (folder / name).is_file():
+            raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
+    for file in sorted(folder.glob("*.pt*")):
+        check_tensors(file, is_verified)
+    if is_sharded:
+        check_sharded_optimizer(folder)
+    return len(ranks) or 1
+
+
+def _check_weights(folder: Path, num_processes: int) -> None:
     is_sharded = is_sharded_checkpoint(folder)
     weights = sorted(folder.glob("shard-*.safetensors" if is_sharded else "model*.safetensors"))
     if not weights:
         raise InputError(f"checkpoint {folder} is not whole: model.safetensors is missing")
+    index = folder / "model.safetensors.index.json"  # of a model too large for one file
+    parts = read_map(index).get("weight_map", {}).values() if index.is_file() else ()
+    for name in sorted(set(map(str, parts)) - {path.name for path in weights}):
+        raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
+    if is_sharded and len(weights) != num_processes:
+        raise InputError(f"checkpoint {folder} is not whole: {len(weights)} shards of {num_processes} processes")
     for path in weights:
         try:
             with safe_open(path, framework="pt") as file:
                 file.keys()
         except Exception as error:
             raise InputError(f"checkpoint {folder} is broken: {path.name} cannot be read ({error})") from error
-    if is_sharded:
-        check_sharded_optimizer(folder)
-        num_processes = len(list(folder.glob("rng_state*.pth")))
-        if len(weights) != num_processes:
-            raise InputError(f"checkpoint {folder} is not whole: {len(weights)} shards of {num_processes} processes")
-    # Without them the Trainer would start these two anew, silently.
-    for name in ("scheduler.pt",) if is_sharded else ("optimizer.pt", "scheduler.pt"):
-        if not (folder / name).is_file():
-            raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
-    for path in sorted(folder.glob("*.pt*")):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"checkpoint {folder} is broken: {path.name} cannot be read ({error})") from error
-        if damaged:
-            raise InputError(f"checkpoint {folder} is broken: {path.name} is damaged in {damaged}")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    try:
+        load_tokenizer(str(folder), argument="checkpoint")
+    except InputError as error:
+        raise InputError(
+            f"checkpoint {folder} is broken: no tokenizer in tokenizer.json and tokenizer_config.json ({error})"
+        ) from error

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from .data.translation_tokenizers import load_translation_tokenizer
+from .loading import check_vocabulary, load_pretrained
 from .translator import Translator, move_to_device
 
 
@@ -106,11 +107,13 @@ def pipeline(task: str, model=None, tokenizer=None, **arguments):
     older, dtype = arguments.pop("torch_dtype", None), arguments.pop("dtype", None)
     dtype = older if dtype is None else dtype
     if isinstance(model, str):
-        model = AutoModelForSeq2SeqLM.from_pretrained(model, dtype="auto" if dtype is None else dtype)
+        dtype = "auto" if dtype is None else dtype
+        model = load_pretrained(AutoModelForSeq2SeqLM, model, argument="model", dtype=dtype)
     elif dtype not in (None, "auto"):
         raise ValueError(f"dtype={dtype} is for a model given by name, this one is loaded: call model.to(...) first")
     if isinstance(tokenizer, str):
-        tokenizer = load_translation_tokenizer(tokenizer)
+        tokenizer = load_translation_tokenizer(tokenizer, argument="tokenizer")
+        check_vocabulary(tokenizer, model.config, f"tokenizer={tokenizer.name_or_path}")
     if task.startswith("translation_") and "_to_" in task and getattr(tokenizer, "extra_special_tokens", None):
         if not {"target_language", "tgt_lang"} & arguments.keys():
             arguments["target_language"] = task.rpartition("_to_")[2]

@@ -4,8 +4,8 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from transformers import (
@@ -19,8 +19,26 @@ from transformers import (
 )
 
 from .data.translation_tokenizers import encode_sources
-from .errors import InputError
+from .errors import InputError, first_line
 from .generation import gnmt_beam_search
+from .value_checks import MOST_BEAMS
+
+
+def _portions(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of `size` lines; if one cannot be read, those before it come first, and then the error."""
+    portion = []
+    try:
+        for line in lines:
+            portion.append(line)
+            if len(portion) == size:
+                yield portion
+                portion = []
+    except InputError:
+        if portion:
+            yield portion
+        raise
+    if portion:
+        yield portion
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,23 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
         return model.to("cpu" if device == -1 else device)
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's, if it is built without; the library's
         raise InputError(f"device={device!r} cannot be used ({str(error).partition(chr(10))[0]})") from error
+
+
+@contextmanager
+def generation_errors() -> Iterator[None]:
+    """Name where the settings are from that generate() refuses: the library's errors do not.
+
+    Raises:
+        InputError: for a ValueError of generate().
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"generate() refuses an argument, or a setting in the model's generation_config.json ({first_line(error)})"
+        ) from error
 
 
 class LengthLimits(StoppingCriteria):
@@ -200,6 +235,8 @@ class Translator:
         for name in ("tokens_per_batch", "batch_size", "buffer_lines", "num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_beams > MOST_BEAMS:
+            raise InputError(f"num_beams={self.num_beams} must be at most {MOST_BEAMS}")
         if self.num_results < 1:
             raise InputError(f"num_return_sequences={self.num_results} must be at least 1")
         if self.num_results > self.num_beams and not (self._setting("do_sample") and self.num_beams == 1):
@@ -227,8 +264,7 @@ class Translator:
         """
         encode_sources(self.tokenizer, [], self.target_language)  # a wrong language is refused for empty lines too
         empty = Translation("", 0.0 if self.with_scores else None, [], [])
-        lines = iter(lines)
-        while chunk := list(islice(lines, self.buffer_lines)):
+        for chunk in _portions(lines, self.buffer_lines):
             full = [number for number, line in enumerate(chunk) if line.strip()]
             encoded = encode_sources(self.tokenizer, [chunk[number] for number in full], self.target_language)
             results = dict(zip(full, self.translate_ids(encoded)))
@@ -268,15 +304,18 @@ class Translator:
         longest = min(positions, self.max_new_tokens)
         limits = [min(int(self.max_length_ratio * len(ids)) + 10, longest) for ids in sources]
         log_probs = ChosenLogProbs() if self.with_scores and self.num_beams == 1 else None
-        outputs = self.model.generate(
-            **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
-            **(self.generate_arguments | self._length_arguments(max(limits))),
-            logits_processor=self._logits_processors(log_probs),
-            stopping_criteria=StoppingCriteriaList([LengthLimits(limits)]),
-            return_dict_in_generate=True,
-            # The library's beam search tells the scores of the translations with those of all steps only.
-            output_scores=self.with_scores and self.num_beams > 1 and "custom_generate" not in self.generate_arguments,
-        )
+        with generation_errors():
+            outputs = self.model.generate(
+                **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+                **(self.generate_arguments | self._length_arguments(max(limits))),
+                logits_processor=self._logits_processors(log_probs),
+                stopping_criteria=StoppingCriteriaList([LengthLimits(limits)]),
+                return_dict_in_generate=True,
+                # The library's beam search tells the scores of the translations with those of all steps only.
+                output_scores=self.with_scores
+                and self.num_beams > 1
+                and "custom_generate" not in self.generate_arguments,
+            )
         sequences = outputs.sequences[:, 1:]
         ends = (sequences == self.tokenizer.eos_token_id) | (sequences == self.tokenizer.pad_token_id)
         lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), sequences.shape[1])

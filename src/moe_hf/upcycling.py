@@ -30,6 +30,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .errors import InputError, first_line
+from .loading import check_finite
+from .model_size import check_memory
 from .models.hierarchical_gating import HierarchicalGate
 from .models.moe import MoeBlock
 
@@ -138,10 +140,11 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
             no values.
 
     Raises:
-        InputError: the configuration does not allow the changes.
+        InputError: the configuration does not allow the changes, or a weight of the result is not finite.
     """
     try:
         config = type(model.config).from_dict(model.config.to_dict() | changes)
+        check_memory(config)
         with torch.device("meta"):  # nothing is drawn at random
             result = type(model)._from_config(
                 config, dtype=model.dtype, experts_implementation=model.config._experts_implementation
@@ -160,6 +163,7 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
                 weight.copy_(weights[name])
     if hasattr(model, "generation_config"):
         result.generation_config = copy.deepcopy(model.generation_config)
+    check_finite(result)  # a dtype of 16 bits may overflow
     return result.train(model.training)
 
 

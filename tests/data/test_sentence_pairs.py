@@ -159,7 +159,7 @@ def test_unequal_numbers_of_files_are_an_error(load, file):
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("a.tsv", ["a\tb", "no tab"], "a.tsv: line 2: 1 columns, expected 2"),
+        ("a.tsv", ["a\tb", "no tab"], "a.tsv: line 2: 1 column, expected 2"),
         ("a.tsv", ["a\tb\tc"], "a.tsv: line 1: 3 columns, expected 2"),
         ("a.jsonl", ['{"source": "a", "target": "b"}', "{"], "a.jsonl: line 2: not JSON"),
         ("a.jsonl", ['{"source": "a"}'], "line 1: no text under the keys 'source' and 'target'"),

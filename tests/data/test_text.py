@@ -195,6 +195,32 @@ def test_every_line_ends_with_eos(load, text_file):
     assert stream.num_words == len(stream) == sum(len(line.split()) + 1 for line in LINES)
 
 
+@pytest.mark.parametrize(("kind", "size"), [("word", 1000), ("bpe", 257)])
+def test_a_literal_end_symbol_ends_no_line(load, text_file, kind, size):
+    tokenizer = train_tokenizer(LINES, kind=kind, vocab_size=size)
+    stream = tokenize_to_stream(load([text_file("a.txt", "one <eos> two\n<eos>\n")]), tokenizer)
+    assert list(stream).count(tokenizer.eos_token_id) == 2
+
+
+def test_lines_without_text_are_an_input_error():
+    with pytest.raises(InputError, match="the 3 lines have no text"):
+        tokenize_to_stream(Dataset.from_dict({"text": ["", " ", ""]}), word_tokenizer())
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(load, text_file, monkeypatch):
+    path = text_file("a.txt", "a\n")
+
+    def read_and_grow(path):
+        yield from lines.read_lines(path)
+        text_file("a.txt", "a\nb\n")
+
+    monkeypatch.setattr(text_data, "read_lines", read_and_grow)
+    with pytest.raises(InputError, match="a.txt: the file changed while it was read"):
+        load([path])
+    monkeypatch.undo()
+    assert list(load([path])["text"]) == ["a", "b"]
+
+
 def test_words_are_counted_whatever_the_tokens(load, text_file):
     tokenizer = train_tokenizer(LINES, kind="bpe", vocab_size=257)
     stream = tokenize_to_stream(load([text_file("a.txt")]), tokenizer)

@@ -1,11 +1,15 @@
 """Trained tokenizers: vocabularies, round trips, saving and loading."""
 
+import json
+
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from moe_hf.data import tokenizers
 from moe_hf.data.tokenizers import load_or_train_tokenizer, train_tokenizer
 from moe_hf.errors import InputError
 
@@ -156,3 +160,54 @@ def test_loaded_tokenizer_needs_eos(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="has no eos_token"):
         load_or_train_tokenizer(str(tmp_path), Dataset.from_dict({"text": LINES}), kind="word", vocab_size=300)
+
+
+WORDS = ["ab" * 500, "\u00e9" * 500, "!" * 1000, " " * 1000, "the cat's 42 " * 200]
+
+
+def test_words_up_to_the_limit_are_trained_on_whole(caplog):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(WORDS, trainer)
+    trained = json.loads(train_tokenizer(WORDS, kind="bpe", vocab_size=290).backend_tokenizer.to_str())
+    assert trained["model"] == json.loads(backend.to_str())["model"]
+    assert trained["pre_tokenizer"] == json.loads(backend.to_str())["pre_tokenizer"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("lines", "counted"),
+    [
+        ([*WORDS, "a" * 1001], "1 word of the text was cut"),
+        (["b " + "\u00e9" * 501 + " b", " " * 1002 + "a", "a!" * 999], "2 words of the text were cut"),
+        (["a" * 300_000 + " " + "b" * 300_000], "2 words of the text were cut"),
+    ],
+)
+def test_longer_words_are_counted_and_encoded_whole(lines, counted, caplog):
+    tokenizer = train_tokenizer(lines, kind="bpe", vocab_size=270)
+    (record,) = caplog.records
+    assert counted in record.message and "1,000 bytes" in record.message
+    assert tokenizer.decode(tokenizer(lines[-1], verbose=False)["input_ids"]) == lines[-1]
+
+
+def test_what_follows_a_very_long_word_is_trained_on(monkeypatch):
+    monkeypatch.setattr(tokenizers, "MOST_OF_A_WORD", 2000)
+    trained = train_tokenizer(["z" * 9000 + " cat cat " + "y" * 9000 + "! cat"], kind="bpe", vocab_size=300)
+    assert "\u0120cat" in trained.get_vocab()
+
+
+SIGNS = ["a", "\u00e9", "\U0001f642", "\u0301", "_", "!", "1", " ", "\t", "\u3000", "\u00bd", "\u4e2d"]
+RUNS = st.tuples(
+    st.lists(st.sampled_from(SIGNS), min_size=1, max_size=2), st.sampled_from([3, 130, 250, 333, 501, 1001])
+)
+
+
+@settings(deadline=None)
+@given(runs=st.lists(RUNS, min_size=1, max_size=4), gap=st.sampled_from(["", " "]))
+def test_no_long_word_is_overlooked(runs, gap):
+    line = gap.join(("".join(signs) * length)[:length] for signs, length in runs)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(line)
+    if any(len(word) > tokenizers.LONGEST_WORD for word, _ in words):
+        assert tokenizers._may_have_long_word(line)

@@ -78,6 +78,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(("processes", "models"), [(2, None), (4, ["LM", "LM, experts recomputed", "translation"])])
 def test_sharded_steps_move_the_bytes_of_the_cost_model(benchmark, processes, models, tmp_path):
     models = models or list(benchmark.MODELS)

@@ -179,7 +179,7 @@ def test_a_sound_plan_has_no_warnings():
     [
         (["missing.yaml"], "configuration file missing.yaml does not exist"),
         (["--devices", "0"], "devices=0 must be at least 1"),
-        (["--bandwidth", "0"], "bandwidth=0.0 must be above 0"),
+        (["--bandwidth", "0"], "bandwidth=0 must be above 0"),
         (["--tokens", "0"], "tokens=0 must be at least 1"),
         (["--value_bytes", "0"], "value_bytes=0 must be at least 1"),
         (["--optimizer", "sgd"], "optimizer='sgd' is not known, use adam or factored_adam"),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_runs import write_config
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from moe_hf.checksums import CHECKSUM_FILE
 from moe_hf.errors import InputError
 from moe_hf.hub import export
 from moe_hf.run_folder import check_checkpoint
@@ -127,6 +128,8 @@ def test_an_unsharded_checkpoint_is_no_sharded_one(folder):
 def test_a_damaged_checkpoint_is_not_whole(killed, folder, tmp_path, part, damage):
     checkpoint = shutil.copytree(folder / "killed" / "checkpoint-2", tmp_path / "checkpoint-2")
     check_checkpoint(checkpoint)
+    (checkpoint / CHECKSUM_FILE).unlink()  # as an earlier release left it
+    check_checkpoint(checkpoint)
     [file] = checkpoint.glob(part)
     if damage == "missing":
         file.unlink()
@@ -134,3 +137,31 @@ def test_a_damaged_checkpoint_is_not_whole(killed, folder, tmp_path, part, damag
         file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(InputError, match="whole|broken"):
         check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("part", ["optimizer/__1_0.distcp", "shard-00002-*", "rng_state_1.pth", "carried_state_1.pt"])
+def test_a_flipped_bit_in_the_part_of_any_process_is_found(killed, folder, tmp_path, part):
+    checkpoint = shutil.copytree(folder / "killed" / "checkpoint-2", tmp_path / "checkpoint-2")
+    [file] = checkpoint.glob(part)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=f"{file.name} is not what was saved"):
+        check_checkpoint(checkpoint)
+
+
+def test_several_processes_take_the_checkpoint_before_a_broken_one(folder, single, killed):
+    shutil.copytree(folder / "killed", folder / "broken")
+    (folder / "broken" / "checkpoint-4" / "carried_state_1.pt").unlink()
+    options = (folder, "broken", "--expert_parallel_size", "-1", "--resume_from_checkpoint")
+    losses = on_processes(2, run, *options)[0]
+    assert losses == pytest.approx(single, rel=1e-5)
+    check_checkpoint(folder / "broken" / "checkpoint-4")
+
+
+def test_shards_of_a_deeper_model_are_refused(folder, killed):
+    shutil.copytree(folder / "killed", folder / "deeper")
+    (folder / "deeper" / "run_arguments.json").unlink()
+    options = ("--layer_pattern", "lstm", "moe", "--resume_from_checkpoint")
+    with pytest.raises(InputError, match=r"checkpoint-4 has weights that this run's model lacks: model\.layers\.2"):
+        run(folder, "deeper", *options)

@@ -62,5 +62,5 @@ def test_load_statistics_by_hand():
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(InputError, match="name_or_path=.*nowhere"):
+    with pytest.raises(InputError, match="model=.*nowhere: cannot be loaded"):
         evaluate_lm(str(tmp_path / "nowhere"), ["x.txt"])

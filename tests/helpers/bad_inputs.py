@@ -24,6 +24,7 @@ import yaml
 from tiny_runs import CONFIG, TRANSLATION_CONFIG
 
 from moe_hf import cli
+from moe_hf.checksums import CHECKSUM_FILE
 from moe_hf.demo.text_corpus import write_demo_corpus
 
 SECONDS = 60
@@ -46,13 +47,16 @@ class Place:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
-    def lm(self, name: str = "lm") -> Path:
-        """The output folder of a language model's run of four steps, with checkpoint-2 and checkpoint-4."""
-        return self._copy(_trained_lm(), name)
+    def lm(self, name: str = "lm", checksums: bool = False) -> Path:
+        """The output folder of a language model's run of four steps, with checkpoint-2 and checkpoint-4.
 
-    def translator(self, name: str = "translator") -> Path:
+        Without `checksums` the checkpoints are those of an earlier release, whose damage shows by itself only.
+        """
+        return self._copy(_trained_lm(), name, checksums)
+
+    def translator(self, name: str = "translator", checksums: bool = False) -> Path:
         """The same of a translation model, en to de."""
-        return self._copy(_trained_translator(), name)
+        return self._copy(_trained_translator(), name, checksums)
 
     def lm_config(self, /, *, with_text: bool = False, **changes) -> Path:
         """A YAML file of a language model's run into `folder/run`.
@@ -77,8 +81,11 @@ class Place:
         merged = yaml.safe_load(defaults) | paths | values
         return self.file("config.yaml", yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
 
-    def _copy(self, original: Path, name: str) -> Path:
-        return Path(shutil.copytree(original, self.folder / name))
+    def _copy(self, original: Path, name: str, checksums: bool) -> Path:
+        copied = Path(shutil.copytree(original, self.folder / name))
+        for file in [] if checksums else copied.glob(f"checkpoint-*/{CHECKSUM_FILE}"):
+            file.unlink()
+        return copied
 
 
 @dataclass(frozen=True)

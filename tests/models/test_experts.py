@@ -3,6 +3,7 @@
 import naive_moe
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import assert_same, gradients, randomize, tiny_lm, tiny_lm_config
@@ -275,5 +276,5 @@ def test_the_whole_model_agrees_under_every_implementation(implementation, monke
 
 
 def test_an_unknown_activation_is_named():
-    with pytest.raises(ValueError, match="hidden_act='nope' is not known, use one of .*relu"):
+    with pytest.raises(StrictDataclassError, match="hidden_act='nope' is not known, use one of .*relu"):
         experts(hidden_act="nope")

@@ -89,6 +89,25 @@ def test_optimizer_is_ours_or_one_of_the_librarys(yaml_file, name):
 
 
 @pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("perplexity_per_word", False), ("eval_bits_per_word", False), ("loss", False), ("bleu", True), (None, None)],
+)
+def test_a_lower_perplexity_is_better(yaml_file, metric, expected):
+    options = ["--metric_for_best_model", metric] if metric else []
+    assert parse_arguments([yaml_file("seed: 1"), *options])[2].greater_is_better is expected
+
+
+def test_keywords_are_checked_as_a_file_is(tmp_path):
+    keywords = {"output_dir": tmp_path / "run", "train_files": [tmp_path / "a.txt"], "num_experts": "8", "fsdp": None}
+    model, data, training = parse_arguments([], keywords=keywords)
+    assert (model.num_experts, data.train_files, training.seed) == (8, [str(tmp_path / "a.txt")], 42)
+    with pytest.raises(InputError, match="^seed is empty: give a whole number"):
+        parse_arguments([], keywords=keywords | {"seed": None})
+    with pytest.raises(InputError, match="^carry_state=3 must be true or false"):
+        parse_arguments([], keywords=keywords | {"carry_state": 3})
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [([], None), (["--resume_from_checkpoint"], "last"), (["--resume_from_checkpoint", "some/folder"], "some/folder")],
 )

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import ArrayStream, noiseless_lm, tiny_trainer
+from tiny_training import ArrayStream, noiseless_lm, tiny_arguments, tiny_trainer
+from transformers import PreTrainedModel, Trainer, TrainerState
 
-from moe_hf.data.windows import StreamWindows
+from moe_hf import checksums
+from moe_hf.checksums import CHECKSUM_FILE
+from moe_hf.data.windows import StreamWindows, collate_windows
 from moe_hf.errors import InputError
 from moe_hf.run_folder import check_checkpoint, list_checkpoints
 from moe_hf.training.checkpoints import prepare_output_dir
@@ -123,3 +127,128 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path, resume):
     path.write_text(json.dumps({}))
     with pytest.raises(InputError, match=f"output_dir={path} is a file"):
         prepare_output_dir(str(path), resume)
+
+
+def trainer_of(folder, steps, model=None):
+    arguments = dict(max_steps=steps, save_strategy="steps", save_steps=1, per_device_train_batch_size=2)
+    windows = StreamWindows(ArrayStream(41), 5, 2)
+    model = noiseless_lm(torch.float32) if model is None else model
+    return tiny_trainer(model, windows, folder, carry_state=True, optim="adamw_torch", **arguments)
+
+
+class Killed(BaseException):
+    pass
+
+
+def cut(write, file_of):
+    """`write`, after which the process is killed, with half of the file written."""
+
+    def killed(*args, **kwargs):
+        write(*args, **kwargs)
+        truncate(Path(file_of(*args)))
+        raise Killed
+
+    return killed
+
+
+def kill_before(*_, **__):
+    raise Killed
+
+
+MOMENTS = {
+    "before the weights": (PreTrainedModel, "save_pretrained", kill_before),
+    "in the weights": (
+        PreTrainedModel,
+        "save_pretrained",
+        cut(PreTrainedModel.save_pretrained, lambda model, folder, *_: Path(folder, "model.safetensors")),
+    ),
+    "in a state": (torch, "save", cut(torch.save, lambda state, file: file)),
+    "before the random state": (Trainer, "_save_rng_state", kill_before),
+    "before trainer_state.json": (TrainerState, "save_to_json", kill_before),
+    "in trainer_state.json": (TrainerState, "save_to_json", cut(TrainerState.save_to_json, lambda state, file: file)),
+}
+
+
+@pytest.mark.parametrize("is_there_already", [False, True], ids=["new", "over another"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_while_saving_goes_on_from_the_checkpoint_before(tmp_path, monkeypatch, moment, is_there_already):
+    trainer_of(tmp_path, steps=2).train()
+    if not is_there_already:
+        shutil.rmtree(tmp_path / "checkpoint-2")
+    place, name, killed = MOMENTS[moment]
+    monkeypatch.setattr(place, name, killed)
+    with pytest.raises(Killed):
+        trainer_of(tmp_path, steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert prepare_output_dir(str(tmp_path), "last") == str(tmp_path / "checkpoint-1")
+
+
+def test_a_run_killed_before_its_checksums_has_a_whole_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "_sha256", kill_before)
+    with pytest.raises(Killed):
+        trainer_of(tmp_path, steps=1).train()
+    assert prepare_output_dir(str(tmp_path), "last") == str(tmp_path / "checkpoint-1")
+    assert not (tmp_path / "checkpoint-1" / CHECKSUM_FILE).exists()
+
+
+def test_checksums_are_of_all_files_and_written_once_more_over_a_broken_checkpoint(tmp_path):
+    trainer_of(tmp_path, steps=2).train()
+    (tmp_path / "checkpoint-2" / "of_the_broken_one.pt").write_bytes(b"")
+    flip_a_byte(tmp_path / "checkpoint-2" / "model.safetensors")
+    trainer_of(tmp_path, steps=2).train(resume_from_checkpoint=prepare_output_dir(str(tmp_path), "last"))
+    check_checkpoint(tmp_path / "checkpoint-2")
+    files = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
+    assert json.loads((tmp_path / "checkpoint-2" / CHECKSUM_FILE).read_text()).keys() == files - {CHECKSUM_FILE}
+    assert "of_the_broken_one.pt" not in files
+
+
+def test_a_checkpoint_of_the_plain_trainer_is_resumed(tmp_path):
+    saving = dict(save_strategy="steps", save_steps=1, optim="adamw_torch")
+    arguments = tiny_arguments(tmp_path / "plain", max_steps=1, **saving)
+    windows = StreamWindows(ArrayStream(41), 5)
+    options = dict(args=arguments, train_dataset=windows, data_collator=collate_windows)
+    Trainer(model=noiseless_lm(torch.float32), **options).train()
+    checkpoint = prepare_output_dir(str(tmp_path / "ours"), str(tmp_path / "plain" / "checkpoint-1"))
+    assert not (Path(checkpoint) / CHECKSUM_FILE).exists()
+    ours = tiny_trainer(
+        noiseless_lm(torch.float32, seed=1), windows, tmp_path / "ours", max_steps=2, optim="adamw_torch"
+    )
+    ours.train(resume_from_checkpoint=checkpoint)
+    assert ours.state.global_step == 2
+
+
+def test_weights_of_another_model_are_refused_and_not_left_out(tmp_path):
+    trainer_of(tmp_path, steps=1).train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    deeper = noiseless_lm(torch.float32, layer_pattern=["lstm", "moe", "lstm", "lstm"])
+    with pytest.raises(InputError, match=r"checkpoint-1: the weights lack .*layers\.3"):
+        trainer_of(tmp_path, steps=2, model=deeper).train(resume_from_checkpoint=checkpoint)
+    shallower = noiseless_lm(torch.float32, layer_pattern=["lstm", "moe"])
+    with pytest.raises(InputError, match=r"checkpoint-1: the weights have .*layers\.2"):
+        trainer_of(tmp_path, steps=2, model=shallower).train(resume_from_checkpoint=checkpoint)
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    tied = dict(tie_word_embeddings=True)
+    trainer_of(tmp_path, steps=1, model=noiseless_lm(torch.float32, **tied)).train()
+    trainer = trainer_of(tmp_path, steps=2, model=noiseless_lm(torch.float32, seed=1, **tied))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert trainer.state.global_step == 2
+
+
+def test_a_weight_file_that_the_index_names_is_needed(real_checkpoint, tmp_path):
+    checkpoint = Path(shutil.copytree(real_checkpoint, tmp_path / "checkpoint-1"))
+    (checkpoint / CHECKSUM_FILE).unlink()
+    weights = checkpoint / "model.safetensors"
+    weights.rename(checkpoint / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="is not whole: model-00002-of-00002.safetensors is missing"):
+        check_checkpoint(checkpoint)
+
+
+def test_another_number_of_processes_has_other_random_numbers(tmp_path, caplog):
+    trainer_of(tmp_path, steps=1).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    shutil.copy(checkpoint / "rng_state.pth", checkpoint / "rng_state_0.pth")
+    trainer_of(tmp_path, steps=2).train(resume_from_checkpoint=str(checkpoint))
+    assert "was saved by 2 processes, now there are 1" in caplog.text

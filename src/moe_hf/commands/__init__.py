@@ -1,24 +1,17 @@
 """What can be done from a command line: one module for each subcommand of `moe-hf`, and here what they share."""
 
-import argparse
 import logging
-import os
-import select
-import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 from tqdm import tqdm
 
-from ..errors import InputError, InterruptedRun, NonFiniteLossError
-
-
-def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a subcommand's arguments, which names itself `moe-hf NAME`."""
-    return argparse.ArgumentParser(
-        prog=f"moe-hf {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+from ..errors import InputError
+from .exit_status import exit_status_of
+from .parser import command_parser as command_parser
 
 
 def run_command(command: Callable[[], dict | None]) -> int:
@@ -27,30 +20,32 @@ def run_command(command: Callable[[], dict | None]) -> int:
     Meanwhile the package's messages are printed too, see `printed_messages`.
 
     Returns:
-        the exit status: 1 after an error, and as in a shell 128 and the signal's number after one: 130 for Ctrl-C, 141
-        when whoever read the output, such as `head`, has read enough.
+        the exit status, see `exit_status_of`.
     """
-    try:
+
+    def run() -> int:
         with printed_messages():
-            metrics = command() or {}
-        for name, value in metrics.items():
-            print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
-        sys.stdout.flush()
-    except (InputError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except InterruptedRun as interruption:
-        print(interruption, file=sys.stderr)
-        return 128 + interruption.signal_number
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        if not _nobody_reads_output():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-        return 128 + signal.SIGPIPE
-    return 0
+            print_metrics(command() or {})
+        return 0
+
+    return exit_status_of(run)
+
+
+def print_metrics(metrics: dict[str, float | str]) -> None:
+    """Print a line for each."""
+    for name, value in metrics.items():
+        print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
+    sys.stdout.flush()
+
+
+@contextmanager
+def printed_on_error(metrics: dict[str, float | str]) -> Iterator[None]:
+    """Print the metrics, which took work, even if what follows ends in an error."""
+    try:
+        yield
+    except InputError:
+        print_metrics(metrics)
+        raise
 
 
 @contextmanager
@@ -61,10 +56,35 @@ def printed_messages() -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        with _others_clear_of_bars():
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        for bar in list(tqdm._instances):  # those of what was interrupted
+            bar.close()
+
+
+@contextmanager
+def _others_clear_of_bars() -> Iterator[None]:
+    """Give the libraries' messages, and Python's warnings, a line of their own beside progress bars too."""
+    loggers = map(logging.getLogger, ("transformers", "datasets", "huggingface_hub"))
+    handlers = [*chain.from_iterable(logger.handlers for logger in loggers), logging.lastResort]
+    writers = [(handler, "emit") for handler in handlers] + [(warnings, "showwarning")]
+
+    def clear_of_bars(write: Callable) -> Callable:
+        def clear_and_write(*args, **kwargs) -> None:
+            with tqdm.external_write_mode(file=sys.stderr):
+                write(*args, **kwargs)
+
+        return clear_and_write
+
+    with ExitStack() as stack:
+        for owner, name in writers:
+            before = getattr(owner, name)
+            stack.callback(setattr, owner, name, before)
+            setattr(owner, name, clear_of_bars(before))
+        yield
 
 
 class _PrintHandler(logging.Handler):
@@ -75,10 +95,3 @@ class _PrintHandler(logging.Handler):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         tqdm.write(self.format(record), file=stream)
         stream.flush()
-
-
-def _nobody_reads_output() -> bool:
-    """Whether it is the standard output that broke, and not a pipe to some other process."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)  # which reports errors and nothing else
-    return bool(poll.poll(0))

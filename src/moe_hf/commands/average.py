@@ -10,27 +10,33 @@ checkpoint, `moe-hf evaluate` tells on validation data.
 
 from ..averaging import average_checkpoints, keep_training, last_checkpoints
 from ..data.tokenizers import load_tokenizer
-from ..hub import require_new_folder, save_tokenizer
+from ..hub import save_tokenizer
+from ..loading import check_pair, load_config
 from ..model_code import add_code
+from ..writing import check_new_folder, new_folder
 from . import command_parser, run_command
+from .parser import count
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("average", __doc__)
     parser.add_argument("run", help="output folder of a training, with folders checkpoint-N")
     parser.add_argument("out", help="new folder for the result")
-    parser.add_argument("--last", type=int, default=10, help="how many checkpoints (default: 10)")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: average(arguments.run, arguments.out, arguments.last))
+    parser.add_argument("--last", type=count, default=10, help="how many checkpoints (default: 10)")
+    return run_command(lambda: average(**vars(parser.parse_args(argv))))
 
 
 def average(run: str, out: str, last: int) -> dict:
     """`average_checkpoints` from folder to folder; what to print."""
-    output = require_new_folder(out)
+    check_new_folder(out, "out")
     folders = last_checkpoints(run, last)
-    tokenizer = load_tokenizer(str(folders[-1]))
-    average_checkpoints(folders).save_pretrained(output)
-    add_code(output)
-    save_tokenizer(tokenizer, output)
-    keep_training(run, folders, output)
-    return {"averaged": ", ".join(folder.name for folder in folders), "written to": str(output)}
+    load_config(str(folders[-1]), argument="checkpoint")
+    tokenizer = load_tokenizer(str(folders[-1]), argument="checkpoint")
+    model = average_checkpoints(folders)
+    check_pair(tokenizer, model.config, f"checkpoint={folders[-1]}")
+    with new_folder(out, "out") as output:
+        model.save_pretrained(output)
+        add_code(output)
+        save_tokenizer(tokenizer, output)
+        keep_training(run, folders, output)
+    return {"averaged": ", ".join(folder.name for folder in folders), "written to": out}

@@ -7,7 +7,8 @@ import sys
 
 from ..evaluation.language_model import evaluate_lm
 from ..evaluation.records import check_recordable, record_evaluation
-from . import command_parser, run_command
+from . import command_parser, printed_on_error, run_command
+from .parser import count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,13 +16,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("evaluate-lm", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz, globs")
-    parser.add_argument("--window_length", type=int, default=64, help="tokens at once (default: 64)")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows that the text is cut into (default: 16)")
+    parser.add_argument("--window_length", type=count, default=64, help="tokens at once (default: 64)")
+    parser.add_argument("--batch_size", type=count, default=16, help="rows that the text is cut into (default: 16)")
     parser.add_argument("--no_carry_state", action="store_true", help="start every window from a state of zero")
     parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
-    arguments = parser.parse_args(argv)
 
     def evaluate() -> dict:
+        arguments = parser.parse_args(argv)
         if arguments.record:
             check_recordable(arguments.model)
         metrics = evaluate_lm(
@@ -32,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
             batch_size=arguments.batch_size,
         )
         if arguments.record:
-            record_evaluation(arguments.model, "evaluate-lm", argv, arguments.files, metrics)
+            with printed_on_error(metrics):
+                record_evaluation(arguments.model, "evaluate-lm", argv, arguments.files, metrics)
         return metrics
 
     return run_command(evaluate)

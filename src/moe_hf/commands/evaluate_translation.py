@@ -7,13 +7,13 @@ search greedily (--eval_num_beams 1): compare with them by --num_beams 1.
 """
 
 import sys
-from pathlib import Path
 
-from ..errors import InputError
 from ..evaluation.records import check_recordable, record_evaluation
 from ..evaluation.translation_model import evaluate_translation
 from ..translator import on_one_line
-from . import command_parser, run_command
+from ..writing import check_file, write_file
+from . import command_parser, printed_on_error, run_command
+from .parser import beams, number, weight
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,27 +26,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--tokenize", help="sacrebleu's tokenizer for BLEU, such as 13a, zh or char (default: by the target language)"
     )
-    parser.add_argument("--num_beams", type=int, default=4, help="beams; 1 is greedy search (default: 4)")
-    parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
-    parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
-    parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
-    parser.add_argument("--output", type=Path, help="file to write the translations to, a line for each source line")
+    parser.add_argument("--num_beams", type=beams, default=4, help="beams; 1 is greedy search (default: 4)")
+    parser.add_argument("--length_alpha", type=weight, help="GNMT's length normalisation, about 0.2; needs beams")
+    parser.add_argument("--coverage_beta", type=weight, help="GNMT's coverage penalty, about 0.2; needs beams")
+    parser.add_argument("--length_penalty", type=number(), help="the library's own, without GNMT's score (default: 1)")
+    parser.add_argument("--output", help="file to write the translations to, a line for each source line")
     parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
-    arguments = vars(parser.parse_args(argv))
-    output, record = arguments.pop("output"), arguments.pop("record")
-    arguments = {name: value for name, value in arguments.items() if value is not None}
 
     def evaluate() -> dict:
-        if output and not output.parent.is_dir():
-            raise InputError(f"output={output}: there is no folder {output.parent}")
+        arguments = vars(parser.parse_args(argv))
+        output, record = arguments.pop("output"), arguments.pop("record")
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        if output is not None:
+            check_file(output, "output")
         if record:
             check_recordable(arguments["model"])
         metrics, translations = evaluate_translation(**arguments)
-        if record:
-            files = [arguments["source_file"], arguments["target_file"]]
-            record_evaluation(arguments["model"], "evaluate-translation", argv, files, metrics)
-        if output:
-            output.write_text("".join(f"{on_one_line(text)}\n" for text in translations), encoding="utf-8")
+        with printed_on_error(metrics):
+            if output is not None:
+                write_file(output, "".join(f"{on_one_line(text)}\n" for text in translations), "output")
+            if record:
+                files = [arguments["source_file"], arguments["target_file"]]
+                record_evaluation(arguments["model"], "evaluate-translation", argv, files, metrics)
         return metrics
 
     return run_command(evaluate)

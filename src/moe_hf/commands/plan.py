@@ -13,6 +13,7 @@ from ..distributed.plan import OPTIMIZERS, Cluster, num_moe_layers, plan_shardin
 from ..distributed.plan_report import GB, describe, read_config
 from ..experiments.paper_tables import BILLION_WORDS_100
 from . import command_parser, run_command
+from .parser import amount, count, path
 from .table import find_configs
 
 MODEL_ARGUMENTS = (
@@ -34,20 +35,19 @@ PAPER_BATCH = 2_500_000
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("plan", __doc__)
     parser.add_argument(
-        "config", type=Path, nargs="?", help="file of a training script; by default LstmMoeConfig's values"
+        "config", type=path, nargs="?", help="file of a training script; by default LstmMoeConfig's values"
     )
-    parser.add_argument("--devices", type=int, default=8, help="default: 8")
-    parser.add_argument("--flops", type=float, default=100.0, help="TFLOP/s that a device reaches (default: 100)")
-    parser.add_argument("--bandwidth", type=float, default=25.0, help="GB/s that a device sends (default: 25)")
-    parser.add_argument("--memory", type=float, help="GB of a device, to be warned if it is too little")
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens of each device in a step (default: 16384)")
+    parser.add_argument("--devices", type=count, default=8, help="default: 8")
+    parser.add_argument("--flops", type=amount, default=100.0, help="TFLOP/s that a device reaches (default: 100)")
+    parser.add_argument("--bandwidth", type=amount, default=25.0, help="GB/s that a device sends (default: 25)")
+    parser.add_argument("--memory", type=amount, help="GB of a device, to be warned if it is too little")
+    parser.add_argument("--tokens", type=count, default=16384, help="tokens of each device in a step (default: 16384)")
     parser.add_argument("--optimizer", default="factored_adam", help=" or ".join(OPTIMIZERS))
-    parser.add_argument("--value_bytes", type=int, default=4, help="bytes of a value (default: 4, float32)")
+    parser.add_argument("--value_bytes", type=count, default=4, help="bytes of a value (default: 4, float32)")
     parser.add_argument("--paper_table", action="store_true", help="the table of docs/sharding.md instead")
     for name in MODEL_ARGUMENTS:
-        parser.add_argument(f"--{name}", type=int, help="of the model, instead of the file's")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: print(report(arguments)))
+        parser.add_argument(f"--{name}", type=count, help="of the model, instead of the file's")
+    return run_command(lambda: print(report(parser.parse_args(argv))))
 
 
 def report(arguments) -> str:

@@ -11,11 +11,13 @@ from ..errors import InputError
 from ..evaluation.language_model import measure_lm
 from ..evaluation.metrics import load_metric
 from ..evaluation.translation_model import measure_translation
-from ..hub import require_new_folder, save_tokenizer
+from ..hub import save_tokenizer
 from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..pruning import LOADS, METHODS, prune, sizes_of_pruned
-from . import command_parser, run_command
+from ..writing import check_new_folder, new_folder
+from . import command_parser, printed_on_error, run_command
+from .parser import count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,19 +25,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("text", nargs="+", help="text files; of a translation model a source and a target file")
     parser.add_argument("out", help="new folder for the result")
-    parser.add_argument("--keep", type=int, required=True, help="experts of each MoE layer that stay")
+    parser.add_argument("--keep", type=count, required=True, help="experts of each MoE layer that stay")
     parser.add_argument("--method", choices=METHODS, default="prune", help="default: prune")
     parser.add_argument("--load", choices=LOADS, default="tokens", help="what decides (default: tokens)")
-    parser.add_argument("--num_experts_per_tok", type=int, help="of the result (default: as it was)")
+    parser.add_argument("--num_experts_per_tok", type=count, help="of the result (default: as it was)")
     parser.add_argument("--target_language", help="of a multilingual translation model")
-    arguments = vars(parser.parse_args(argv))
-    return run_command(lambda: prune_folder(**arguments))
+    return run_command(lambda: prune_folder(**vars(parser.parse_args(argv))))
 
 
 def prune_folder(model: str, text: list[str], out: str, *, target_language: str | None = None, **options) -> dict:
     """`prune` from folder to folder; what to print."""
     load_metric("stream_perplexity")  # better now than after the text
-    folder = require_new_folder(out)
+    check_new_folder(out, "out")
     source, tokenizer = load_model_and_tokenizer(model)
     sizes_of_pruned(source, options["keep"], options["num_experts_per_tok"])  # better now than after the text
     before, totals = _measure(source, tokenizer, text, target_language)
@@ -47,12 +48,13 @@ def prune_folder(model: str, text: list[str], out: str, *, target_language: str 
     report["parameters"] = " -> ".join(f"{of.num_parameters() / 1e6:.2f} M" for of in (source, result))
     del source
     after, _ = _measure(result, tokenizer, text, target_language)
-    result.save_pretrained(folder)
-    add_code(folder)
-    save_tokenizer(tokenizer, folder)
     for name in ("perplexity_per_token", "perplexity_per_word"):
         report[name] = " -> ".join(f"{values[f'eval_{name}']:.4f}" for values in (before, after))
-    return report | {"written to": str(folder)}
+    with printed_on_error(report), new_folder(out, "out") as folder:
+        result.save_pretrained(folder)
+        add_code(folder)
+        save_tokenizer(tokenizer, folder)
+    return report | {"written to": out}
 
 
 def _measure(model, tokenizer, text: list[str], target_language: str | None):

@@ -7,7 +7,9 @@ Log in first, by `hf auth login` or the environment variable HF_TOKEN.
 """
 
 from ..hub import export, push
+from ..hub_errors import check_repo_id
 from . import command_parser, run_command
+from .parser import size
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,13 +22,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--language", nargs="+", help="codes of its languages, such as en (default: the sentence pairs')"
     )
-    parser.add_argument("--max_shard_size", default="5GB", help="size of a weights file at most (default: 5GB)")
-    arguments = parser.parse_args(argv)
-    options = {name: getattr(arguments, name) for name in ("license", "language", "max_shard_size")}
+    parser.add_argument(
+        "--max_shard_size", type=size, default="5GB", help="size of a weights file at most (default: 5GB)"
+    )
 
     def run() -> dict:
-        if arguments.dry_run:
-            export(arguments.model, arguments.dry_run, repo_id=arguments.repo, **options)
+        arguments = parser.parse_args(argv)
+        options = {name: getattr(arguments, name) for name in ("license", "language", "max_shard_size")}
+        if arguments.dry_run is not None:
+            check_repo_id(arguments.repo)
+            export(arguments.model, arguments.dry_run, repo_id=arguments.repo, argument="dry-run", **options)
             return {"written to": arguments.dry_run}
         return {"uploaded": push(arguments.model, arguments.repo, private=arguments.private, **options)}
 

@@ -11,6 +11,7 @@ TARGET_FILE, as in training. The balance over the training comes from expert_his
 
 from ..routing.report import routing_report
 from . import command_parser, run_command
+from .parser import count, whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,16 +22,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--layers", nargs="+", metavar="LAYER", help="only these, such as layers.1 or decoder.layers.1 (default: all)"
     )
-    parser.add_argument("--max_tokens", type=int, default=200_000, help="read at most (default: 200000)")
-    parser.add_argument("--num_contexts", type=int, default=8, help="places shown for each expert (default: 8)")
-    parser.add_argument("--context_width", type=int, default=6, help="tokens shown on either side (default: 6)")
+    parser.add_argument("--max_tokens", type=count, default=200_000, help="read at most (default: 200000)")
+    parser.add_argument("--num_contexts", type=count, default=8, help="places shown for each expert (default: 8)")
+    parser.add_argument("--context_width", type=whole(0), default=6, help="tokens shown on either side (default: 6)")
     parser.add_argument("--history", metavar="CSV", help="expert_history.csv of the training, if elsewhere")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows or pairs at once (default: 16)")
-    parser.add_argument("--window_length", type=int, default=64, help="language models: tokens at once (default: 64)")
+    parser.add_argument("--batch_size", type=count, default=16, help="rows or pairs at once (default: 16)")
+    parser.add_argument(
+        "--window_length", type=count, default=64, help="language models: tokens at once (default: 64)"
+    )
     parser.add_argument(
         "--no_carry_state", action="store_true", help="language models: start every window from a state of zero"
     )
     parser.add_argument("--target_language", help="multilingual translation models: the language of the second file")
-    arguments = vars(parser.parse_args(argv))
-    arguments["carry_state"] = not arguments.pop("no_carry_state")
-    return run_command(lambda: routing_report(**arguments))
+
+    def report() -> dict:
+        arguments = vars(parser.parse_args(argv))
+        arguments["carry_state"] = not arguments.pop("no_carry_state")
+        return routing_report(**arguments)
+
+    return run_command(report)

@@ -15,6 +15,7 @@ from ..evaluation import count_embedding_parameters, count_parameters, ops_per_t
 from ..experiments.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from . import command_parser, run_command
+from .parser import path
 
 CONFIGS = Path(__file__).parents[1] / "paper_configs"  # travels with the package; configs/ of a checkout points here
 LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
@@ -65,10 +66,9 @@ def print_heads(title: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("table", __doc__)
-    parser.add_argument("configs", nargs="?", type=Path, help="folder with lm/ and translation/")
-    configs = parser.parse_args(argv).configs
+    parser.add_argument("configs", nargs="?", type=path, help="folder with lm/ and translation/")
     matches = []
-    status = run_command(lambda: matches.extend(print_tables(find_configs(configs))))
+    status = run_command(lambda: matches.extend(print_tables(find_configs(parser.parse_args(argv).configs))))
     return status or int(not all(matches))
 
 

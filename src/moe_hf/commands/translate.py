@@ -9,18 +9,17 @@ A line break in a translation, which a model that has learnt from such texts may
 
 import argparse
 import sys
-from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM
 
 from ..data.lines import read_lines
-from ..data.translation_tokenizers import load_translation_tokenizer
 from ..evaluation.attention_plot import check_plot_file, plot_attention
-from ..loading import load_pretrained
+from ..families import TRANSLATION_MODELS
+from ..loading import load_model_and_tokenizer
 from ..old_names import with_new_options
 from ..translator import Translator, move_to_device, on_one_line
 from . import command_parser, run_command
+from .parser import beams, count, number, weight
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -28,15 +27,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("file", nargs="?", default="-", help="text file, plain, .gz or .xz; - for standard input")
     parser.add_argument("--target_language", help="of a multilingual model: the language to translate into")
-    parser.add_argument("--num_beams", type=int, default=4, help="beams; 1 is greedy search (default: 4)")
-    parser.add_argument("--num_return_sequences", type=int, default=1, help="translations of each line (default: 1)")
-    parser.add_argument("--length_alpha", type=float, help="GNMT's length normalisation, about 0.2; needs beams")
-    parser.add_argument("--coverage_beta", type=float, help="GNMT's coverage penalty, about 0.2; needs beams")
-    parser.add_argument("--length_penalty", type=float, help="the library's own, without GNMT's score (default: 1)")
-    parser.add_argument("--tokens_per_batch", type=int, default=8000, help="positions of a batch over all beams")
-    parser.add_argument("--buffer_lines", type=int, default=2000, help="lines of a portion (default: 2000)")
+    parser.add_argument("--num_beams", type=beams, default=4, help="beams; 1 is greedy search (default: 4)")
+    parser.add_argument("--num_return_sequences", type=count, default=1, help="translations of each line (default: 1)")
+    parser.add_argument("--length_alpha", type=weight, help="GNMT's length normalisation, about 0.2; needs beams")
+    parser.add_argument("--coverage_beta", type=weight, help="GNMT's coverage penalty, about 0.2; needs beams")
+    parser.add_argument("--length_penalty", type=number(), help="the library's own, without GNMT's score (default: 1)")
+    parser.add_argument("--tokens_per_batch", type=count, default=8000, help="positions of a batch over all beams")
+    parser.add_argument("--buffer_lines", type=count, default=2000, help="lines of a portion (default: 2000)")
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")
-    parser.add_argument("--attention_plot", type=Path, help="PNG file: attention of the first line with a translation")
+    parser.add_argument("--attention_plot", help="PNG file: attention of the first line with a translation")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     return parser.parse_args(with_new_options(argv, parser))
 
@@ -47,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def translate(arguments: argparse.Namespace) -> None:
     plot = arguments.attention_plot
-    if plot:
+    if plot is not None:
         check_plot_file(plot)
     translator = build_translator(arguments)
     lines = read_lines(arguments.file, allow_no_text=True)
@@ -63,8 +62,8 @@ def translate(arguments: argparse.Namespace) -> None:
 
 
 def build_translator(arguments: argparse.Namespace) -> Translator:
-    tokenizer = load_translation_tokenizer(arguments.model)
-    model = move_to_device(load_pretrained(AutoModelForSeq2SeqLM, arguments.model), arguments.device)
+    model, tokenizer = load_model_and_tokenizer(arguments.model, TRANSLATION_MODELS)
+    model = move_to_device(model, arguments.device)
     names = ["target_language", "num_beams", "num_return_sequences", "length_alpha", "coverage_beta", "length_penalty"]
     names += ["tokens_per_batch", "buffer_lines"]
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}

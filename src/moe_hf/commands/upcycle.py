@@ -7,49 +7,57 @@ Tokenizer and generation settings go along; an optimizer's state does not. Train
 --model_name_or_path OUT. When the result is exactly the source's function stands in docs/upcycling.md.
 """
 
-from ..hub import require_new_folder, save_tokenizer
+from ..hub import save_tokenizer
 from ..loading import load_model_and_tokenizer
 from ..model_code import add_code
 from ..model_size import ops_per_timestep
 from ..models.configuration_moe import GATINGS
 from ..upcycling import exactness, upcycle
+from ..writing import check_new_folder, new_folder
 from . import command_parser, run_command
+from .parser import count, weight, whole
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("upcycle", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("out", help="new folder for the result")
-    parser.add_argument("--num_experts", type=int, required=True, help="experts of each MoE layer of the result")
-    parser.add_argument("--slices", type=int, default=1, help="cut each expert into that many (default: 1)")
-    parser.add_argument("--num_experts_per_tok", type=int, help="default: as many operations as before, at least 2")
-    parser.add_argument("--num_expert_groups", type=int, help="hierarchical gate; of n experts, n groups")
-    parser.add_argument("--num_groups_per_tok", type=int, help="for a model with one expert (default: 2)")
+    parser.add_argument("--num_experts", type=count, required=True, help="experts of each MoE layer of the result")
+    parser.add_argument("--slices", type=count, default=1, help="cut each expert into that many (default: 1)")
+    parser.add_argument("--num_experts_per_tok", type=count, help="default: as many operations as before, at least 2")
+    parser.add_argument("--num_expert_groups", type=count, help="hierarchical gate; of n experts, n groups")
+    parser.add_argument("--num_groups_per_tok", type=count, help="for a model with one expert (default: 2)")
     parser.add_argument("--gating", choices=GATINGS, help="for a model with one expert (default: its own)")
     parser.add_argument(
-        "--gate_std", type=float, default=1.0, help="what tells replicas apart in the gate's logits (default: 1)"
+        "--gate_std",
+        type=weight,
+        default=1.0,
+        help="what tells replicas apart in the gate's logits (default: 1)",
     )
     parser.add_argument(
-        "--expert_std", type=float, default=0.0, help="noise on the experts, as part of their size (default: 0)"
+        "--expert_std",
+        type=weight,
+        default=0.0,
+        help="noise on the experts, as part of their size (default: 0)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    arguments = vars(parser.parse_args(argv))
-    return run_command(lambda: upcycle_folder(**arguments))
+    parser.add_argument("--seed", type=whole(0), default=0, help="default: 0")
+    return run_command(lambda: upcycle_folder(**vars(parser.parse_args(argv))))
 
 
 def upcycle_folder(model: str, out: str, num_experts: int, **options) -> dict[str, str]:
     """`upcycle` from folder to folder; what to print."""
-    folder = require_new_folder(out)
+    check_new_folder(out, "out")
     source, tokenizer = load_model_and_tokenizer(model)
     result = upcycle(source, num_experts, **options)
-    result.save_pretrained(folder)
-    add_code(folder)
-    save_tokenizer(tokenizer, folder)
+    with new_folder(out, "out") as folder:
+        result.save_pretrained(folder)
+        add_code(folder)
+        save_tokenizer(tokenizer, folder)
     pair = (source, result)
     same = exactness(source.config, result.config, options["gate_std"], options["expert_std"])
     return {
         "parameters": " -> ".join(f"{of.num_parameters() / 1e6:.2f} M" for of in pair),
         "operations per token": " -> ".join(f"{ops_per_timestep(of.config) / 1e6:.2f} M" for of in pair),
         "the source's function": same,
-        "written to": str(folder),
+        "written to": out,
     }

@@ -3,7 +3,32 @@
 from dataclasses import dataclass, field
 
 from ..errors import InputError
+from ..value_checks import COUNT, LARGEST_FACTOR, MOST_PROCESSES, POSITIVE, Range, check_choice, check_range
 from .pair_sources import PairSource, read_pair_sources
+
+MOST_TOKENS = 10**8  # of a vocabulary; the library's trainers reserve memory for as many
+RANGES = {
+    "vocab_size": Range(least=1, most=MOST_TOKENS),
+    "preprocessing_num_workers": Range(least=1, most=MOST_PROCESSES),
+    "sampling_temperature": POSITIVE,
+    **dict.fromkeys(("window_length", "max_train_lines", "max_train_pairs"), COUNT),
+    **dict.fromkeys(("max_source_length", "max_target_length"), COUNT),
+    **dict.fromkeys(("tokens_per_batch", "length_bucket_width"), Range(least=1, most=LARGEST_FACTOR)),
+}
+TOKENIZER_KINDS = ("bpe", "word")
+
+
+def _check(arguments) -> None:
+    """Ranges, and that nothing is told of a data set which is not named."""
+    for name, value in vars(arguments).items():
+        if name in RANGES:
+            check_range(name, value, RANGES[name])
+    if arguments.dataset_name:
+        return
+    for name in ("dataset_config_name", "train_split", "validation_split", "text_column"):
+        value, default = getattr(arguments, name, None), getattr(type(arguments), name, None)
+        if value not in (None, default):
+            raise InputError(f"{name}={value!r} is of a data set of the Hub, and needs dataset_name")
 
 
 @dataclass
@@ -18,7 +43,9 @@ class DataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
     dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
     train_split: str = field(default="train", metadata={"help": "split of that dataset to train on"})
-    validation_split: str = field(default="validation", metadata={"help": "split of that dataset to evaluate on"})
+    validation_split: str | None = field(
+        default="validation", metadata={"help": "split of that dataset to evaluate on, without validation_files"}
+    )
     text_column: str = field(default="text", metadata={"help": "column of that dataset which holds the text"})
     keep_empty_lines: bool = field(default=True, metadata={"help": "an empty line is an end-of-sentence symbol"})
     max_train_lines: int | None = field(default=None, metadata={"help": "use only that many lines"})
@@ -34,6 +61,15 @@ class DataArguments:
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
     cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
+
+    def __post_init__(self):
+        _check(self)
+        check_choice("tokenizer_kind", self.tokenizer_kind, TOKENIZER_KINDS)
+        if self.dataset_name and self.train_files:
+            raise InputError(
+                f"train_files={self.train_files} and dataset_name={self.dataset_name!r} are given, only one of them "
+                "is allowed"
+            )
 
 
 @dataclass
@@ -92,6 +128,9 @@ class TranslationDataArguments:
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
     cache_dir: str | None = field(default=None, metadata={"help": "where text and tokens are kept"})
 
+    def __post_init__(self):
+        _check(self)
+
     def train_sources(self) -> list[PairSource]:
         """Where the training pairs are.
 
@@ -118,9 +157,12 @@ class TranslationDataArguments:
         if pairs := getattr(self, f"{part}_pairs"):
             if flat and (part == "train" or "dataset_name" not in flat):
                 raise InputError(f"{part}_pairs and {', '.join(flat)} are given, only one of them is allowed")
-            return read_pair_sources(pairs, f"{part}_pairs")
+            sources = read_pair_sources(pairs, f"{part}_pairs")
+            self._check_languages(sources, part)
+            return sources
         if not flat or (split is None and "dataset_name" in flat):
             return []
+        self._check_origin(flat, names)
         options = {"dataset_config_name": self.dataset_config_name, "split": split} if self.dataset_name else {}
         languages = {"source_language": self.source_language, "target_language": self.target_language}
         fields = {name.removeprefix(f"{part}_"): value for name, value in flat.items()}
@@ -128,3 +170,21 @@ class TranslationDataArguments:
             return [PairSource(**fields, **options, **languages)]
         except InputError as error:
             raise InputError(f"{part} data: {error}") from error
+
+    @staticmethod
+    def _check_origin(flat: dict, names: list[str]) -> None:
+        """The rules of `PairSource`, under the names of the flat arguments."""
+        sides = names[:2]
+        for one, other in (sides, sides[::-1]):
+            if one in flat and other not in flat:
+                raise InputError(f"{one}={flat[one]} needs {other} as well")
+        origins = [name for name in flat if name != sides[1]]
+        if len(origins) > 1:
+            raise InputError(f"{' and '.join(origins)} are given, only one of them is allowed")
+
+    def _check_languages(self, sources: list[PairSource], part: str) -> None:
+        """A flat language is not that of a mapping, which names its own."""
+        for name in ("source_language", "target_language"):
+            given = getattr(self, name)
+            if given and not all(getattr(source, name) for source in sources):
+                raise InputError(f"{name}={given!r} is not for {part}_pairs: write it into each mapping there")

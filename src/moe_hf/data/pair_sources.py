@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
-import json
 from dataclasses import dataclass
 from itertools import permutations
+from typing import get_type_hints
 
 from ..errors import InputError
+from ..value_checks import read_json, shown, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,8 @@ class PairSource:
     target_language: str | None = None
 
     def __post_init__(self):
-        for name in ("source_language", "target_language"):
-            if not isinstance(language := getattr(self, name), str | None):
-                raise InputError(
-                    f"{name}={language!r} is not text; YAML reads no, on and yes as truth values: write it in quotes"
-                )
+        for name, annotation in get_type_hints(PairSource).items():
+            typed(name, getattr(self, name), annotation)
         if bool(self.source_files) != bool(self.target_files):
             given, other = ("source", "target") if self.source_files else ("target", "source")
             raise InputError(f"{given}_files={getattr(self, given + '_files')} needs {other}_files as well")
@@ -78,12 +76,9 @@ def read_pair_sources(value: list | str, name: str) -> list[PairSource]:
         InputError: not a list of mappings, an unknown key, and the errors of `PairSource`.
     """
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{name} is not valid JSON: {error}") from error
+        value = read_json(name, value)
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
-        raise InputError(f"{name}={value!r} must be a list of mappings, at least one")
+        raise InputError(f"{name}={shown(value)} must be a list of mappings, at least one")
     sources = []
     for number, entry in enumerate(value, start=1):
         try:
@@ -103,7 +98,11 @@ def _all_directions(entry: dict) -> list[dict]:
         return [entry]
     files = entry["parallel_files"]
     if len(entry) > 1 or not isinstance(files, dict) or len(files) < 2:
-        raise InputError(f"parallel_files={files!r} must be {{language: files}} of two or more, without other fields")
+        raise InputError(
+            f"parallel_files={shown(files)} must be {{language: files}} of two or more, without other fields"
+        )
+    for language, names in files.items():
+        typed(f"parallel_files[{language}]", names, list[str] | str)
     return [
         {"source_files": files[a], "target_files": files[b], "source_language": a, "target_language": b}
         for a, b in permutations(files, 2)

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import stat
 
 from ..errors import InputError
 
@@ -26,27 +27,52 @@ def expand_path(path: str, argument: str) -> str:
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, path))
 
 
-def expand_file_patterns(patterns: list[str] | str) -> list[str]:
+def expand_file_patterns(patterns: list[str] | str, argument: str = "files") -> list[str]:
     """Expand `~`, `${VARIABLE}` and globs to absolute file paths.
 
     Args:
         patterns: one pattern, or several; a file comes as often as it is named.
+        argument: the argument that `patterns` was given for, named in errors.
 
     Returns:
         The paths in the order of the patterns, sorted within each.
 
     Raises:
-        InputError: a variable is not set, or no file matches.
+        InputError: a variable is not set, or no file matches; a folder, a pipe or a device is named.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     paths = []
     for pattern in patterns:
-        expanded = expand_path(pattern, "files")
-        is_literal = os.path.isfile(expanded)
-        found = [expanded] if is_literal else sorted(filter(os.path.isfile, glob.glob(expanded, recursive=True)))
+        expanded = expand_path(pattern, argument)
+        found = [expanded] if os.path.isfile(expanded) else _matches(expanded)
         if not found:
-            raise InputError(f"files: no file matches {pattern!r}" + f" (= {expanded})" * (expanded != pattern))
+            shown = repr(pattern) + f" (= {expanded})" * (expanded != pattern)
+            raise InputError(f"{argument}: {_why_not_a_file(expanded, shown)}")
         paths.extend(map(os.path.abspath, found))
     if not paths:
-        raise InputError("files=[] names no file, at least one is needed")
+        raise InputError(f"{argument}=[] names no file, at least one is needed")
     return paths
+
+
+def _matches(pattern: str) -> list[str]:
+    if "\0" in pattern:  # which glob does not take
+        return []
+    return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+
+
+def _why_not_a_file(path: str, shown: str) -> str:
+    """What a path is that no regular file has; `shown` is how errors name it."""
+    once = "which can be read only once, but later runs look the text up by its file: write it into a file first"
+    if path == "-":
+        return f"{shown} is standard input, {once}"
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        if "\0" not in path and os.path.islink(path):
+            return f"{shown} is a link to {os.readlink(path)}, which does not exist"
+        return f"no file matches {shown}"
+    if stat.S_ISDIR(mode):
+        return f"{shown} is a folder: name the files in it, such as {os.path.join(path, '*.txt')!r}"
+    if stat.S_ISFIFO(mode):
+        return f"{shown} is a pipe, {once}"
+    return f"{shown} is a {'socket' if stat.S_ISSOCK(mode) else 'device'}, not a file"

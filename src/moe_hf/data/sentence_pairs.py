@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, Translation, Value, concatenate_datasets
 
 from ..errors import InputError
 from .lines import read_lines
 from .pair_sources import PairSource
 from .paths import expand_file_patterns
-from .text import dataset_of_rows, file_version, fingerprint, load_hub_dataset
+from .text import check_text_column, check_unchanged, dataset_of_rows, file_version, fingerprint, load_hub_dataset
 
 PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
 
@@ -55,6 +56,7 @@ def load_sentence_pairs(
     max_pairs: int | None = None,
     cache_dir: str | None = None,
     num_proc: int | None = None,
+    argument: str = "{}",
 ) -> SentencePairs:
     """Load all pairs of `sources`; the same direction may come from several of them.
 
@@ -69,10 +71,12 @@ def load_sentence_pairs(
         max_pairs: read only the first pairs of each source; None for all.
         cache_dir: folder of the memory-mapped data; None for that of `datasets`.
         num_proc: processes that read files.
+        argument: what the user calls a field of the sources, such as "train_{}".
 
     Raises:
         InputError: no source, languages missing where there are several directions or the data are keyed by language,
-            files that cannot be read, are not UTF-8 or have unequal numbers of lines, malformed lines, no pair left.
+            files that cannot be read, are not UTF-8, change while they are read or have unequal numbers of lines,
+            malformed lines, columns that are not text, no pair left.
     """
     if max_pairs is not None and max_pairs < 1:
         raise InputError(f"max_pairs={max_pairs} must be at least 1 (or None for all pairs)")
@@ -84,7 +88,7 @@ def load_sentence_pairs(
         raise InputError(f"several directions need source_language and target_language each, got: {names}")
     parts, num_read = [], 0
     for source in sources:
-        part = _load_source(source, cache_dir, num_proc)
+        part = _load_source(source, cache_dir, num_proc, argument)
         if max_pairs is not None:
             part = part.select(range(min(max_pairs, len(part))))
         num_read += len(part)
@@ -96,23 +100,22 @@ def load_sentence_pairs(
     return SentencePairs(dataset, directions, num_read, num_read - len(dataset))
 
 
-def _load_source(source: PairSource, cache_dir, num_proc) -> Dataset:
+def _load_source(source: PairSource, cache_dir, num_proc, argument: str) -> Dataset:
     if source.dataset_name:
         return _load_hub_pairs(source, cache_dir, num_proc)
     languages = (source.source_language, source.target_language)
     if source.files:
-        paths = expand_file_patterns(source.files)
+        paths = expand_file_patterns(source.files, argument.format("files"))
         generate, options = _generate_from_files, {"languages": languages}
     else:
-        pair = [expand_file_patterns(files) for files in (source.source_files, source.target_files)]
+        sides = {argument.format(name): getattr(source, name) for name in ("source_files", "target_files")}
+        pair = [expand_file_patterns(files, name) for name, files in sides.items()]
         if len(pair[0]) != len(pair[1]):
-            raise InputError(
-                f"source_files={source.source_files} are {len(pair[0])} files, "
-                f"target_files={source.target_files} are {len(pair[1])}: they must be equally many"
-            )
+            counts = [f"{name}={files} are {len(paths)}" for (name, files), paths in zip(sides.items(), pair)]
+            raise InputError(f"{counts[0]} files, {counts[1]}: they must be equally many")
         paths, generate, options = list(zip(*pair)), _generate_from_aligned_files, {}
     versions = [file_version(path) for entry in paths for path in ([entry] if source.files else entry)]
-    return dataset_of_rows(
+    dataset = dataset_of_rows(
         generate,
         paths,
         features=PAIR_FEATURES,
@@ -121,6 +124,8 @@ def _load_source(source: PairSource, cache_dir, num_proc) -> Dataset:
         num_proc=num_proc,
         **options,
     )
+    check_unchanged(versions)
+    return dataset
 
 
 def _generate_from_aligned_files(paths: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
@@ -163,25 +168,41 @@ def _parser_for(path: str) -> Callable:
 def _parse_tsv(line: str, languages) -> tuple[str, str]:
     columns = line.split("\t")
     if len(columns) != 2:
-        raise ValueError(f"{len(columns)} columns, expected 2: source, one tab, target")
+        some = "1 column" if len(columns) == 1 else f"{len(columns)} columns"
+        raise ValueError(f"{some}, expected 2: source, one tab, target")
     return columns[0], columns[1]
 
 
 def _parse_jsonl(line: str, languages) -> tuple[str, str]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_without_repetition)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply, expected texts under two keys") from None
     keys, texts = ("source", "target"), row
     if isinstance(row, dict) and "translation" in row:
         if None in languages:
             raise ValueError(f'"translation" needs source_language and target_language, got {languages}')
         keys, texts = languages, row["translation"]
-    if not isinstance(texts, dict) or not all(isinstance(texts.get(key), str) for key in keys):
-        raise ValueError(f"no text under the keys {keys[0]!r} and {keys[1]!r}")
+    wanted = f"no text under the keys {keys[0]!r} and {keys[1]!r}"
+    if not isinstance(texts, dict):
+        raise ValueError(f"{wanted}, but a JSON {type(texts).__name__} in their place")
     for key in keys:
-        texts[key].encode()  # JSON can spell half a character, "\\ud83d", which UTF-8 cannot
+        if key not in texts:
+            raise ValueError(f"{wanted}, there are {', '.join(map(repr, list(texts)[:8])) or 'none'}")
+        if not isinstance(text := texts[key], str):
+            raise ValueError(f"{wanted}, {key!r} has a JSON {type(text).__name__}")
+        text.encode()  # JSON can spell half a character, "\\ud83d", which UTF-8 cannot
     return texts[keys[0]], texts[keys[1]]
+
+
+def _without_repetition(items: list[tuple[str, Any]]) -> dict:
+    """The mapping of a JSON object; of a key that it has twice, JSON readers silently take the last."""
+    if len(found := dict(items)) < len(items):
+        keys = [key for key, _ in items]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+    return found
 
 
 def _load_hub_pairs(source: PairSource, cache_dir, num_proc) -> Dataset:
@@ -190,11 +211,12 @@ def _load_hub_pairs(source: PairSource, cache_dir, num_proc) -> Dataset:
         raise InputError(f"dataset_name={name} needs source_language and target_language, got {languages}")
     dataset = load_hub_dataset(name, source.dataset_config_name, source.split, cache_dir=cache_dir, num_proc=num_proc)
     nested = "translation" in dataset.column_names
-    feature = dataset.features["translation"] if nested else dataset.features
-    known = getattr(feature, "languages", None) or list(feature)
+    columns = _columns_by_language(dataset.features["translation"], name) if nested else dataset.features
     for language in languages:
-        if language not in known:
-            raise InputError(f"dataset_name={name} has no language {language!r}, it has {', '.join(map(str, known))}")
+        if language not in columns:
+            known = ", ".join(map(str, columns))
+            raise InputError(f"dataset_name={name} has no language {language!r}, it has {known}")
+        check_text_column(columns[language], f"the column of {language!r}", name)
     return dataset.map(
         _pick_languages_of_batch,
         batched=True,
@@ -207,9 +229,19 @@ def _load_hub_pairs(source: PairSource, cache_dir, num_proc) -> Dataset:
     )
 
 
+def _columns_by_language(feature, name: str) -> dict:
+    """What a column "translation" has for each language."""
+    if isinstance(feature, Translation):
+        return {language: Value("string") for language in feature.languages}
+    if not isinstance(feature, dict):
+        kind = getattr(feature, "dtype", None) or type(feature).__name__
+        raise InputError(f"dataset_name={name}: the column 'translation' has {kind}, expected {{language: text}}")
+    return feature
+
+
 def _pick_languages_of_batch(batch, languages: tuple[str, str], nested: bool) -> dict[str, list[str]]:
     rows = batch["translation"] if nested else None
-    texts = [[row[language] for row in rows] if nested else batch[language] for language in languages]
+    texts = [[(row or {}).get(language) for row in rows] if nested else batch[language] for language in languages]
     return {name: [text or "" for text in side] for name, side in zip(("source", "target"), texts)}
 
 

@@ -12,7 +12,9 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import InputError
+from ..errors import InputError, first_line
+from .cache_folder import cached_in
+from .encoding import encode_lines
 from .lines import read_lines
 from .paths import expand_file_patterns
 
@@ -31,6 +33,7 @@ def load_text_dataset(
     max_lines: int | None = None,
     cache_dir: str | None = None,
     num_proc: int | None = None,
+    argument: str = "files",
 ) -> Dataset:
     """Load text as a memory-mapped dataset with the single column "text", one row a line without its line break.
 
@@ -47,16 +50,18 @@ def load_text_dataset(
         max_lines: keep only the first lines (empty ones count if they are kept); None for all.
         cache_dir: folder of the memory-mapped data; None for that of `datasets`.
         num_proc: processes that read files.
+        argument: what the user calls `files`.
 
     Raises:
-        InputError: not exactly one source; no, unreadable, empty or not UTF-8 files; no such data set or column.
+        InputError: not exactly one source; no, unreadable, empty or not UTF-8 files, or one that changes while it is
+            read; no such data set or column, or a column that is not text.
     """
     if (files is None) == (hub_name is None):
         raise InputError(f"exactly one of files and hub_name is needed, got files={files} and hub_name={hub_name}")
     if max_lines is not None and max_lines < 1:
         raise InputError(f"max_lines={max_lines} must be at least 1 (or None for all lines)")
     if files is not None:
-        paths = list(dict.fromkeys(expand_file_patterns(files)))
+        paths = list(dict.fromkeys(expand_file_patterns(files, argument)))
         return _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc)
     documents = _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_proc)
     lines = documents.map(
@@ -70,7 +75,7 @@ def load_text_dataset(
         desc="Splitting lines",
     )
     if len(lines) == 0:
-        raise InputError(f"hub_name={hub_name}: column {text_column!r} of split {split!r} has no text")
+        raise InputError(f"dataset_name={hub_name}: column {text_column!r} of split {split!r} has no text")
     return lines if max_lines is None else lines.select(range(min(max_lines, len(lines))))
 
 
@@ -81,15 +86,18 @@ def fingerprint(*parts) -> str:
 
 def _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc) -> Dataset:
     options = {"keep_empty_lines": keep_empty_lines, "max_lines": max_lines}
-    return dataset_of_rows(
+    versions = [file_version(path) for path in paths]
+    dataset = dataset_of_rows(
         _generate_rows,
         paths,
         features=TEXT_FEATURES,
-        fingerprint=fingerprint("files", [file_version(path) for path in paths], options),
+        fingerprint=fingerprint("files", versions, options),
         cache_dir=cache_dir,
         num_proc=num_proc if max_lines is None else 1,  # max_lines has to count in one process
         **options,
     )
+    check_unchanged(versions)
+    return dataset
 
 
 def dataset_of_rows(
@@ -114,9 +122,14 @@ def dataset_of_rows(
         **options: further arguments of `generate`.
 
     Raises:
-        InputError: what `generate` raises.
+        InputError: what `generate` raises, or the cache cannot be written.
     """
     num_proc = min(num_proc or 1, len(paths))
+    with cached_in(cache_dir):
+        return _dataset_of_rows(generate, paths, features, fingerprint, cache_dir, num_proc, options)
+
+
+def _dataset_of_rows(generate, paths, features, fingerprint, cache_dir, num_proc, options) -> Dataset:
     try:
         return Dataset.from_generator(
             generate,
@@ -136,8 +149,30 @@ def dataset_of_rows(
 
 
 def file_version(path: str) -> tuple[str, int, int]:
-    """What tells whether a file changed: path, size in bytes and time in nanoseconds."""
-    return path, os.stat(path).st_size, os.stat(path).st_mtime_ns
+    """What tells whether a file changed: path, size in bytes and time in nanoseconds.
+
+    Raises:
+        InputError: there is no such file any more.
+    """
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return path, found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(versions: list[tuple[str, int, int]]) -> None:
+    """Check that files are as they were before they were read.
+
+    Args:
+        versions: what `file_version` returned then.
+
+    Raises:
+        InputError: one of them has another size or time.
+    """
+    for version in versions:
+        if file_version(version[0]) != version:
+            raise InputError(f"{version[0]}: the file changed while it was read; start again when it is complete")
 
 
 def _generate_rows(paths, keep_empty_lines: bool, max_lines: int | None) -> Iterator[dict[str, str]]:
@@ -155,7 +190,24 @@ def _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_pr
     dataset = load_hub_dataset(hub_name, hub_config, split, cache_dir=cache_dir, num_proc=num_proc)
     if text_column not in dataset.column_names:
         raise InputError(f"text_column={text_column!r} is not in {hub_name}, its columns are {dataset.column_names}")
+    check_text_column(dataset.features[text_column], f"text_column={text_column!r}", hub_name)
     return dataset.select_columns([text_column])
+
+
+def check_text_column(feature: Any, column: str, hub_name: str) -> None:
+    """Check that a column of a data set has text; a column of None alone counts as empty text.
+
+    Args:
+        feature: what `datasets` knows of it.
+        column: how errors name it.
+        hub_name: name of the data set.
+
+    Raises:
+        InputError: it has something else.
+    """
+    kind = getattr(feature, "dtype", None) or type(feature).__name__
+    if not isinstance(feature, Value) or kind not in ("string", "large_string", "string_view", "null"):
+        raise InputError(f"dataset_name={hub_name}: {column} has {kind}, text (string) is needed")
 
 
 def load_hub_dataset(
@@ -175,9 +227,10 @@ def load_hub_dataset(
     """
     try:
         return load_dataset(hub_name, hub_config, split=split, cache_dir=cache_dir, num_proc=num_proc)
-    except (OSError, ValueError) as error:  # also datasets' own "not found" errors and no connection
-        reason = str(error).strip().partition("\n")[0]
-        source = f"hub_name={hub_name}, hub_config={hub_config}, split={split}"
+    except Exception as error:  # every builder and file format has its own errors
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        reason = first_line(cause) or type(cause).__name__
+        source = f"dataset_name={hub_name}, dataset_config_name={hub_config}, split={split}"
         raise InputError(f"{source}: the data set cannot be loaded ({reason})") from error
 
 
@@ -244,8 +297,8 @@ def tokenize_to_stream(
 ) -> TokenStream:
     """Tokenise the lines of `dataset` ("text"), each followed by the end-of-sentence token, to one stream of ids.
 
-    No other special tokens are added. The result is cached beside the dataset: a second run, also in another
-    process, does no work.
+    No other special tokens are added, and none arises from text that spells it (`encode_lines`). The result is cached
+    beside the dataset: a second run, also in another process, does no work.
 
     Args:
         dataset: the lines, in the column "text".
@@ -254,7 +307,7 @@ def tokenize_to_stream(
         batch_size: lines tokenised at once.
 
     Raises:
-        InputError: `tokenizer` without eos_token_id; fewer than 2 tokens.
+        InputError: `tokenizer` without eos_token_id; fewer than 2 tokens, or no text.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -268,20 +321,21 @@ def tokenize_to_stream(
         features=TOKEN_FEATURES,
         fn_kwargs={"tokenizer": tokenizer},
         num_proc=num_proc,
-        new_fingerprint=fingerprint("tokens", dataset._fingerprint, serialize_tokenizer(tokenizer)),
+        new_fingerprint=fingerprint("tokens, text only", dataset._fingerprint, serialize_tokenizer(tokenizer)),
         desc="Tokenizing",
     )
     num_tokens = len(stream := TokenStream(tokens)) if len(tokens) else 0
     if num_tokens < 2:
         raise InputError(f"dataset: {len(dataset)} lines have {num_tokens} tokens, at least 2 are needed")
+    if stream.num_words == stream.num_lines:
+        raise InputError(f"dataset: the {stream.num_lines} lines have no text")
     return stream
 
 
 def _tokenize_batch(batch, tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
     lines = batch["text"]
-    encoded = tokenizer(lines, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return {
-        "input_ids": [ids + [tokenizer.eos_token_id] for ids in encoded],
+        "input_ids": [ids + [tokenizer.eos_token_id] for ids in encode_lines(tokenizer, lines)],
         "num_words": [len(line.split()) + 1 for line in lines],
     }
 

@@ -1,21 +1,32 @@
 """Training of word-level and byte-level BPE tokenizers."""
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..errors import InputError
+from ..errors import InputError, first_line
+from ..model_files import TOKENIZER_FILES, check_files
+from .encoding import split_long_line
 
 if TYPE_CHECKING:
     from datasets import Dataset  # slow to import, and not needed to load a tokenizer
 
+logger = logging.getLogger(__name__)
+
 EOS_TOKEN = "<eos>"
 UNK_TOKEN = "<unk>"
 SPECIAL_TOKENS = {"word": [EOS_TOKEN, UNK_TOKEN], "bpe": [EOS_TOKEN]}
+# Bytes of a word, or of a run of spaces, in the training of BPE; and the characters of one that are trained on.
+LONGEST_WORD, MOST_OF_A_WORD = 1000, 100_000
+# Runs of letters and digits, of other signs or of spaces that may have more, as a character has at most four.
+_LONG_RUN = re.compile(r"\w{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(LONGEST_WORD // 4 - 1)))
 
 
 def train_tokenizer(
@@ -35,7 +46,9 @@ def train_tokenizer(
         kind: "word" takes whitespace-separated words, the most frequent ones first; others are "<unk>", and so is a
             literal "<unk>". A special token in the text counts only as a whole word, so a line has as many tokens as
             words. "bpe" is byte-level byte pair encoding, with which every text round-trips (but for case, with
-            `lowercase`).
+            `lowercase`). Training cuts a word of more than 1,000 bytes into parts, as its time grows with the
+            square of a word's length, and sees the first 100,000 characters of it; a warning counts such words.
+            Encoding does not cut them.
         vocab_size: tokens at most, special tokens included.
         lowercase: whether the tokenizer turns text to lower case.
         extra_special_tokens: further special tokens.
@@ -81,6 +94,7 @@ def load_or_train_tokenizer(
     vocab_size: int,
     lowercase: bool = False,
     extra_special_tokens: Sequence[str] = (),
+    argument: str = "tokenizer_name_or_path",
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer, or train one on the column "text" of `dataset`, in batches.
 
@@ -91,6 +105,7 @@ def load_or_train_tokenizer(
         vocab_size: as for `train_tokenizer`.
         lowercase: as for `train_tokenizer`.
         extra_special_tokens: as for `train_tokenizer`.
+        argument: what the user calls `name_or_path`.
 
     Raises:
         InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
@@ -103,23 +118,48 @@ def load_or_train_tokenizer(
             lowercase=lowercase,
             extra_special_tokens=extra_special_tokens,
         )
-    return load_tokenizer(name_or_path)
+    return load_tokenizer(name_or_path, argument)
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, argument: str = "tokenizer_name_or_path") -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub.
 
+    Args:
+        name_or_path: the folder or name.
+        argument: what the user calls it.
+
     Raises:
-        InputError: it cannot be loaded or has no eos token.
+        InputError: it cannot be loaded, would run code of its own, or has no eos token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        check_files(name_or_path, ("config.json", *TOKENIZER_FILES))
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length={tokenizer.model_max_length!r} in its files is not a number")
     except Exception as error:  # a broken tokenizer.json raises a bare Exception
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer cannot be loaded ({reason})") from error
+        reason = _why_not_loaded(name_or_path, error)
+        raise InputError(f"{argument}={name_or_path}: the tokenizer cannot be loaded ({reason})") from error
     if tokenizer.eos_token_id is None:
-        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer has no eos_token, one is needed")
+        raise InputError(f"{argument}={name_or_path}: the tokenizer has no eos_token, one is needed")
     return tokenizer
+
+
+def _why_not_loaded(name_or_path: str, error: Exception) -> str:
+    """The reason of an error, with the file that it is about, which the libraries do not name."""
+    file, reason = Path(name_or_path, "tokenizer.json"), first_line(error) or type(error).__name__
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, which is not run here"
+    if not Path(name_or_path).exists():
+        return f"there is no such folder; as a name of the Hub: {reason}"
+    if not file.exists():
+        return f"without tokenizer.json: {reason}"
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as broken:
+        return f"tokenizer.json is not a tokenizer: {broken}"
+    if isinstance(error, LookupError | AttributeError | TypeError):  # whose message is a word of the library's code
+        return f"a value in tokenizer_config.json or config.json is of a wrong type, {type(error).__name__}: {reason}"
+    return reason
 
 
 def _iterate_text(dataset: "Dataset") -> Iterator[str]:
@@ -160,6 +200,51 @@ def _train_byte_level_bpe(lines, normalizer, vocab_size: int, special_tokens: li
     backend.decoder = decoders.ByteLevel()
     if normalizer:
         backend.normalizer = normalizer
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet)
-    backend.train_from_iterator(lines, trainer)
+    trainer = trainers.BpeTrainer(  # its own progress bars would share lines with messages
+        vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
+    )
+    train_bpe(backend, (piece for line in lines for piece in split_long_line(line)), trainer)
     return backend
+
+
+def train_bpe(backend: Tokenizer, lines: Iterable[str], trainer: trainers.BpeTrainer) -> None:
+    """Train byte-level BPE in a time that does not grow with the square of a word's length.
+
+    A word of more than `LONGEST_WORD` bytes is cut into parts of that length, and what follows its first
+    `MOST_OF_A_WORD` characters is left out.
+
+    Args:
+        backend: what is trained; its pre-tokenizer is `ByteLevel` without a prefix space.
+        lines: the text.
+        trainer: how.
+    """
+    words, num_long = backend.pre_tokenizer, 0
+
+    def shortened() -> Iterator[str]:
+        nonlocal num_long
+        for line in lines:
+            start = 0
+            for word, (first, end) in words.pre_tokenize_str(line) if _may_have_long_word(line) else ():
+                num_long += len(word) > LONGEST_WORD
+                if end - first > MOST_OF_A_WORD:
+                    yield line[start : first + MOST_OF_A_WORD]
+                    start = end
+            yield line[start:]
+
+    # After ByteLevel a byte is a character.
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
+    backend.train_from_iterator(shortened(), trainer)
+    backend.pre_tokenizer = words
+    if num_long:
+        were = "1 word of the text was" if num_long == 1 else f"{num_long:,} words of the text were"
+        logger.warning(
+            f"tokenizer: {were} cut into parts of {LONGEST_WORD:,} bytes for its training, as longer ones take too "
+            "long; the text that the model reads is not cut"
+        )
+
+
+def _may_have_long_word(line: str) -> bool:
+    """Whether a word may be longer than `LONGEST_WORD`; without the windows, `_LONG_RUN` alone would take long."""
+    step = LONGEST_WORD // 8 - 1  # a long run covers a whole window of that many characters
+    windows = (line[start : start + step] for start in range(0, len(line) - step + 1, step))
+    return any(" " not in window or window.isspace() for window in windows) and bool(_LONG_RUN.search(line))

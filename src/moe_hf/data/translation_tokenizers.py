@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .tokenizers import load_tokenizer, require_text
+from .tokenizers import load_tokenizer, require_text, train_bpe
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<s>", "</s>"
 
@@ -21,7 +21,7 @@ def train_translation_tokenizer(
     away again. Every text round-trips exactly, `decode(tokenizer(text).input_ids, skip_special_tokens=True) == text`;
     there is no unknown token and no normalisation. Special tokens come first: "<pad>" (0), "<s>" (1, with which a
     decoder starts), "</s>" (2, appended to every text), then the languages' tags. None of them arises from text that
-    spells it.
+    spells it. Training cuts long words, as `train_tokenizer` tells.
 
     Args:
         lines: the text of all languages.
@@ -54,7 +54,7 @@ def train_translation_tokenizer(
         vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
     )
     backend.encode_special_tokens = True
-    backend.train_from_iterator(require_text(lines), trainer)
+    train_bpe(backend, require_text(lines), trainer)
     eos = (EOS_TOKEN, special_tokens.index(EOS_TOKEN))
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS_TOKEN}", pair=f"$A {EOS_TOKEN} $B {EOS_TOKEN}", special_tokens=[eos]
@@ -74,7 +74,12 @@ def train_translation_tokenizer(
 
 
 def load_or_train_translation_tokenizer(
-    name_or_path: str | None, lines: Iterable[str], *, vocab_size: int, languages: Sequence[str] = ()
+    name_or_path: str | None,
+    lines: Iterable[str],
+    *,
+    vocab_size: int,
+    languages: Sequence[str] = (),
+    argument: str = "tokenizer_name_or_path",
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer, or train one.
 
@@ -83,25 +88,33 @@ def load_or_train_translation_tokenizer(
         lines: as for `train_translation_tokenizer`.
         vocab_size: as for `train_translation_tokenizer`.
         languages: those that the tokenizer has, or gets, a tag for.
+        argument: what the user calls `name_or_path`.
 
     Raises:
         InputError: the errors of `load_translation_tokenizer` and `train_translation_tokenizer`.
     """
     if name_or_path is None:
         return train_translation_tokenizer(lines, vocab_size=vocab_size, languages=languages)
-    return load_translation_tokenizer(name_or_path, languages)
+    return load_translation_tokenizer(name_or_path, languages, argument)
 
 
-def load_translation_tokenizer(name_or_path: str, languages: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+def load_translation_tokenizer(
+    name_or_path: str, languages: Sequence[str] = (), argument: str = "tokenizer_name_or_path"
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
+
+    Args:
+        name_or_path: its folder or Hub name.
+        languages: those that it has to have a tag for.
+        argument: what the user calls `name_or_path`.
 
     Raises:
         InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
     """
-    tokenizer = load_tokenizer(name_or_path)
+    tokenizer = load_tokenizer(name_or_path, argument)
     missing = [name for name in ("pad_token", "bos_token") if getattr(tokenizer, name) is None]
     if missing:
-        raise InputError(f"name_or_path={name_or_path!r}: the tokenizer has no {' and no '.join(missing)}")
+        raise InputError(f"{argument}={name_or_path}: the tokenizer has no {' and no '.join(missing)}")
     for language in languages:
         language_tag_id(tokenizer, language)
     return tokenizer

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..routing.observe import expert_load, load_statistics
 from ..training.arguments import parse_arguments
 from ..training.lm import train_lm
+from ..writing import naming
 from .text_corpus import DIALECTS, PROMPTS, dialect_of, is_correct, prompt_of, write_demo_corpus
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def run_demo(config_file: str, output_dir: str) -> dict[str, float]:
         sentences that the model finishes truly.
     """
     data_dir, model_dir = Path(output_dir) / "data", Path(output_dir) / "model"
-    train_file, valid_file = write_demo_corpus(data_dir)
+    with naming("output_dir", output_dir):
+        train_file, valid_file = write_demo_corpus(data_dir)
     _title("The corpus: six dialects, true sentences only; the validation sentences are not in the training text")
     for line in _one_line_of_each_dialect(valid_file).values():
         logger.info(f"  {line}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 from ..errors import InputError
+from ..writing import whole_files
 from . import phrases
 from .phrases import Phrase
 
@@ -169,12 +170,13 @@ def write_translation_corpus(
         if not 1 <= value <= largest:
             raise InputError(f"{name}={value} is outside 1 to {largest}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for part, num_lines, held_out in (("train", num_train_lines, False), ("valid", num_valid_lines, True)):
-        paths[part] = {language: folder / f"{part}.{language}" for language in LANGUAGES}
-        for path, lines in zip(paths[part].values(), zip(*generate_phrases(num_lines, held_out, seed))):
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    with whole_files(folder, "folder") as inside:
+        for part, num_lines, held_out in (("train", num_train_lines, False), ("valid", num_valid_lines, True)):
+            paths[part] = {language: folder / f"{part}.{language}" for language in LANGUAGES}
+            for path, lines in zip(paths[part].values(), zip(*generate_phrases(num_lines, held_out, seed))):
+                text = "".join(f"{line}\n" for line in lines)
+                (inside / path.name).write_text(text, encoding="utf-8", newline="\n")
     return paths
 
 

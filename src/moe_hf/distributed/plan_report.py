@@ -3,12 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-import yaml
-
 from ..errors import InputError
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.configuration_moe import MoeConfig
+from ..yaml_file import read_yaml
 from .plan import (
     ShardingPlan,
     compute_to_transfer,
@@ -30,13 +29,7 @@ def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
     Raises:
         InputError: the file is missing or not a mapping, or the configuration is refused.
     """
-    values = {}
-    if file is not None:
-        if not file.is_file():
-            raise InputError(f"configuration file {file} does not exist")
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise InputError(f"configuration file {file} holds {type(values).__name__}, expected 'name: value' lines")
+    values = {} if file is None else read_yaml(file)
     names = {cls: {field.name for field in dataclasses.fields(cls)} for cls in (LstmMoeConfig, GnmtMoeConfig)}
     is_translation = bool(values.keys() & (names[GnmtMoeConfig] - names[LstmMoeConfig]))
     config_class = GnmtMoeConfig if is_translation else LstmMoeConfig

@@ -5,23 +5,27 @@ well, and the folder `optimizer` instead of optimizer.pt, both written by torch.
 `save_model` writes at the end of a run is one whole model, as ever.
 """
 
-import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from transformers import PreTrainedModel
 from transformers.distributed.checkpoint import (
     _load_model_checkpoint_distributed,
     _redistribute_state_dict,
     is_sharded_checkpoint,
-    load_optimizer_distributed,
     save_optimizer_distributed,
 )
 
-from ..errors import InputError
+from ..errors import InputError, first_line
+from .safe_checkpoint_reader import SafePlanner, SafeReader
 
 OPTIMIZER_FOLDER = "optimizer"
 
@@ -30,17 +34,38 @@ def check_sharded_optimizer(checkpoint: str | Path) -> None:
     """Check that every file of a sharded checkpoint's optimizer is there in its whole length.
 
     Raises:
-        InputError: a file is missing or cut; the message names it.
+        InputError: a file is missing, cut, or would execute something; the message names it.
     """
     folder = Path(checkpoint) / OPTIMIZER_FOLDER
     try:
-        parts = FileSystemReader(folder).read_metadata().storage_data.values()
-    except Exception as error:  # a pickle, broken in whatever way
+        parts = list(SafeReader(folder).read_metadata().storage_data.values())
+        ends = [(folder / part.relative_path, part.offset + part.length) for part in parts]
+    except FileNotFoundError as error:
         raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/.metadata is missing") from error
-    for part in parts:
-        file = folder / part.relative_path
-        if not file.is_file() or file.stat().st_size < part.offset + part.length:
+    except Exception as error:  # a pickle, broken in whatever way
+        raise InputError(
+            f"checkpoint {checkpoint} is broken: {OPTIMIZER_FOLDER}/.metadata cannot be read ({first_line(error)})"
+        ) from error
+    for file, end in ends:
+        if not file.is_file() or file.stat().st_size < end:
             raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/{file.name} is missing or cut")
+
+
+def _check_no_more_weights(model: PreTrainedModel, checkpoint: str) -> None:
+    """The library itself checks that all of the model's weights are there, and leaves out what else there is."""
+    saved = HuggingFaceStorageReader(checkpoint).read_metadata().state_dict_metadata
+    if more := sorted(saved.keys() - get_model_state_dict(model).keys()):
+        raise InputError(f"checkpoint {checkpoint} has weights that this run's model lacks: {', '.join(more[:3])}")
+
+
+def load_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """As the library's `load_optimizer_distributed`, without executing what is in the folder."""
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    own = get_optimizer_state_dict(model, optimizer, options=options)
+    state = _redistribute_state_dict(own)
+    dcp.load({"optimizer": state}, storage_reader=SafeReader(folder), planner=SafePlanner())
+    state = _redistribute_state_dict(state, reference_state_dict=own)
+    set_optimizer_state_dict(model, optimizer, state)
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
@@ -88,7 +113,6 @@ class ShardedCheckpointMixin:
     def _save_shards(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)
         if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # the shards of a run that was killed here, of other processes
             folder.mkdir(parents=True)
             model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
             model.config.save_pretrained(folder)
@@ -112,6 +136,7 @@ class ShardedCheckpointMixin:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if is_sharded_checkpoint(resume_from_checkpoint):
+            _check_no_more_weights(self.model, resume_from_checkpoint)
             _load_model_checkpoint_distributed(self.model, resume_from_checkpoint)
         elif self.saves_shards:
             raise InputError(
@@ -124,7 +149,7 @@ class ShardedCheckpointMixin:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not is_sharded_checkpoint(checkpoint):
             return super()._load_optimizer_and_scheduler(checkpoint)
-        load_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(checkpoint, OPTIMIZER_FOLDER)))
+        load_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint, OPTIMIZER_FOLDER))
         schedule, own = torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True), self.lr_scheduler.state_dict()
         for name, values in schedule.items():
             # An entry for each group of parameters, of which there are more with more kinds of sharding; they all

@@ -95,7 +95,7 @@ def shard_new_model(
             model.save_pretrained(outcome[0])
             model_class, implementation = type(model), model.config._experts_implementation
             outcome[1] = (model_class, implementation)
-        except (InputError, OSError) as error:
+        except (ValueError, OSError) as error:  # InputError is a ValueError
             outcome[1] = error
     dist.broadcast_object_list(outcome)
     folder, made = outcome

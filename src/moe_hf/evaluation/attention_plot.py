@@ -5,6 +5,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..extra_packages import require_packages
 from ..translator import Translation, Translator
+from ..writing import check_file, whole_file
 
 
 def check_plot_file(file: str | Path) -> None:
@@ -14,17 +15,16 @@ def check_plot_file(file: str | Path) -> None:
         file: the plot's file; its ending decides the format.
 
     Raises:
-        InputError: the folder or the format does not exist, or matplotlib is missing.
+        InputError: the format does not exist, the file cannot be written, or matplotlib is missing.
     """
     require_packages("matplotlib")
     from matplotlib.figure import Figure
 
-    folder, kind = Path(file).parent, Path(file).suffix.removeprefix(".").lower()
-    if not folder.is_dir():
-        raise InputError(f"attention_plot={file}: there is no folder {folder}")
+    kind = Path(file).suffix.removeprefix(".").lower()
     kinds = Figure().canvas.get_supported_filetypes()
     if kind not in kinds:
         raise InputError(f"attention_plot={file} must end in one of {', '.join(f'.{kind}' for kind in kinds)}")
+    check_file(file, "attention_plot")
 
 
 def plot_attention(translator: Translator, translation: Translation, file: str | Path) -> None:
@@ -34,6 +34,9 @@ def plot_attention(translator: Translator, translation: Translation, file: str |
         translator: what translated.
         translation: one of its results, with at least one target token.
         file: PNG or whatever matplotlib can write.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -51,4 +54,5 @@ def plot_attention(translator: Translator, translation: Translation, file: str |
     axes.set_xlabel("source")
     axes.set_ylabel("translation")
     figure.colorbar(picture, label="attention")
-    figure.savefig(file, dpi=120)
+    with whole_file(file, "attention_plot") as whole:
+        figure.savefig(whole, dpi=120)

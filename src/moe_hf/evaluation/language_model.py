@@ -3,12 +3,11 @@
 import time
 
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
 
 from ..data.text import load_text_dataset, tokenize_to_stream
-from ..data.tokenizers import load_tokenizer
 from ..data.windows import StreamWindows, collate_windows
-from ..loading import load_pretrained
+from ..families import LANGUAGE_MODELS
+from ..loading import load_model_and_tokenizer
 from ..models.balancing import cv_squared
 from ..routing.observe import RoutingTotals, load_statistics, routing_totals
 from ..translator import move_to_device
@@ -37,8 +36,7 @@ def evaluate_lm(
             for the metrics is missing.
     """
     load_metric("stream_perplexity")  # better now than after the text
-    tokenizer = load_tokenizer(model_name_or_path)
-    model = load_pretrained(AutoModelForCausalLM, model_name_or_path)
+    model, tokenizer = load_model_and_tokenizer(model_name_or_path, LANGUAGE_MODELS)
     metrics, totals = measure_lm(model, tokenizer, files, window_length, carry_state, batch_size)
     for layer, total in totals.items():
         values = {"cv_importance": cv_squared(total.importance).sqrt().item(), **load_statistics(total.tokens)}

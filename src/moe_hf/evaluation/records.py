@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError
+from ..model_files import ADVICE, read_record
+from ..writing import check_file, write_file
 
 FILE = "evaluations.json"
 # Of the search for translations while a model trains, unless its arguments say otherwise.
@@ -19,10 +21,12 @@ def check_recordable(model: str) -> None:
         model: the model's folder.
 
     Raises:
-        InputError: `model` is not a folder.
+        InputError: `model` is not a folder, or its records cannot be read or written.
     """
     if not Path(model).is_dir():
         raise InputError(f"record: model={model!r} is not a folder, evaluations are kept in the model's folder")
+    check_file(Path(model) / FILE, "record")
+    read_evaluations(model)
 
 
 def record_evaluation(
@@ -46,14 +50,31 @@ def record_evaluation(
     others = [
         other for other in read_evaluations(model) if (other["command"], other["arguments"]) != (command, arguments)
     ]
-    path = Path(model) / FILE
-    path.write_text(json.dumps([*others, record], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps([*others, record], indent=2, ensure_ascii=False) + "\n"
+    write_file(Path(model) / FILE, text, "record")
 
 
 def read_evaluations(model: str | Path) -> list[dict]:
-    """What `record_evaluation` kept; of a model without records, nothing."""
+    """What `record_evaluation` kept; of a model without records, nothing.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = Path(model) / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    records = read_record(path, list)
+    for number, record in enumerate(records, start=1):
+        if not _is_record(record):
+            raise InputError(f"{path}: evaluation {number} of {len(records)} is damaged: {ADVICE}")
+    return records
+
+
+def _is_record(record) -> bool:
+    if not isinstance(record, dict):
+        return False
+    command, arguments, files, metrics = (record.get(name) for name in ("command", "arguments", "files", "metrics"))
+    if not (isinstance(arguments, list) and isinstance(files, list) and isinstance(metrics, dict)):
+        return False
+    return all(isinstance(text, str) for text in [command, *arguments, *files])
 
 
 def command_line(record: dict, model: str) -> str:

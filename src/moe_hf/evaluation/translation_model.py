@@ -4,15 +4,17 @@ import logging
 import time
 from pathlib import Path
 
-import yaml
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq
 
 from ..data.pair_sources import PairSource
 from ..data.sentence_pairs import load_sentence_pairs
-from ..data.translation_tokenizers import encode_sources, load_translation_tokenizer
-from ..loading import load_pretrained
+from ..data.translation_tokenizers import encode_sources
+from ..errors import InputError
+from ..families import TRANSLATION_MODELS
+from ..loading import load_model_and_tokenizer
+from ..model_files import ADVICE, read_run_file
 from ..routing.observe import RoutingTotals, routing_totals
 from ..run_folder import CONFIG_FILE
 from ..translator import Translator, move_to_device
@@ -57,9 +59,9 @@ def evaluate_translation(
     check_tokenizer(tokenize)
     if tokenize is None and target_language is None:
         tokenize = tokenizer_for(_trained_language(model) or language_of_file(target_file))
-    tokenizer = load_translation_tokenizer(model)
+    loaded, tokenizer = load_model_and_tokenizer(model, TRANSLATION_MODELS)
     pairs = _load_pairs(tokenizer, source_file, target_file, target_language)
-    loaded = move_to_device(load_pretrained(AutoModelForSeq2SeqLM, model))
+    loaded = move_to_device(loaded)
     # It refuses wrong arguments before anything is computed.
     translator = Translator(loaded, tokenizer, **({"num_return_sequences": 1} | translate_arguments))
     held_out, start = evaluation_pairs(pairs, tokenizer, tokenize=tokenize), time.time()
@@ -111,7 +113,10 @@ def _load_pairs(tokenizer, source_file: str, target_file: str, target_language: 
 def _trained_language(model: str) -> str | None:
     """The target language that the training of a model for one pair of languages names, if it left its arguments."""
     path = Path(model, CONFIG_FILE)
-    return yaml.safe_load(path.read_text(encoding="utf-8")).get("target_language") if path.is_file() else None
+    language = read_run_file(path).get("target_language")
+    if language is not None and not isinstance(language, str):
+        raise InputError(f"{path}: target_language={language!r} is not a text: {ADVICE}")
+    return language
 
 
 def _perplexities(model, tokenizer, pairs: EvaluationPairs) -> dict[str, float]:

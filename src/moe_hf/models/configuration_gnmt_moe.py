@@ -80,8 +80,10 @@ class GnmtMoeConfig(MoeConfig):
     decoder_start_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        self.encoder_layer_pattern = list(self.encoder_layer_pattern)
-        self.decoder_layer_pattern = list(self.decoder_layer_pattern)
+        if isinstance(self.encoder_layer_pattern, tuple):
+            self.encoder_layer_pattern = list(self.encoder_layer_pattern)
+        if isinstance(self.decoder_layer_pattern, tuple):
+            self.decoder_layer_pattern = list(self.decoder_layer_pattern)
         super().__post_init__(**kwargs)
 
     @property

@@ -56,7 +56,8 @@ class LstmMoeConfig(MoeConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self.layer_pattern = list(self.layer_pattern)
+        if isinstance(self.layer_pattern, tuple):
+            self.layer_pattern = list(self.layer_pattern)
         super().__post_init__(**kwargs)
 
     @property

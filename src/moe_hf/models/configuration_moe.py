@@ -1,6 +1,9 @@
 """What the configurations of both model families share: the MoE layers and how they are balanced."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
@@ -92,7 +95,7 @@ class MoeConfig(PreTrainedConfig):
     output_router_logits: bool = False
     tie_word_embeddings: bool = False
     scale_embedding: bool = True
-    initializer_range: float | None = None
+    initializer_range: float | int | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_experts_per_tok is None:
@@ -131,7 +134,9 @@ class MoeConfig(PreTrainedConfig):
         """Experts and gating."""
         if self.gating not in GATINGS:
             raise ValueError(f"gating={self.gating!r} is not known, use one of {', '.join(GATINGS)}")
-        if self.num_experts_per_tok > self.num_experts:
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is not known, use one of {', '.join(ACT2FN)}")
+        if self.num_experts_per_tok > self.num_experts >= 1:
             raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} exceeds num_experts={self.num_experts}")
         if self.gating == "softmax" and self.num_experts_per_tok != self.num_experts:
             raise ValueError(
@@ -173,8 +178,10 @@ class MoeConfig(PreTrainedConfig):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
         for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef", "threshold_loss_coef"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative, and finite")
+        if self.initializer_range is not None and not 0 < self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range={self.initializer_range} must be above 0 and finite, or left out")
 
     @staticmethod
     def check_layer_names(name: str, pattern: list[str]) -> None:

@@ -3,12 +3,13 @@
 Shape suffixes: B batch, S sequence, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
@@ -16,6 +17,7 @@ from transformers.utils.output_capturing import OutputRecorder
 from .balanced_gating import StrictlyBalancedGate
 from .configuration_moe import MoeConfig
 from .experts import MoeExperts
+from .finite import NonFiniteWeightsError, first_non_finite
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
@@ -128,6 +130,27 @@ class MoePreTrainedModel(PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = int8_quantization(kwargs["quantization_config"])
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
+        """As the library's, and refuses weights with NaN or infinity before anything is written.
+
+        Raises:
+            ValueError: a weight is not finite; raised on every process that holds a part of the model.
+        """
+        name = first_non_finite(self._weights_to_save(state_dict))
+        if getattr(self, "is_distributed_loading_by_transformers", False):
+            names = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(names, name)
+            name = next(filter(None, names), None)
+        if name is not None:
+            raise NonFiniteWeightsError(f"{name} holds NaN or infinity; the model is not saved in {save_directory}")
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    def _weights_to_save(self, state_dict: dict[str, torch.Tensor] | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights with their names; those that are offloaded to a disk are read."""
+        is_offloaded = hasattr(self, "hf_device_map")
+        for name, weight in (self.state_dict() if state_dict is None else state_dict).items():
+            yield name, load_offloaded_parameter(self, name) if is_offloaded and weight.is_meta else weight
 
     def _check_keywords(self, keywords: dict) -> None:
         """Refuse a keyword that no part of the model uses.

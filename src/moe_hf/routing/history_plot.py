@@ -26,12 +26,18 @@ def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]
     layers: dict[str, dict[str, list[float]]] = {}
     try:
         with open(history, newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
+            rows = csv.DictReader(lines)
+            if missing := {"layer", "step", *CURVES} - set(rows.fieldnames or []):
+                raise KeyError(min(missing))
+            for row in rows:
                 curves = layers.setdefault(row["layer"], {name: [] for name in ("step", *CURVES)})
                 for name, values in curves.items():
                     values.append(int(row[name]) if name == "step" else float(row[name]))
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"history={history}: not an expert_history.csv ({type(error).__name__}: {error})") from error
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise InputError(
+            f"history={history}: not an expert_history.csv ({reason}); restore the file, or delete it to go on without"
+        ) from error
     return layers
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from ..errors import InputError
 from ..extra_packages import require_packages
 from ..run_folder import HISTORY_FILE
+from ..writing import check_file
 from .history_plot import read_expert_history
 from .inputs import batches_with_progress, load_for_routing, num_positions, open_text
 from .page_data import report_data
 from .statistics import choose_layers, collect_routing
-from .write_page import write_report
+from .write_page import report_files, write_report
 
 # Candidates for each context that is shown, as equal ones are shown once.
 CANDIDATES = 4
@@ -93,8 +94,8 @@ def _checked_output(output: str | Path) -> Path:
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"output={output} must end in .html")
-    if not output.parent.is_dir():
-        raise InputError(f"output={output}: there is no folder {output.parent}")
+    for file in report_files(output).values():
+        check_file(file, "output")
     return output
 
 

@@ -2,9 +2,10 @@
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
-from ..errors import InputError
+from ..writing import naming, whole_file
 from .history_plot import plot_curves
 from .plot import plot_routing
 from .statistics import LayerRouting
@@ -27,16 +28,25 @@ def write_report(output: Path, data: dict, routing: dict[str, LayerRouting], his
     Raises:
         InputError: a file cannot be written.
     """
-    written = {"page": str(output), "plot": str(output.with_suffix(".png"))}
-    try:
-        output.write_text(render_page(data), encoding="utf-8")
-        plot_routing(routing, written["plot"])
-        if history:
-            written["history_plot"] = str(output.with_name(f"{output.stem}-history.png"))
-            plot_curves(history, written["history_plot"])
-    except OSError as error:
-        raise InputError(f"output={output}: cannot be written ({error})") from error
-    return written
+    write = {
+        "page": lambda file: file.write_text(render_page(data), encoding="utf-8"),
+        "plot": lambda file: plot_routing(routing, file),
+    }
+    if history:
+        write["history_plot"] = lambda file: plot_curves(history, file)
+    files = {name: file for name, file in report_files(output).items() if name in write}
+    with ExitStack() as stack:  # all of them are whole before the first takes its place
+        for name, file in files.items():
+            inside = stack.enter_context(whole_file(file, "output"))
+            with naming("output", file):
+                write[name](inside)
+    return {name: str(file) for name, file in files.items()}
+
+
+def report_files(output: Path) -> dict[str, Path]:
+    """The page and its pictures, by what they are."""
+    pictures = {"plot": output.with_suffix(".png"), "history_plot": output.with_name(f"{output.stem}-history.png")}
+    return {"page": output} | pictures
 
 
 def render_page(data: dict) -> str:

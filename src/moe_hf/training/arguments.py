@@ -4,11 +4,11 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_type_hints
 
-import yaml
+from accelerate.utils import GradientAccumulationPlugin
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.training_args import OptimizerNames
 
 from ..data.arguments import DataArguments
 from ..data.paths import expand_path
@@ -16,6 +16,9 @@ from ..errors import InputError
 from ..evaluation.held_out_pairs import TOKENS_PER_BATCH
 from ..evaluation.records import EVAL_NUM_BEAMS
 from ..old_names import with_new_names, with_new_options
+from ..value_checks import check_choice, read_json, shown, typed
+from ..yaml_file import read_yaml
+from .argument_checks import check_training_arguments, plain
 from .optimizer import FACTORED_ADAM
 
 # Where `~` and `${VARIABLE}` mean something, besides the files of data.
@@ -136,10 +139,11 @@ class MoeTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        names = [FACTORED_ADAM, *(name.value for name in OptimizerNames)]
-        optim = getattr(self.optim, "value", self.optim)
-        if optim not in names:
-            raise InputError(f"optim={optim!r} is not known, use one of {', '.join(names)}")
+        check_training_arguments(self)
+        # The library's default is True for all but a loss.
+        if self.greater_is_better is None and "per_" in (self.metric_for_best_model or ""):
+            self.greater_is_better = False
+        optim = plain(self.optim)
         if optim == FACTORED_ADAM:  # the library's check knows its own names only
             self.optim = TrainingArguments.default_optim
         super().__post_init__()
@@ -180,14 +184,11 @@ class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArgument
 
     def __post_init__(self):
         super().__post_init__()
-        if self.constant_steps < 0 or (self.constant_steps and self.lr_scheduler_type != "inverse_sqrt"):
+        if self.constant_steps and self.lr_scheduler_type != "inverse_sqrt":
             raise InputError(
-                f"constant_steps={self.constant_steps} must be at least 0, and is for lr_scheduler_type=inverse_sqrt, "
-                f"not {self.lr_scheduler_type}"
+                f"constant_steps={self.constant_steps} is for lr_scheduler_type=inverse_sqrt, "
+                f"not {plain(self.lr_scheduler_type)}"
             )
-        for name in ("eval_tokens_per_batch", "eval_num_beams"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def parse_arguments(
@@ -213,29 +214,19 @@ def parse_arguments(
     Raises:
         InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
     """
-    usage = "%(prog)s [CONFIG.yaml] [--name value ...]"
-    parser = HfArgumentParser(dataclasses_, prog=prog, usage=usage, allow_abbrev=False)
-    for action in parser._actions:
-        if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
-            action.nargs, action.const = "?", "last"
-    parser.error = _refuse
+    parser = _parser(dataclasses_, prog)
     argv = with_new_options(argv, parser)
     if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**_read_yaml(argv[0], dataclasses_))
+        parser.set_defaults(**_known_arguments(read_yaml(argv[0]), dataclasses_, where=f"{argv[0]}: "))
         argv = argv[1:]
     if keywords:
-        values = {name: str(value) if isinstance(value, Path) else value for name, value in keywords.items()}
-        parser.set_defaults(**_known_arguments(values, dataclasses_))
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(
-            args=argv, look_for_args_file=False, return_remaining_strings=True
-        )
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from error
+        parser.set_defaults(**_known_arguments(keywords, dataclasses_))
+    given, unknown = parser.parse_known_args(argv)
     if unknown:
         names = [option for action in parser._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0], names, n=1)
         raise InputError(f"no argument is named {unknown[0]!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    parsed = [_built(cls, vars(given)) for cls in dataclasses_]
     for arguments in parsed:
         for name in PATH_ARGUMENTS:
             if isinstance(path := getattr(arguments, name, None), str):
@@ -254,8 +245,7 @@ def changed_arguments(*parsed) -> dict:
         is_training = isinstance(arguments, TrainingArguments)
         values = arguments.to_dict() if is_training else vars(arguments)
         for field_ in dataclasses.fields(arguments):
-            default = field_.default if field_.default is not dataclasses.MISSING else field_.default_factory()
-            value = values[field_.name]
+            default, value = _default(field_), values[field_.name]
             # The library replaces some defaults by False or an empty list.
             is_default = default in (None, "", "none") and (value is False or value == [])
             if value != default and not (is_training and is_default):
@@ -270,21 +260,80 @@ def changed_arguments(*parsed) -> dict:
     return changed
 
 
+def _parser(dataclasses_: tuple, prog: str | None) -> HfArgumentParser:
+    """A parser that leaves types and choices to `_built`, which checks values of a file and keywords alike."""
+    usage = "%(prog)s [CONFIG.yaml] [--name value ...]"
+    parser = HfArgumentParser(dataclasses_, prog=prog, usage=usage, allow_abbrev=False)
+    defaults = {field_.name: _default(field_) for cls in dataclasses_ for field_ in dataclasses.fields(cls)}
+    for action in parser._actions:
+        if action.default is None:  # the library forgets the default of an argument that may be a list
+            action.default = defaults.get(action.dest)
+        if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
+            action.nargs, action.const = "?", "last"
+        if action.choices is not None and action.metavar is None:
+            action.metavar = f"{{{','.join(map(str, action.choices))}}}"  # for the help
+        action.type = action.choices = None
+    parser.error = _refuse
+    return parser
+
+
 def _refuse(message: str):
     """In place of argparse's usage lines and exit."""
-    raise InputError(message)
+    raise InputError(message.removeprefix("argument "))
 
 
-def _read_yaml(path: str, dataclasses_: tuple) -> dict:
-    if not Path(path).is_file():
-        raise InputError(f"configuration file {path} does not exist")
+def _built(cls: type, values: dict):
+    """An instance of an argument class, of values that are checked by its annotations."""
+    annotations, checked = get_type_hints(cls), {}
+    for field_ in dataclasses.fields(cls):
+        if not field_.init:
+            continue
+        name, value = field_.name, values[field_.name]
+        is_switch = name in ("resume_from_checkpoint", "fsdp") and isinstance(value, bool)  # which text may be, too
+        checked[name] = value if is_switch else typed(name, value, annotations[name])
+        needs_text = not issubclass(cls, TrainingArguments) or name in (*PATH_ARGUMENTS, "tokenize")
+        is_empty = isinstance(checked[name], str | list) and not checked[name]
+        if needs_text and is_empty and value != _default(field_):
+            raise InputError(f"{name}={shown(value)} is empty: give a value, or leave {name} out")
+    _check_mappings(checked)
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"configuration file {path} holds {type(values).__name__}, expected 'name: value' lines")
-    return _known_arguments(values, dataclasses_, where=f"{path}: ")
+        return cls(**checked)
+    except InputError:
+        raise
+    except Exception as error:  # of the library's own checks, which raise whatever they meet
+        raise InputError(" ".join(f"{error}".split()) or type(error).__name__) from error
+
+
+def _check_mappings(values: dict) -> None:
+    """What may be a mapping or a file: the library opens any other text as a file, or fails late."""
+    for name, value in values.items():
+        if name == "accelerator_config" and value is not None:
+            _check_accelerator(value)
+        if not isinstance(value, str) or value.lstrip().startswith("{"):
+            continue
+        if name in ("accelerator_config", "fsdp_config"):
+            if not Path(value).is_file():
+                raise InputError(f"{name}={shown(value)} must be a mapping as JSON, or a file of it, which is missing")
+        elif name in MoeTrainingArguments._VALID_DICT_FIELDS and name != "deepspeed":
+            raise InputError(f"{name}={shown(value)} must be a mapping, on the command line as JSON")
+
+
+def _check_accelerator(values: dict | str | AcceleratorConfig) -> None:
+    if isinstance(values, str) and values.lstrip().startswith("{"):
+        values = read_json("accelerator_config", values)
+    annotations = get_type_hints(AcceleratorConfig)
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if name not in annotations:
+            raise InputError(f"accelerator_config: no field is named {name!r}, use one of {', '.join(annotations)}")
+        typed(f"accelerator_config {name}", value, annotations[name])
+    known = [field_.name for field_ in dataclasses.fields(GradientAccumulationPlugin)]
+    accumulation = values.get("gradient_accumulation_kwargs") if isinstance(values, dict) else None
+    for name in accumulation or {}:
+        check_choice("accelerator_config gradient_accumulation_kwargs", name, known)
+
+
+def _default(field_: dataclasses.Field):
+    return field_.default_factory() if field_.default is dataclasses.MISSING else field_.default
 
 
 def _known_arguments(values: dict, dataclasses_: tuple, where: str = "") -> dict:

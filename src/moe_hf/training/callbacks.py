@@ -5,17 +5,21 @@ import math
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import IntervalStrategy
 
 from ..errors import InputError
 from ..models.balancing import cv_squared
 from ..routing.observe import moe_layers
+from ..writing import naming, write_file
 
 STATISTICS = ("importance_loss", "load_loss", "cv_importance", "cv_load", "max_over_mean_load", "dead_experts")
 THRESHOLD_STATISTICS = ("threshold_loss",)  # of layers with strictly balanced gating, besides the others
 
 
-class AuxLossCallback(TrainerCallback):
+class AuxLossCallback(TrainerCallback, ExportableState):
     """Logs, for every MoE layer, the balancing losses and how evenly its experts are used (table 6).
 
     Each number is the mean over the training batches since the last log of the training loss; under several
@@ -29,6 +33,9 @@ class AuxLossCallback(TrainerCallback):
     They are added to the Trainer's log as `layers.N/name`. Use `AuxLossCallback(...).attach_to(trainer)`: the callback
     then comes first, so that every reporter (TensorBoard, ...) sees the numbers; given as `callbacks=[...]`, only the
     progress bar, `log_history` and the CSV file do.
+
+    A checkpoint keeps what was summed up since the last log. A resumed run's file therefore has the rows of a run that
+    was never interrupted.
 
     Args:
         history_file (str | Path | None): CSV file to append to, one row for each log and layer; None for none.
@@ -53,6 +60,7 @@ class AuxLossCallback(TrainerCallback):
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._counts: dict[str, torch.Tensor] = {}
         self._num_batches: dict[str, int] = {}
+        self._logged_step = 0
 
     def attach_to(self, trainer) -> "AuxLossCallback":
         """Make this the first callback of `trainer`."""
@@ -63,10 +71,20 @@ class AuxLossCallback(TrainerCallback):
         self._remove_hooks()
         self._forget()
         self._config = getattr(model, "config", None)
-        for name, block in moe_layers(model).items():
+        layers = moe_layers(model)
+        for name, block in layers.items():
             self._hooks.append(block.register_forward_hook(self._observer(name)))
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, {})  # a checkpoint of before has none
+        if isinstance(kept, list) or not state.global_step:  # a list: of several such callbacks
+            kept = {}
+        kept = kept.get("attributes", {})
+        self._logged_step = kept.get("_logged_step", state.global_step)
+        self._restore_sums(kept.get("_exported_sums", {}), layers)
         if self.history_file is not None and state.is_world_process_zero:
-            self._cut_history(state.global_step)
+            self._cut_history(self._logged_step)
+        is_at_epoch_end = state.epoch is not None and float(state.epoch).is_integer()
+        if self._sums and args.logging_strategy == IntervalStrategy.EPOCH and is_at_epoch_end:
+            self._log_rows(state)  # the Trainer does not resume before an epoch's end, where it logs
 
     def on_train_end(self, args, state, control, **kwargs):
         self._remove_hooks()
@@ -79,17 +97,47 @@ class AuxLossCallback(TrainerCallback):
         is_of_training = logs is not None and ("loss" in logs or "train_loss" in logs)
         if not is_of_training or not self._sums:  # an evaluation's log may fall between two of training
             return
-        rows = []
+        logs.update(self._log_rows(state))
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update({name: logs[name] for name in logs if "/" in name})
+
+    def state(self) -> dict:
+        """What a checkpoint keeps, by Transformers' `ExportableState`."""
+        sums = {
+            layer: {
+                "num_batches": self._num_batches[layer],
+                "counts": _exported(self._counts[layer]),
+                "totals": {name: _exported(total) for name, total in totals.items()},
+            }
+            for layer, totals in self._sums.items()
+        }
+        arguments = {f"{name}_schedule": schedule for name, schedule in self.schedules.items()}
+        return {
+            "args": {"history_file": None if self.history_file is None else str(self.history_file), **arguments},
+            "attributes": {"_logged_step": self._logged_step, "_exported_sums": sums},
+        }
+
+    def _restore_sums(self, exported: dict, layers: dict[str, nn.Module]) -> None:
+        for layer in (name for name in layers if name in exported):
+            device = next(layers[layer].parameters()).device
+            self._num_batches[layer] = exported[layer]["num_batches"]
+            self._counts[layer] = _restored(exported[layer]["counts"], device)
+            totals = exported[layer]["totals"].items()
+            self._sums[layer] = {name: _restored(total, device) for name, total in totals}
+
+    def _log_rows(self, state) -> dict[str, float]:
+        """Write the means to the file, start anew, and return them as entries of a log."""
+        rows, logs = [], {}
         for layer, totals in self._sums.items():
             values = {name: (total / self._num_batches[layer]).item() for name, total in totals.items()}
             values["dead_experts"] = int((self._counts[layer] == 0).sum())
             logs.update({f"{layer}/{name}": value for name, value in values.items()})
             rows.append({"step": state.global_step, "layer": layer, **values})
-        if state.log_history and state.log_history[-1].get("step") == state.global_step:
-            state.log_history[-1].update({name: logs[name] for name in logs if "/" in name})
         if self.history_file is not None and state.is_world_process_zero:
             self._append_history(rows)
+        self._logged_step = state.global_step
         self._forget()
+        return logs
 
     def _observer(self, layer: str):
         def observe(module, inputs, outputs):
@@ -126,6 +174,10 @@ class AuxLossCallback(TrainerCallback):
         self._hooks.clear()
 
     def _append_history(self, rows: list[dict]) -> None:
+        with naming("history_file", self.history_file):
+            self._append_rows(rows)
+
+    def _append_rows(self, rows: list[dict]) -> None:
         self.history_file.parent.mkdir(parents=True, exist_ok=True)
         with self.history_file.open("a", newline="", encoding="utf-8") as file:
             names = [
@@ -141,10 +193,18 @@ class AuxLossCallback(TrainerCallback):
         if self.history_file.exists():
             header, *rows = self.history_file.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
             kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= step]
-            whole = self.history_file.with_suffix(".tmp")
             # A header without rows goes too: the columns depend on the gating.
-            whole.write_text("".join([header, *kept] if kept else []), encoding="utf-8", newline="")
-            whole.replace(self.history_file)
+            write_file(self.history_file, "".join([header, *kept] if kept else []), "history_file")
+
+
+def _exported(tensor: torch.Tensor) -> list:
+    """A tensor as JSON can keep it, to the last bit."""
+    return [tensor.tolist(), str(tensor.dtype).removeprefix("torch.")]
+
+
+def _restored(exported: list, device: torch.device) -> torch.Tensor:
+    values, dtype = exported
+    return torch.tensor(values, dtype=getattr(torch, dtype), device=device)
 
 
 def interpolate(schedule: dict[int, float], step: int) -> float:
@@ -162,7 +222,9 @@ def interpolate(schedule: dict[int, float], step: int) -> float:
 def _checked_schedule(name: str, schedule) -> dict[int, float]:
     try:
         checked = {int(step): float(value) for step, value in dict(schedule).items()}
-    except (TypeError, ValueError) as error:
+        if len(checked) < len(schedule) or any(int(step) != float(step) for step in schedule):
+            raise ValueError("a step twice, or one that is not whole")
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name}_schedule={schedule!r} is not of the form {{step: coefficient}}") from error
     if not checked or min(checked) < 0 or not all(0 <= value < math.inf for value in checked.values()):
         raise InputError(f"{name}_schedule={schedule!r} needs steps and finite coefficients of at least 0")

@@ -4,46 +4,126 @@ import json
 import logging
 from pathlib import Path
 
+from ..checkpoint_files import read_map
 from ..errors import InputError
-from ..old_names import with_new_names
-from ..run_folder import RUN_FILE, check_checkpoint, list_checkpoints
+from ..run_folder import (
+    LOCK_FILE,
+    RUN_FILE,
+    check_checkpoint,
+    list_checkpoints,
+    read_run_arguments,
+    was_saved,
+)
+from ..writing import check_folder, naming, whole_files
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
+def prepare_output_dir(
+    output_dir: str,
+    resume_from_checkpoint: str | bool | None,
+    arguments: dict | None = None,
+    model_type: str | None = None,
+) -> str | None:
     """Check the output folder of a run and find the checkpoint to resume from.
 
     Args:
         output_dir: folder of the run.
         resume_from_checkpoint: a checkpoint's folder; "last" (or true): the last whole one in `output_dir`, or a
-            new start when there is none yet; None (or false): a new run, which needs an empty folder.
+            new start when the run was killed before its first one was saved; None (or false): a new run, which needs
+            an empty folder.
+        arguments: the `run_identity`, which must be that of the checkpoint's run; None: not checked.
+        model_type: that of the models of the family; None: not checked.
 
     Returns:
         the folder to resume from, or None.
 
     Raises:
-        InputError: the folder of a new run is not empty, or the checkpoint named is not whole.
+        InputError: the folder of a new run is not empty; the checkpoint named is not whole, or none is; or it is of
+            another run.
     """
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir={output_dir} is a file, expected a folder")
+    with naming("output_dir", output_dir):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output_dir={output_dir} is a file, expected a folder")
+    check_folder(output_dir, "output_dir")
     if resume_from_checkpoint in (None, False):
-        if folder.is_dir() and any(folder.iterdir()):
+        if _is_used(folder):
             raise InputError(
                 f"output_dir={output_dir} is not empty: take another folder, or go on with --resume_from_checkpoint"
             )
         return None
-    if str(resume_from_checkpoint).lower() not in ("last", "true"):
-        check_checkpoint(resume_from_checkpoint)
-        return resume_from_checkpoint
-    for checkpoint in reversed(list_checkpoints(output_dir)):
+    if str(resume_from_checkpoint).lower() in ("last", "true"):
+        checkpoint = _last_whole_checkpoint(folder)
+    else:
+        checkpoint = _named_checkpoint(folder, str(resume_from_checkpoint))
+    if checkpoint is not None:
+        _check_family(checkpoint, model_type)
+        check_same_run(output_dir, str(checkpoint), arguments or {})
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    checkpoints = list_checkpoints(str(folder))
+    carries_state = _carries_state(folder)
+    faults = []
+    for checkpoint in reversed(checkpoints):
         try:
-            check_checkpoint(checkpoint)
-            return str(checkpoint)
+            check_checkpoint(checkpoint, carries_state)
         except InputError as error:
+            faults.append(str(error))
             logger.warning(f"skipped: {error}")
+        else:
+            if faults:
+                logger.warning(f"resumes from {checkpoint}, the last whole checkpoint")
+            return checkpoint
+    if any(map(was_saved, checkpoints)):
+        raise InputError(
+            f"output_dir={folder} has no whole checkpoint to resume from ({faults[0]}): delete its checkpoints to "
+            "start anew, or take another folder"
+        )
+    if weights := sorted(folder.glob("*.safetensors")):
+        raise InputError(
+            f"output_dir={folder} has a model, {weights[0].name}, but no checkpoint to resume from: take another "
+            "folder, or go on from the model with --model_name_or_path"
+        )
+    if _is_used(folder):
+        logger.warning(f"output_dir={folder} has no whole checkpoint yet: the run starts anew")
     return None
+
+
+def _named_checkpoint(folder: Path, name: str) -> Path:
+    checkpoint, argument = Path(name), f"resume_from_checkpoint={name}"
+    if not name.strip():
+        raise InputError(f"{argument} is empty: name a folder checkpoint-N, or `last`")
+    if not checkpoint.exists() and (folder / name).is_dir():
+        raise InputError(f"{argument} does not exist: name {folder / name}, or `last`")
+    if inside := list_checkpoints(name):
+        raise InputError(f"{argument} is the folder of a run: name {inside[-1]}, or `last` with output_dir={name}")
+    try:
+        check_checkpoint(checkpoint, _carries_state(checkpoint.parent))
+    except InputError as error:
+        raise InputError(f"{argument}: {error}; `last` takes the last whole checkpoint of output_dir") from error
+    if _is_used(folder) and checkpoint.resolve().parent != folder.resolve():
+        raise InputError(
+            f"output_dir={folder} is not empty, and {argument} is of another run: take another folder, or go on with "
+            "`--resume_from_checkpoint last`"
+        )
+    return checkpoint
+
+
+def _is_used(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
+
+
+def _carries_state(run: Path) -> bool:
+    return bool((read_run_arguments(run) or {}).get("carry_state"))
+
+
+def _check_family(checkpoint: Path, expected: str | None) -> None:
+    found = read_map(checkpoint / "config.json").get("model_type")
+    if expected is not None and found != expected:
+        raise InputError(f"resume_from_checkpoint={checkpoint} is a model of type {found}, expected {expected}")
 
 
 def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> None:
@@ -59,13 +139,11 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     """
     arguments = json.loads(json.dumps(arguments, default=str))
     if checkpoint is None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(output_dir) / RUN_FILE).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
+        with whole_files(output_dir, "output_dir") as folder:
+            (folder / RUN_FILE).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
         return
     file = Path(checkpoint).parent / RUN_FILE
-    if not file.is_file():
-        return
-    earlier = with_new_names(json.loads(file.read_text(encoding="utf-8")))
+    earlier = read_run_arguments(file.parent) or {}
     for name, value in arguments.items():
         if name in earlier and earlier[name] != value:
             raise InputError(

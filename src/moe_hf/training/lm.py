@@ -9,17 +9,29 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data.arguments import DataArguments
+from ..data.cache_folder import cached_in
 from ..data.text import TokenStream, load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
+from ..families import LANGUAGE_MODELS
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
 from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
-from .runs import build_model, quiet_logs, run_identity, run_training
+from .run_checks import LM_METRICS, check_run
+from .run_lock import run_lock
+from .runs import (
+    build_model,
+    check_hub_arguments,
+    check_named_folders,
+    quiet_logs,
+    run_identity,
+    run_training,
+    tokenizer_source,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +54,32 @@ def train_lm(
         the trainer, and the last evaluation's metrics (empty without validation text).
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
-    check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
-    checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    identity = run_identity(model_args, data_args, training_args)
+    check_same_run_everywhere(identity, training_args)
+    with run_lock(training_args):
+        return _train(model_args, data_args, training_args, new_model, identity)
+
+
+def _train(model_args, data_args, training_args, new_model, identity) -> tuple[LmTrainer, dict[str, float]]:
+    model_type = LstmMoeForCausalLM.config_class.model_type if new_model is None else None
+    checkpoint = broadcast_from_rank_zero(
+        lambda: prepare_output_dir(
+            training_args.output_dir, training_args.resume_from_checkpoint, identity, model_type
+        ),
+        training_args,
+    )
+    check_named_folders(LANGUAGE_MODELS, model_args, data_args, checkpoint)
+    check_hub_arguments(training_args)
+    check_run(None if new_model else LstmMoeForCausalLM, model_args, data_args, training_args, LM_METRICS)
+    if data_args.carry_state:
+        _check_carry(training_args)
     set_seed(training_args.seed)
     quiet_logs(training_args)
-    tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
+    with cached_in(data_args.cache_dir):
+        tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
     if new_model is None:
         model = build_model(
             LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint
@@ -58,6 +88,7 @@ def train_lm(
         model = new_model(tokenizer)
     windows = cut_windows(streams, data_args, training_args)
     log_model_size(model, streams, windows)
+    _check_one_batch(windows["train"], training_args)
 
     training_args = copy.copy(training_args)  # the caller's stay as they are
     if data_args.carry_state:
@@ -74,6 +105,27 @@ def train_lm(
         carry_state=data_args.carry_state,
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+def _check_one_batch(windows: StreamWindows, training_args) -> None:
+    """Else the Trainer would make no step, and leave the model as it was at the start."""
+    rows = training_args.per_device_train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and len(windows) < rows:
+        raise InputError(
+            f"dataloader_drop_last=True leaves no batch: the text has {len(windows)} windows, and "
+            f"per_device_train_batch_size={training_args.per_device_train_batch_size}"
+        )
+
+
+def _check_carry(training_args) -> None:
+    """What else would give the batches other rows."""
+    if training_args.auto_find_batch_size:
+        raise InputError("auto_find_batch_size=True is not for carry_state=True, which needs batches of one size")
+    if training_args.train_sampling_strategy not in ("random", "sequential"):  # "random" is the default
+        raise InputError(
+            f"train_sampling_strategy={training_args.train_sampling_strategy} is not for carry_state=True, which "
+            "reads the text in its order"
+        )
 
 
 def load_streams(
@@ -103,11 +155,14 @@ def load_streams(
     # The other processes find in the cache what the first one has read.
     with training_args.main_process_first(desc="text"):
         texts = {part: load_text(data_args, part) for part in parts}
-    # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
-    source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
+    source, argument = tokenizer_source(model_args, data_args, checkpoint)
     tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_tokenizer(
-            source, texts["train"], kind=data_args.tokenizer_kind, vocab_size=data_args.vocab_size
+            source,
+            texts["train"],
+            kind=data_args.tokenizer_kind,
+            vocab_size=data_args.vocab_size,
+            argument=argument,
         ),
         training_args,
     )
@@ -132,8 +187,9 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
     Raises:
         InputError: no file is named, or the text cannot be read.
     """
-    is_train = part == "train"
-    if data_args.dataset_name:
+    is_train, argument = part == "train", f"{part}_files"
+    files = getattr(data_args, argument)
+    if data_args.dataset_name and not files:
         source = {
             "hub_name": data_args.dataset_name,
             "hub_config": data_args.dataset_config_name,
@@ -141,15 +197,16 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
             "text_column": data_args.text_column,
         }
     else:
-        source = {"files": data_args.train_files if is_train else data_args.validation_files}
-        if not source["files"]:
-            raise InputError("train_files is empty: name text files, or a dataset_name")
+        source = {"files": files}
+        if not files:
+            raise InputError(f"{argument} is empty: name text files, or a dataset_name")
     return load_text_dataset(
         **source,
         keep_empty_lines=data_args.keep_empty_lines,
         max_lines=data_args.max_train_lines if is_train else None,
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
+        argument=argument,
     )
 
 

@@ -10,6 +10,7 @@ from transformers import DynamicCache, Trainer
 from ..errors import InputError
 from ..evaluation.summed_loss import perplexities, summed_stream_loss
 from ..models.cache import CACHE_NAME, cache_of
+from .checkpoint_trainer import reading
 from .moe_trainer import MoeTrainerMixin
 
 
@@ -81,14 +82,21 @@ class LmTrainer(MoeTrainerMixin, Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if self.carry_state and checkpoint is not None:
-            rank, world_size, rows = self.args.process_index, self.args.world_size, self.args.train_batch_size
-            for index, (h, c, length) in _states_of_all_rows(checkpoint).items():
-                # The rows of a step are in order of micro-batch and process, however many there are of each.
-                for slot in range(self.args.gradient_accumulation_steps):
-                    cache = self._carried.setdefault(slot, DynamicCache(config=self.model.config))
-                    start = (slot * world_size + rank) * rows
-                    state = (x[start : start + rows].to(self.args.device) for x in (h, c))
-                    cache.update(*state, index, num_tokens=length)
+            with reading(checkpoint, "carried state"):
+                self._load_carried_state(checkpoint)
+
+    def _load_carried_state(self, checkpoint: str) -> None:
+        rank, world_size, rows = self.args.process_index, self.args.world_size, self.args.train_batch_size
+        slots = self.args.gradient_accumulation_steps
+        for index, (h, c, length) in _states_of_all_rows(checkpoint).items():
+            if len(h) != slots * world_size * rows:
+                raise ValueError(f"{len(h)} rows, expected {slots * world_size * rows}")
+            # The rows of a step are in order of micro-batch and process, however many there are of each.
+            for slot in range(slots):
+                cache = self._carried.setdefault(slot, DynamicCache(config=self.model.config))
+                start = (slot * world_size + rank) * rows
+                state = (x[start : start + rows].to(self.args.device) for x in (h, c))
+                cache.update(*state, index, num_tokens=length)
 
     def _carried_file(self, folder: str) -> str:
         return os.path.join(folder, f"carried_state_{self.args.process_index}.pt")
@@ -152,7 +160,10 @@ def _states_of_all_rows(checkpoint: str) -> dict[int, tuple]:
     """{layer: (h, c, length)} over all rows of an optimizer step, from the files of all processes; {} for zeros."""
     files = sorted(Path(checkpoint).glob("carried_state_*.pt"), key=lambda file: int(file.stem.rpartition("_")[2]))
     if not files:
-        raise InputError(f"checkpoint {checkpoint} has no carried_state_0.pt: its run had carry_state=False")
+        raise InputError(
+            f"checkpoint {checkpoint} has no carried_state_0.pt, which carry_state=True needs: either the checkpoint "
+            "is not whole or its run did not carry the state"
+        )
     parts = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
     pieces = [part[slot] for slot in sorted(parts[0]) for part in parts]
     states = {}

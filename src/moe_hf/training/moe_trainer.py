@@ -1,20 +1,23 @@
-"""What the Trainers of both families share: a stop on NaN, the factored optimizer, an exact end of a resumed run."""
+"""What the Trainers of both families share: the factored optimizer, an exact end of a resumed run."""
 
 import copy
-import math
+import shutil
+from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
-from ..distributed.gathered_rows import gather_rows
 from ..distributed.global_batch import GlobalBatchCallback
-from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
-from ..errors import InputError, NonFiniteLossError
+from ..errors import InputError
 from ..model_code import add_code
-from ..models.factored_gradients import use_factored_gradients
-from .gradient_norm import clip_grad_norm_
-from .optimizer import FACTORED_ADAM, create_factored_adam, expert_parameters
+from ..run_folder import is_checkpoint_name
+from ..writing import naming, whole_files
+from .checkpoint_trainer import WholeCheckpointMixin
+from .factored_trainer import FactoredGradientsMixin
+from .finite_trainer import FiniteTrainerMixin
+from .optimizer import FACTORED_ADAM, create_factored_adam
+
+GO_ON = "; make space, and the same command with --resume_from_checkpoint goes on from the last checkpoint"
 
 
 class SeedPerRankCallback(TrainerCallback):
@@ -28,7 +31,7 @@ class SeedPerRankCallback(TrainerCallback):
             torch.manual_seed(args.seed + args.process_index)
 
 
-class MoeTrainerMixin(ShardedCheckpointMixin):
+class MoeTrainerMixin(FiniteTrainerMixin, FactoredGradientsMixin, WholeCheckpointMixin):
     """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
 
     def __init__(self, model=None, args=None, **kwargs):
@@ -54,55 +57,36 @@ class MoeTrainerMixin(ShardedCheckpointMixin):
         super().save_model(output_dir, _internal_call)
         is_checkpoint = _internal_call and output_dir is not None
         if self.args.should_save and not is_checkpoint:  # before an upload too, which calls this with neither
-            add_code(output_dir or self.args.output_dir)
+            self._add_code(Path(output_dir or self.args.output_dir))
+
+    def _add_code(self, folder: Path) -> None:
+        with whole_files(folder, "output_dir", GO_ON) as inside:
+            if (folder / "config.json").is_file():
+                shutil.copy(folder / "config.json", inside)
+            add_code(inside)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and not is_checkpoint_name(folder.name):
+            with whole_files(folder, "output_dir", GO_ON) as inside:
+                super()._save(str(inside), state_dict)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial), name)
+        was_there = folder.exists()
+        try:
+            with naming("output_dir", self.args.output_dir, name, GO_ON):
+                super()._save_checkpoint(model, trial)
+        except InputError:
+            if self.args.should_save and not was_there:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **kwargs)
-
-    def train(self, *args, **kwargs):
-        if self.args.expert_gradients == "dense":
-            return super().train(*args, **kwargs)
-        if self.saves_shards:
-            raise InputError("expert_gradients=factored is not for a sharded model: take dense")
-        try:
-            use_dense_gradients = use_factored_gradients(self.model)
-        except ValueError as error:
-            raise InputError(f"expert_gradients=factored: {error}") from error
-        experts = set(expert_parameters(self.model))
-        names = [name for name, parameter in self.model.named_parameters() if parameter in experts]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            use_dense_gradients()
-
-    def _clip_grad_norm(self, model):
-        if self.args.expert_gradients == "dense":
-            return super()._clip_grad_norm(model)
-        gather_rows(model)
-        return clip_grad_norm_(model, self.args.max_grad_norm)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._stop_unless_finite("loss", loss)
-        return loss
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        if grad_norm is None and self.args.expert_gradients == "factored":
-            gather_rows(model)
-            grad_norm = clip_grad_norm_(model, math.inf)
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        if not self.args.fp16:  # the fp16 scaler skips such a step by itself
-            self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
-        return grad_norm
-
-    def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value):
-            # `output_dir` still holds the checkpoints of earlier steps: this step's update was not made.
-            raise NonFiniteLossError(
-                f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, the "
-                f"checkpoints of earlier steps are kept in {self.args.output_dir}"
-            )

@@ -1,5 +1,6 @@
 """What the training runs of both families have in common: a model for a tokenizer, a trainer to its results."""
 
+import json
 import logging
 import sys
 import warnings
@@ -12,15 +13,22 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging as transformers_logging
 
+from ..data.tokenizers import load_tokenizer
 from ..distributed.sharding import distributed_config, shard_new_model
 from ..errors import InputError, first_line
-from ..loading import load_pretrained
+from ..families import Family
+from ..hub_errors import check_upload
+from ..loading import check_vocabulary, load_config, load_pretrained
 from ..run_folder import CONFIG_FILE, HISTORY_FILE
+from ..writing import whole_files
 from .arguments import ModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
 from .interrupt import InterruptCallback
+from .moe_trainer import GO_ON
 from .optimizer import OptimizerSizeCallback
+
+logger = logging.getLogger(__name__)
 
 # What a run may change when it is resumed.
 MAY_CHANGE_ON_RESUME = (
@@ -57,6 +65,17 @@ def run_identity(model_args, data_args, training_args) -> dict:
     # A run may go on with more processes, if its steps stay the same.
     steps = training_args.gradient_accumulation_steps * training_args.world_size
     return identity | {"rows_per_step (of all processes)": training_args.per_device_train_batch_size * steps}
+
+
+def check_hub_arguments(training_args: MoeTrainingArguments) -> None:
+    """Check that a run with `push_to_hub` may upload, before there is anything to upload.
+
+    Raises:
+        InputError: it may not, see `check_upload`.
+    """
+    if training_args.push_to_hub and training_args.should_save:
+        repo_id = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
+        check_upload(repo_id, "hub_model_id", training_args.hub_token)
 
 
 def quiet_logs(training_args: MoeTrainingArguments) -> None:
@@ -97,21 +116,87 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
         check_same_run(args.output_dir, checkpoint, run_identity(model_args, data_args, args))
     if args.should_save:
         config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
-        (Path(args.output_dir) / CONFIG_FILE).write_text(config, encoding="utf-8")
+        with whole_files(args.output_dir, "output_dir") as folder:
+            (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
     interrupt = InterruptCallback()
     trainer.add_callback(interrupt)
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         interrupt.restore()
+    if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+        logger.warning("load_best_model_at_end: no evaluation had a finite metric, the last step's model is saved")
     trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    save_results(trainer, "train", result.metrics)
     if trainer.eval_dataset is None:
         return {}
     metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics)
+    save_results(trainer, "eval", metrics)
     return metrics
+
+
+def tokenizer_source(model_args, data_args, checkpoint: str | None) -> tuple[str | None, str]:
+    """Where a run's tokenizer is loaded from, None to train one, and the argument that names it.
+
+    A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
+
+    Args:
+        model_args (object): may name a model.
+        data_args (object): may name a tokenizer.
+        checkpoint: what the run is resumed from.
+    """
+    named = {
+        "resume_from_checkpoint": checkpoint,
+        "tokenizer_name_or_path": data_args.tokenizer_name_or_path,
+        "model_name_or_path": model_args.model_name_or_path,
+    }
+    return next(((path, name) for name, path in named.items() if path), (None, "tokenizer_name_or_path"))
+
+
+def check_named_folders(family: Family, model_args, data_args, checkpoint: str | None) -> None:
+    """Check that the model and the tokenizer named can be loaded, before any text is read.
+
+    Args:
+        family: what is trained.
+        model_args (object): may name a model.
+        data_args (object): may name a tokenizer.
+        checkpoint: what the run is resumed from.
+
+    Raises:
+        InputError: one of them is damaged or does not exist, or the model is of another kind.
+    """
+    if path := checkpoint or model_args.model_name_or_path:
+        argument = "resume_from_checkpoint" if checkpoint else "model_name_or_path"
+        changes = {} if checkpoint else model_args.config_arguments()
+        found = load_config(path, family.auto_class, argument=argument, **changes).model_type
+        if found != family.config_class.model_type and not checkpoint:
+            expected = family.config_class.model_type
+            raise InputError(f"{argument}={path} has model_type={found!r}, expected {expected!r}")
+    path, argument = tokenizer_source(model_args, data_args, checkpoint)
+    if path:
+        load_tokenizer(path, argument)
+
+
+def save_results(trainer: Trainer, part: str, metrics: dict) -> None:
+    """Write the metrics, and after the training its state, into `output_dir`: the Trainer's files, but whole or none.
+
+    Args:
+        trainer: whose first process writes.
+        part: "train" or "eval".
+        metrics: by name.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    known = Path(trainer.args.output_dir) / "all_results.json"
+    together = (json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}) | metrics
+    with whole_files(trainer.args.output_dir, "output_dir", GO_ON) as folder:
+        for name, values in ((f"{part}_results.json", metrics), (known.name, together)):
+            (folder / name).write_text(json.dumps(values, indent=4, sort_keys=True), encoding="utf-8")
+        if part == "train":
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
 
 
 def build_model(
@@ -143,16 +228,11 @@ def build_model(
         auto_class,
         path,
         model_args.config_arguments(),
+        argument="resume_from_checkpoint" if path == checkpoint else "model_name_or_path",
         experts_implementation=model_args.experts_implementation,
         distributed_config=sharding,
     )
-    if not isinstance(model, model_class):
-        raise InputError(f"model_name_or_path={path} is a {type(model).__name__}, expected a {model_class.__name__}")
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, more than vocab_size={model.config.vocab_size} of the model "
-            f"{path}"
-        )
+    check_vocabulary(tokenizer, model.config, f"model_name_or_path={path}")
     return model
 
 

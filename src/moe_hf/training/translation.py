@@ -4,30 +4,44 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
 from ..data.arguments import TranslationDataArguments
+from ..data.cache_folder import cached_in
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
 from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..evaluation.bleu_tokenizers import check_tokenizer
 from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
 from ..evaluation.metrics import load_metric
+from ..families import TRANSLATION_MODELS
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
 from .checkpoints import prepare_output_dir
-from .runs import build_model, quiet_logs, run_identity, run_training
+from .run_checks import TRANSLATION_METRICS, check_run
+from .run_lock import run_lock
+from .runs import (
+    build_model,
+    check_hub_arguments,
+    check_named_folders,
+    quiet_logs,
+    run_identity,
+    run_training,
+    tokenizer_source,
+)
 from .translation_trainer import TranslationTrainer
 
 logger = logging.getLogger(__name__)
@@ -51,14 +65,41 @@ def train_translation(
         the trainer, and the last evaluation's metrics (empty without validation pairs).
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
-    check_same_run_everywhere(run_identity(model_args, data_args, training_args), training_args)
-    checkpoint = prepare_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    identity = run_identity(model_args, data_args, training_args)
+    check_same_run_everywhere(identity, training_args)
+    with run_lock(training_args):
+        return _train(model_args, data_args, training_args, new_model, identity)
+
+
+def _train(
+    model_args, data_args, training_args, new_model, identity
+) -> tuple[TranslationTrainer, dict[str, float | str]]:
+    model_type = GnmtMoeForConditionalGeneration.config_class.model_type if new_model is None else None
+    checkpoint = broadcast_from_rank_zero(
+        lambda: prepare_output_dir(
+            training_args.output_dir, training_args.resume_from_checkpoint, identity, model_type
+        ),
+        training_args,
+    )
+    check_named_folders(TRANSLATION_MODELS, model_args, data_args, checkpoint)
+    check_hub_arguments(training_args)
+    check_run(
+        None if new_model else GnmtMoeForConditionalGeneration,
+        model_args,
+        data_args,
+        training_args,
+        TRANSLATION_METRICS,
+    )
+    _check_unused(training_args)
+    _check_generation_config(training_args.generation_config)
+    check_tokenizer(training_args.tokenize)
     set_seed(training_args.seed)
     quiet_logs(training_args)
-    tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
+    with cached_in(data_args.cache_dir):
+        tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
     if new_model is None:
         model = build_model(
             GnmtMoeForConditionalGeneration,
@@ -79,6 +120,7 @@ def train_translation(
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
     set_output_length(model, int(lengths[1].max()))
     longest = max(int(side.max()) for side in lengths)
+    _check_enough(train_tokens, training_args)
     batches = TokenBatchSampler(
         *lengths,
         data_args.tokens_per_batch,
@@ -104,6 +146,40 @@ def train_translation(
         translate_arguments={"num_beams": training_args.eval_num_beams},
     )
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
+
+
+# Arguments of the library that change nothing here -> what does.
+UNUSED = {
+    "per_device_train_batch_size": "tokens_per_batch says how large a batch is",
+    "train_sampling_strategy": "batches have sentences of about one length",
+    "sortish_sampler": "batches have sentences of about one length",
+    "generation_num_beams": "eval_num_beams says how many beams an evaluation has",
+    "generation_max_length": "a translation's limit follows from its source",
+}
+
+
+def _check_unused(training_args) -> None:
+    for name, instead in UNUSED.items():
+        if (value := getattr(training_args, name)) != getattr(type(training_args), name):
+            raise InputError(f"{name}={value} changes nothing here: {instead}")
+
+
+def _check_enough(tokens: Dataset, training_args) -> None:
+    steps, processes = training_args.gradient_accumulation_steps, training_args.world_size
+    if len(tokens) < steps * processes:
+        raise InputError(
+            f"gradient_accumulation_steps={steps} on {processes} processes needs as many sentence pairs for one step, "
+            f"there are {len(tokens)}"
+        )
+
+
+def _check_generation_config(source) -> None:
+    if not isinstance(source, str | Path):
+        return
+    try:
+        GenerationConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"generation_config={source}: cannot be loaded ({first_line(error)})") from error
 
 
 def check_positions(model: PreTrainedModel, *tokens) -> None:
@@ -165,11 +241,14 @@ def load_pairs(
     with training_args.main_process_first(desc="sentence pairs"):
         train = load_pairs_of("train", train_sources, data_args)
         validation = load_pairs_of("validation", validation_sources, data_args) if validation_sources else None
-    # A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
-    source = checkpoint or data_args.tokenizer_name_or_path or model_args.model_name_or_path
+    source, argument = tokenizer_source(model_args, data_args, checkpoint)
     tokenizer = broadcast_from_rank_zero(
         lambda: load_or_train_translation_tokenizer(
-            source, train.texts(), vocab_size=data_args.vocab_size, languages=train.tagged_languages
+            source,
+            train.texts(),
+            vocab_size=data_args.vocab_size,
+            languages=train.tagged_languages,
+            argument=argument,
         ),
         training_args,
     )
@@ -204,6 +283,7 @@ def load_pairs_of(part: str, sources, data_args):
         max_pairs=data_args.max_train_pairs if part == "train" else None,
         cache_dir=data_args.cache_dir,
         num_proc=data_args.preprocessing_num_workers,
+        argument=f"{part}_pairs: {{}}" if getattr(data_args, f"{part}_pairs") else f"{part}_{{}}",
     )
     logger.info(f"{part}: {pairs}")
     return pairs

@@ -1,0 +1,88 @@
+"""Reads what a checkpoint has beside its weights and its tokenizer, and executes nothing that is in it."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import TrainerState
+from transformers.trainer_pt_utils import safe_globals
+
+from .errors import InputError, first_line
+
+# What the Trainer needs of the states, by the start of their files' names.
+NEEDED = {
+    "optimizer.": ("state", "param_groups"),
+    "scheduler.": ("last_epoch",),
+    "rng_state": ("python", "numpy", "cpu"),
+}
+
+
+def read_map(file: Path) -> dict:
+    """Read a JSON file that holds a map.
+
+    Raises:
+        InputError: it is missing, or damaged; the message names the checkpoint, that is its folder, and the file.
+    """
+    if not file.is_file():
+        raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is missing")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is broken") from error
+    if not isinstance(content, dict):
+        raise InputError(f"checkpoint {file.parent} is broken: {file.name} is a {type(content).__name__}, not a map")
+    return content
+
+
+def check_trainer_state(file: Path) -> None:
+    """Check that the Trainer can go on from its own state.
+
+    Raises:
+        InputError: it cannot.
+    """
+    content = read_map(file)
+    try:
+        state = TrainerState(**content)
+    except TypeError as error:
+        raise InputError(f"checkpoint {file.parent} is broken: {file.name}: {first_line(error)}") from error
+    kinds = {"global_step": int, "max_steps": int, "epoch": (int, float), "log_history": list}
+    kinds |= {"total_flos": (int, float), "stateful_callbacks": dict}
+    for name, kind in kinds.items():
+        if name not in content or not isinstance(getattr(state, name), kind):
+            found = content.get(name, "missing")
+            raise InputError(f"checkpoint {file.parent} is broken: {file.name} has {name}={str(found)[:80]}")
+
+
+def check_tensors(file: Path, is_verified: bool) -> None:
+    """Check a file of `torch.save`, which may hold tensors and plain values only.
+
+    Args:
+        file: in the folder of the checkpoint.
+        is_verified: whether its checksum was checked, so that its bytes are those that were saved.
+
+    Raises:
+        InputError: it is damaged, or holds something else, which is not executed.
+    """
+    where = f"checkpoint {file.parent} is broken: {file.name}"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = None if is_verified else archive.testzip()
+    except Exception as error:  # besides BadZipFile, those of names and sizes that are damaged
+        raise InputError(f"{where} cannot be read ({first_line(error)})") from error
+    if damaged:
+        raise InputError(f"{where} is damaged in {damaged}")
+    try:
+        with safe_globals():
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{where} holds more than tensors and plain values, and is not read") from error
+    except Exception as error:
+        raise InputError(f"{where} cannot be read ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where} holds a {type(content).__name__}, not a map")
+    for start, names in NEEDED.items():
+        missing = [name for name in names if file.name.startswith(start) and name not in content]
+        if missing:
+            raise InputError(f"{where} lacks {', '.join(missing)}")

@@ -1,0 +1,98 @@
+"""The parser of a subcommand's arguments, and the types of its options."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import InputError
+from ..value_checks import LARGEST, MOST_BEAMS, NOT_NEGATIVE, POSITIVE, Range
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Refuses wrong arguments with an `InputError` of one line, in place of usage lines and an exit.
+
+    No text may be empty: an unset variable of a shell would stand for a folder or a name.
+    """
+
+    def error(self, message: str):
+        message = " ".join(message.split())
+        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            options = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[1], options, n=1)
+            message = f"no argument is named {unknown[1]!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        # argparse writes `argument -o/--output: what is wrong`; `_converted` starts that with the value.
+        message = re.sub(r"^argument (?:-\w/)?-*([\w-]+): =", r"\1=", message)
+        choice = r"^argument (?:-\w/)?-*([\w-]+): invalid choice: (.*) \(choose from (.*)\)$"
+        message = re.sub(choice, r"\1=\2 is not known, use one of \3", message)
+        raise InputError(message.removeprefix("argument "))
+
+    def parse_args(self, args=None, namespace=None):
+        arguments = super().parse_args(args, namespace)
+        typed = {
+            action.dest: max(action.option_strings, key=len).lstrip("-")
+            for action in self._actions
+            if action.option_strings
+        }
+        for name, value in vars(arguments).items():
+            name = typed.get(name, name)
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, str) and not part.strip():
+                    self.error(f"{name}='' is empty")
+        return arguments
+
+
+def command_parser(name: str, description: str) -> CommandParser:
+    """The parser of a subcommand's arguments, which names itself `moe-hf NAME`."""
+    return CommandParser(
+        prog=f"moe-hf {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def whole(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
+    """A `type` for `add_argument`: whole numbers between two.
+
+    Args:
+        least: the smallest.
+        most: the largest.
+    """
+    return lambda text: _converted(text, int, Range(least=least, most=most))
+
+
+def number(allowed: Range = Range()) -> Callable[[str], float]:
+    """A `type` for `add_argument`: numbers of a range.
+
+    Args:
+        allowed: the range; by default every finite number.
+    """
+    return lambda text: _converted(text, float, allowed)
+
+
+def path(text: str) -> Path:
+    """A `type` for `add_argument`: a path that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("='' is empty")
+    return Path(text)
+
+
+def size(text: str) -> str:
+    """A `type` for `add_argument`: such as 5GB or 500MB."""
+    if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", text, flags=re.I):
+        raise argparse.ArgumentTypeError(f"={text!r} must be a size above 0, such as 5GB or 500MB")
+    return text
+
+
+def _converted(text: str, kind: type, allowed: Range):
+    try:
+        value = kind(text)
+    except ValueError as error:
+        words = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"={text!r} must be {words}, {allowed}") from error
+    if value not in allowed:
+        words = "a number of " if kind is float and allowed == NOT_NEGATIVE else ""
+        raise argparse.ArgumentTypeError(f"={text} must be {words}{allowed}")
+    return value
+
+
+count, beams, weight, amount = whole(), whole(most=MOST_BEAMS), number(NOT_NEGATIVE), number(POSITIVE)

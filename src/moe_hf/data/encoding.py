@@ -1,0 +1,80 @@
+"""Lines of text to token ids: text stays text, and memory is bounded."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+# Characters that are encoded at once: an encoding has about 180 bytes for each.
+PORTION = 1 << 20
+# A space between words, before which a text can be cut.
+_CUT = re.compile(r"(?<=\S) (?=\S)")
+
+
+def encode_lines(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]) -> list[list[int]]:
+    """Token ids of each line, without special tokens, whatever the tokenizer adds by itself.
+
+    A text that spells a special token is text, whatever `tokenizer.split_special_tokens` says. A tokenizer of words
+    has no other token for a word that spells the end symbol: the word is unknown then.
+
+    Args:
+        tokenizer: any.
+        lines: the text.
+    """
+    cuts_at_spaces = _cuts_at_spaces(tokenizer)
+    pieces = [split_long_line(line) if cuts_at_spaces else [line] for line in lines]
+    found = iter(_encode_in_portions(tokenizer, [piece for line in pieces for piece in line]))
+    encoded = [[id_ for _ in line for id_ in next(found)] if len(line) > 1 else next(found) for line in pieces]
+    eos, unk = tokenizer.eos_token_id, tokenizer.unk_token_id
+    if unk in (None, eos):
+        return encoded
+    return [[unk if id_ == eos else id_ for id_ in ids] if eos in ids else ids for ids in encoded]
+
+
+def split_long_line(line: str) -> list[str]:
+    """Cut a line of more than `PORTION` characters before spaces between words, if it has some there."""
+    pieces, start = [], 0
+    while len(line) - start > PORTION and (cut := _CUT.search(line, start + PORTION)):
+        pieces.append(line[start : cut.start()])
+        start = cut.start()
+    return [*pieces, line[start:]]
+
+
+def _encode_in_portions(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
+    portion, size = [], 0
+    for text in texts:
+        portion.append(text)
+        size += len(text)
+        if size >= PORTION:
+            yield from _encode(tokenizer, portion)
+            portion, size = [], 0
+    if portion:
+        yield from _encode(tokenizer, portion)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        split_special_tokens=True,
+        truncation=False,
+        verbose=False,
+    )
+    return encoded["input_ids"]
+
+
+def _cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokens of a text are those of its parts before and after the start of a space between words."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None or backend.pre_tokenizer is None:
+        return False
+    normalizer = backend.normalizer and json.loads(backend.normalizer.__getstate__())["type"]
+    if normalizer not in (None, "Lowercase"):
+        return False
+    if any(" " in token.content for token in tokenizer.added_tokens_decoder.values()):
+        return False
+    parts = json.loads(backend.pre_tokenizer.__getstate__())
+    if parts["type"] == "ByteLevel":
+        return parts["use_regex"] and not parts["add_prefix_space"]
+    return parts["type"] == "WhitespaceSplit"

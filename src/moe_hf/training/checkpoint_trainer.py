@@ -1,0 +1,103 @@
+"""What a `Trainer` does more for its checkpoints: it writes whole ones, and names one that it cannot go on from."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ..checksums import write_checksums
+from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
+from ..errors import InputError
+from ..loading import WeightsError, check_keys
+
+logger = logging.getLogger(__name__)
+# The states of optimizers that have the shapes of the weights.
+STATES_OF_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+@contextmanager
+def reading(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Turn every error into one line that names the checkpoint.
+
+    Args:
+        checkpoint: its folder.
+        what: the part of it that is read.
+
+    Raises:
+        InputError: the part does not fit the run, or is damaged.
+    """
+    try:
+        yield
+    except WeightsError as error:
+        raise InputError(f"checkpoint {checkpoint}: {error}") from error
+    except InputError:
+        raise
+    except (Exception, CheckpointException) as error:
+        if isinstance(error, CheckpointException) and error.failures:
+            error = next(iter(error.failures.values()))[0]
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"checkpoint {checkpoint}: its {what} cannot be loaded into this run, which has other arguments, or the "
+            f"checkpoint is broken ({reason})"
+        ) from error
+
+
+class WholeCheckpointMixin(ShardedCheckpointMixin):
+    """To be named before `Trainer` or a subclass of it among the bases.
+
+    A checkpoint is whole as soon as it has trainer_state.json, and gets its checksums after that.
+    """
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            # Of a run that was broken or killed here: its trainer_state.json must not vouch for what is written now.
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            write_checksums(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with reading(resume_from_checkpoint, "weights"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Refuse what the library only warns of: weights that a checkpoint lacks, or has too many of."""
+        not_saved = [
+            *getattr(self.model, "all_tied_weights_keys", ()),
+            *(getattr(self.model, "_keys_to_ignore_on_save", None) or ()),
+        ]
+        check_keys(set(load_result.missing_keys).difference(not_saved), set(load_result.unexpected_keys))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "optimizer or scheduler"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """The optimizer itself does not, and may write beyond a tensor of another shape."""
+        for group in self.optimizer.param_groups:
+            for weight in group["params"]:
+                for name, state in self.optimizer.state.get(weight, {}).items():
+                    if name in STATES_OF_WEIGHTS and state.shape != weight.shape:
+                        raise ValueError(f"{name} of shape {tuple(state.shape)} for weights {tuple(weight.shape)}")
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "loss scale"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "random state"):
+            super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self.args.process_index == 0:
+            saved, now = len(list(Path(checkpoint).glob("rng_state*.pth"))), self.args.world_size
+            if saved != now:
+                logger.warning(
+                    f"checkpoint {checkpoint} was saved by {saved} processes, now there are {now}: dropout and gating "
+                    "noise differ from those of a run without an interruption"
+                )

@@ -1,0 +1,107 @@
+"""Ends a training whose loss, gradient, weights or optimizer are not finite; what is saved always is."""
+
+import logging
+import math
+from itertools import chain
+
+import torch
+from accelerate.utils import gather_object
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..errors import InputError, NonFiniteLossError
+from ..models.finite import first_non_finite
+from ..run_folder import list_checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+class FiniteTrainerMixin:
+    """To be named before `ShardedCheckpointMixin` among the bases of a Trainer.
+
+    Loss and gradient are checked before each update. Weights and optimizer are checked before they are saved: an
+    update may make a weight infinite that the next batches do not use, and so leave their losses finite.
+    """
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stop_unless_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # The scaler of fp16 skips such a step and halves its scale. Below 1 a smaller scale does not help.
+        if not self.args.fp16 or self.accelerator.scaler.get_scale() < 1:
+            self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
+        return grad_norm
+
+    def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            raise NonFiniteLossError(
+                f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, "
+                f"{self._what_is_kept()}"
+            )
+
+    def _what_is_kept(self) -> str:
+        whole = [path for path in list_checkpoints(self.args.output_dir) if (path / TRAINER_STATE_NAME).is_file()]
+        return f"the last checkpoint is {whole[-1]}" if whole else f"{self.args.output_dir} has no checkpoint yet"
+
+    def _save_checkpoint(self, model, trial):
+        self._refuse_to_save_unless_finite(with_optimizer=True)
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not _internal_call:
+            self._refuse_to_save_unless_finite(with_optimizer=False)
+        super().save_model(output_dir, _internal_call)
+
+    def _refuse_to_save_unless_finite(self, with_optimizer: bool) -> None:
+        if name := self._first_non_finite(with_optimizer):
+            raise NonFiniteLossError(
+                f"{name} holds NaN or infinity after step {self.state.global_step}, which is not saved; "
+                f"{self._what_is_kept()}"
+            )
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint and (name := self._first_non_finite(with_optimizer=True)):
+            raise InputError(
+                f"resume_from_checkpoint={resume_from_checkpoint}: {name} holds NaN or infinity; take an earlier one"
+            )
+        return prepared
+
+    def _first_non_finite(self, with_optimizer: bool) -> str | None:
+        """The name of a weight, or of a tensor of the optimizer; the same on all processes."""
+        model = self.accelerator.unwrap_model(self.model)
+        name = first_non_finite(chain(model.named_parameters(), model.named_buffers()))
+        if name is None and with_optimizer:
+            name = first_non_finite(
+                (f"the optimizer's {key} of {weight}", value)
+                for weight, parameter in model.named_parameters()
+                for key, value in self.optimizer.state.get(parameter, {}).items()
+                if isinstance(value, torch.Tensor)
+            )
+        if self.saves_shards and self.args.world_size > 1:  # else every process has all weights
+            name = next(filter(None, gather_object([name])), None)
+        return name
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        bad = [
+            f"{name}={value}"
+            for name, value in logs.items()  # fp16 skips a step with an infinite gradient, and goes on
+            if isinstance(value, float) and not math.isfinite(value) and name != "grad_norm"
+        ]
+        if bad:
+            logger.warning(f"not finite at step {self.state.global_step}: {', '.join(bad)}")
+        super().log(logs, start_time)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        if name := self.args.metric_for_best_model:
+            numbers = {
+                key: value for key, value in metrics.items() if key.startswith("eval_") and not isinstance(value, str)
+            }
+            value = numbers.get(name if name.startswith("eval_") else f"eval_{name}")
+            if value is None:
+                raise InputError(f"metric_for_best_model={name!r} is not one of {', '.join(sorted(numbers))}")
+            if not math.isfinite(value):  # an infinite score would stay the best one
+                return False
+        return super()._determine_best_metric(metrics, trial)

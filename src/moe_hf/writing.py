@@ -1,0 +1,238 @@
+"""Files and folders that are written whole or not at all, and errors that name what cannot be written.
+
+All is written into a folder `.unfinished-...` beside its place, and moved when it is whole.
+"""
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
+
+from .errors import InputError, first_line
+
+UNFINISHED = ".unfinished-"
+# What torch.save and the tokenizers library say, in errors of no class of their own.
+TORCH_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error")
+WRITE_ERRORS = (*TORCH_ERRORS, "cannot be opened", "(os error ")
+# Errors of `datasets` that hide the cause.
+WRAPPERS = ("DatasetGenerationError",)
+
+
+@contextmanager
+def naming(argument: str, path: str | Path, what: str = "", advice: str = "") -> Iterator[None]:
+    """Turn an error of writing into one line that names the argument.
+
+    Args:
+        argument: that `path` was given for.
+        path: as the user gave it.
+        what: the file that is written, if it is not `path` itself.
+        advice: what to do, appended.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := reason_of(error)) is None:
+            raise
+        what = f"{what} " if what else ""
+        raise InputError(f"{argument}={_shown(path)}: {what}cannot be written ({reason}){advice}") from error
+
+
+def reason_of(error: BaseException) -> str | None:
+    """Why a file could not be written; None: `error` is about something else."""
+    text = str(error)
+    if type(error) is ValueError and "null byte" in text:
+        return text
+    is_of_writing = isinstance(error, OSError | SafetensorError) or any(name in text for name in WRITE_ERRORS)
+    is_of_writing = is_of_writing and not isinstance(error, InputError | BrokenPipeError | HTTPError)
+    if not (is_of_writing or type(error).__name__ in WRAPPERS):
+        return None
+    cause = error
+    while cause is not None:  # the number says it best
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        if match := re.search(r"os error (\d+)", str(cause)):
+            return os.strerror(int(match[1]))
+        cause = cause.__cause__ or cause.__context__
+    if any(name in text for name in TORCH_ERRORS):
+        return "a write failed, the disk may be full"
+    return first_line(error) if is_of_writing else None
+
+
+def check_new_folder(folder: str | Path, argument: str = "folder") -> Path:
+    """Check that a folder is new or empty, and can be written; to be called before there is work that could be lost.
+
+    Args:
+        folder: its parents are made if there are none.
+        argument: what the user calls it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: it has something in it, is a file, or cannot be written.
+    """
+    path = _path(folder, argument)
+    with naming(argument, folder):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{argument}={_shown(folder)} must be new or empty")
+    check_folder(folder, argument)
+    return path
+
+
+def check_folder(folder: str | Path, argument: str) -> None:
+    """Check that a folder, or a new one of that name, can be written.
+
+    Args:
+        folder: its parents need not exist.
+        argument: what the user calls it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    path = _path(folder, argument)
+    with naming(argument, folder), _unfinished(path) as inside:
+        (inside / "file").touch()
+
+
+@contextmanager
+def new_folder(folder: str | Path, argument: str = "folder") -> Iterator[Path]:
+    """Write the files of a new or empty folder: all of them are there at the end, or none after an error.
+
+    Args:
+        folder: as for `check_new_folder`, which is called first.
+        argument: what the user calls it.
+
+    Yields:
+        The folder to write into, with the same name.
+
+    Raises:
+        InputError: `folder` has something in it, or cannot be written.
+    """
+    path = check_new_folder(folder, argument)
+    with whole_files(path, argument) as inside:
+        yield inside
+
+
+@contextmanager
+def whole_files(folder: str | Path, argument: str, advice: str = "") -> Iterator[Path]:
+    """Write files into a folder, which may have others: they take their places at the end, or none after an error.
+
+    Args:
+        folder: made if there is none.
+        argument: what the user calls it.
+        advice: what to do after an error.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    with naming(argument, folder, advice=advice), _unfinished(_path(folder, argument), keep=True) as inside:
+        yield inside
+
+
+def check_file(file: str | Path, argument: str) -> Path:
+    """Check that a file can be written; to be called before there is work that could be lost.
+
+    Args:
+        file: its folder must exist.
+        argument: what the user calls it.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: it is a folder, its folder does not exist, or it cannot be written.
+    """
+    path = _path(file, argument)
+    with naming(argument, file):
+        if path.is_dir():
+            raise InputError(f"{argument}={_shown(file)} is a folder, expected a file")
+        if not path.parent.is_dir():
+            raise InputError(f"{argument}={_shown(file)}: there is no folder {path.parent}")
+        if not _is_device(path):
+            with _unfinished(path.resolve().parent) as inside:
+                (inside / path.resolve().name).touch()
+    return path
+
+
+@contextmanager
+def whole_file(file: str | Path, argument: str) -> Iterator[Path]:
+    """Write a file: an earlier one of that name stays as it is until the new one is whole.
+
+    Args:
+        file: its folder must exist. A device, such as /dev/stdout, is written as it is.
+        argument: what the user calls it.
+
+    Yields:
+        The file to write, with the same ending.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = check_file(file, argument)
+    with naming(argument, file):
+        if _is_device(path):
+            yield path
+        else:
+            with _unfinished(path.resolve().parent, keep=True) as inside:
+                yield inside / path.resolve().name
+
+
+def write_file(file: str | Path, text: str, argument: str) -> None:
+    """`whole_file` of a text in UTF-8, with line breaks as they are.
+
+    Args:
+        file: to write.
+        text: its content.
+        argument: what the user calls it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with whole_file(file, argument) as path:
+        path.write_text(text, encoding="utf-8", newline="")
+
+
+def _shown(path: str | Path) -> str:
+    """On one line."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def _path(path: str | Path, argument: str) -> Path:
+    if not str(path):
+        raise InputError(f"{argument}='' is empty, a path is needed")
+    return Path(path)
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not stat.S_ISREG(path.stat().st_mode)
+
+
+@contextmanager
+def _unfinished(folder: Path, keep: bool = False) -> Iterator[Path]:
+    """Yields a folder on the same disk that stands for `folder`; at the end its content goes there if `keep`."""
+    folder = Path(os.path.realpath(folder, strict=os.path.islink(folder)))
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    outer = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=there))
+    try:
+        inner = outer / folder.relative_to(there)
+        inner.mkdir(parents=True, exist_ok=True)
+        yield inner
+        for whole in sorted(outer.iterdir()) if keep else ():
+            os.replace(whole, there / whole.name)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
