@@ -13,7 +13,7 @@ PACKAGE = Path(moe_hf.__file__).parent
 # Rooms and modules, in layers: each imports from its own layer and those above it only.
 LAYERS = [
     ["models"],
-    ["errors", "extra_packages", "version"],
+    ["errors", "extra_packages", "freed_memory", "version"],
     ["model_files"],
     ["value_checks", "yaml_file"],
     ["families", "old_names", "hub_errors", "writing"],

@@ -7,6 +7,7 @@ Every argument of the YAML file can be given on the command line too; `--help` l
 
 import sys
 
+from ..freed_memory import keep_freed_memory
 from ..training.arguments import parse_arguments
 from ..training.lm import train_lm
 from . import run_command
@@ -16,7 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def train() -> dict:
-        trainer, metrics = train_lm(*parse_arguments(argv, prog="moe-hf train-lm"))
+        arguments = parse_arguments(argv, prog="moe-hf train-lm")
+        if arguments[-1].device.type == "cpu":
+            keep_freed_memory()
+        trainer, metrics = train_lm(*arguments)
         return metrics if trainer.is_world_process_zero() else {}
 
     return run_command(train)

@@ -8,6 +8,7 @@ Every argument of the YAML file can be given on the command line too; `--help` l
 import sys
 
 from ..data.arguments import TranslationDataArguments
+from ..freed_memory import keep_freed_memory
 from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from ..training.translation import train_translation
 from . import run_command
@@ -19,7 +20,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def train() -> dict:
-        trainer, metrics = train_translation(*parse_arguments(argv, CLASSES, prog="moe-hf train-translation"))
+        arguments = parse_arguments(argv, CLASSES, prog="moe-hf train-translation")
+        if arguments[-1].device.type == "cpu":
+            keep_freed_memory()
+        trainer, metrics = train_translation(*arguments)
         return metrics if trainer.is_world_process_zero() else {}
 
     return run_command(train)

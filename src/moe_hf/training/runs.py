@@ -44,7 +44,7 @@ MAY_CHANGE_ON_RESUME = (
 MUST_MATCH_ON_RESUME = (
     "seed data_seed optim learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
     "lr_scheduler_type warmup_steps constant_steps importance_loss_coef_schedule load_loss_coef_schedule bf16 fp16 "
-    "balance_across_processes"
+    "balance_across_processes expert_gradients"
 ).split()
 
 
