@@ -53,12 +53,18 @@ class RowGradients(NamedTuple):
         """
         matrix_bytes = self.left.shape[1] * self.right.shape[1] * self.left.element_size()
         size = max(1, GROUP_BYTES.get(self.left.device.type, LARGE_GROUP_BYTES) // matrix_bytes)
-        starts = self.counts.cumsum(0) - self.counts
-        for count in self.counts[self.counts > above].unique().tolist():
-            for experts in (self.counts == count).nonzero()[:, 0].split(size):
-                rows = (starts[experts, None] + torch.arange(count, device=experts.device)).view(-1)
-                shape = (len(experts), count, -1)
-                yield experts, self.left[rows].view(shape), self.right[rows].view(shape)
+        expert_R = torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
+        order = self.counts[expert_R].argsort(stable=True)  # by count, and within it by expert
+        left, right = self.left.index_select(0, order), self.right.index_select(0, order)
+        start = 0
+        for count, number in zip(*(values.tolist() for values in self.counts.unique(return_counts=True))):
+            here, start = slice(start, start + count * number), start + count * number
+            if count > above:
+                shape = (number, count, -1)
+                experts = (self.counts == count).nonzero()[:, 0]
+                yield from zip(
+                    *(part.split(size) for part in (experts, left[here].view(shape), right[here].view(shape)))
+                )
 
     def squared_norm(self) -> torch.Tensor:
         """The sum of all squared elements, a float64 scalar: |left' right|^2 = sum(left left' * right right')."""

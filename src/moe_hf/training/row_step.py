@@ -36,27 +36,27 @@ def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict)
         correction = 1 - beta2**step
         visited.step(*factors, beta2=beta2, bias_correction=correction, lr=float(group["lr"]), eps=group["eps"])
         state["visited"][visited.experts] = step
+    visited = (rows.counts > limit).nonzero()[:, 0]
+    decay_V1 = (beta2 ** (step - state["visited"][visited]).to(state["row"].dtype))[:, None]
+    for name in ("row", "col"):
+        state[name][visited] = state[name][visited] * decay_V1
+    state["visited"][visited] = step
+    scratch = None
     for experts, left_GrH, right_GrD in rows.groups(above=limit):
         grad = torch.bmm(left_GrH.mT, right_GrD).to(state["row"].dtype)
-        scratch = grad.square()
-        gap = (step - state["visited"][experts])[:, None].to(grad.dtype)
-        row = _moments(state["row"], experts, scratch.mean(dim=-1), beta2, gap)
-        col = _moments(state["col"], experts, scratch.mean(dim=-2), beta2, gap)
+        if scratch is None or len(scratch) < len(grad):
+            scratch = torch.empty_like(grad)
+        squares = torch.mul(grad, grad, out=scratch[: len(grad)])
+        row = state["row"][experts].add_(squares.sum(dim=-1), alpha=(1 - beta2) / grad.shape[-1])
+        col = state["col"][experts].add_(squares.sum(dim=-2), alpha=(1 - beta2) / grad.shape[-2])
+        state["row"][experts], state["col"][experts] = row, col
         mean_G1 = row.mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(row.dtype).tiny)
         a_GH1 = (row / mean_G1).sqrt_().unsqueeze(-1)
         b_G1D = (col / (1 - beta2**step)).sqrt_().unsqueeze(-2)
-        torch.mul(a_GH1, b_G1D, out=scratch).add_(group["eps"])
+        root = torch.mul(a_GH1, b_G1D, out=squares).add_(group["eps"])
         if decay is not None:
             decay.settle(param, experts)
-        param.index_add_(0, experts, grad.div_(scratch).to(param.dtype), alpha=-group["lr"])
-        state["visited"][experts] = step
-
-
-def _moments(moments_EM, experts, means_GM, beta2: float, gap_G1) -> torch.Tensor:
-    """R = beta2^gap R + (1 - beta2) means, kept and returned (G, M)."""
-    updated = moments_EM[experts].mul_(beta2**gap_G1).add_(means_GM, alpha=1 - beta2)
-    moments_EM[experts] = updated
-    return updated
+        param.index_add_(0, experts, grad.div_(root).to(param.dtype), alpha=-group["lr"])
 
 
 def settle_moments(state: dict, beta2: float) -> None:
