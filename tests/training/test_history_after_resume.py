@@ -56,10 +56,12 @@ def train(folder, killer=None, dtype=torch.float32, trainer_class=None, model=No
         trainer = trainer_class(model=model, args=trainer.args, train_dataset=windows, data_collator=collator)
     AuxLossCallback(folder / HISTORY_FILE, {0: 0.1, 6: 0.3}).attach_to(trainer)
     trainer.add_callback(killer or Killer(None, None))
+    trainer.accelerator.wait_for_everyone()  # the first process writes, and the others read
     try:
         trainer.train(resume_from_checkpoint=prepare_output_dir(str(folder), "last"))
     except Killed:
         return None
+    trainer.accelerator.wait_for_everyone()
     return (folder / HISTORY_FILE).read_bytes()
 
 
