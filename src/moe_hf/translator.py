@@ -21,7 +21,7 @@ from transformers import (
 from .data.translation_tokenizers import encode_sources
 from .errors import InputError, first_line
 from .generation import gnmt_beam_search
-from .value_checks import MOST_BEAMS
+from .value_checks import LENGTH_EXPONENT, LENGTH_WEIGHT, MOST_BEAMS, check_range
 
 
 def _portions(lines: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -79,6 +79,8 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
             return model
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
+        if torch.device("cpu" if device == -1 else device).type == "meta":
+            raise ValueError("it holds no values")
         return model.to("cpu" if device == -1 else device)
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's, if it is built without; the library's
         raise InputError(f"device={device!r} cannot be used ({str(error).partition(chr(10))[0]})") from error
@@ -242,10 +244,11 @@ class Translator:
         if self.num_results > self.num_beams and not (self._setting("do_sample") and self.num_beams == 1):
             raise InputError(f"num_return_sequences={self.num_results} exceeds num_beams={self.num_beams}")
         _check_not_negative("max_length_ratio", self.max_length_ratio)
+        check_range("length_penalty", self._setting("length_penalty"), LENGTH_EXPONENT)
 
     def _check_gnmt(self, weights: dict[str, float]) -> None:
         for name, value in weights.items():
-            _check_not_negative(name, value)
+            check_range(name, value, LENGTH_WEIGHT)
             if self.num_beams < 2:
                 raise InputError(f"{name}={value} needs num_beams of at least 2, got {self.num_beams}")
             penalty, sampling = self.generate_arguments.get("length_penalty"), self._setting("do_sample") or None

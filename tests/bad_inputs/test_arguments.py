@@ -254,6 +254,7 @@ TOGETHER = [
     translation(("per_device_train_batch_size=4", "tokens_per_batch"), per_device_train_batch_size=4),
     translation(("constant_steps=1", "inverse_sqrt"), lr_scheduler_type="cosine"),
     lm(("bf16", "fp16"), bf16=True, fp16=True),
+    lm(("fp16=True", "bf16=True"), fp16=True),
     lm(("stray",), "stray"),
     lm(("--hiden_size", "--hidden_size"), "--hiden_size", "8"),
     lm(("hidden_size",), "--hidden_size"),
