@@ -255,6 +255,8 @@ TOGETHER = [
     translation(("constant_steps=1", "inverse_sqrt"), lr_scheduler_type="cosine"),
     lm(("bf16", "fp16"), bf16=True, fp16=True),
     lm(("fp16=True", "bf16=True"), fp16=True),
+    lm(("fsdp=True", "torchrun"), fsdp=True),
+    lm(("dataloader_persistent_workers=True", "dataloader_num_workers"), dataloader_persistent_workers=True),
     lm(("stray",), "stray"),
     lm(("--hiden_size", "--hidden_size"), "--hiden_size", "8"),
     lm(("hidden_size",), "--hidden_size"),
