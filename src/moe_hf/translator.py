@@ -86,8 +86,6 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
             return model
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
-        if torch.device("cpu" if device == -1 else device).type == "meta":
-            raise ValueError("it holds no values")
         return model.to("cpu" if device == -1 else device)
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's, if it is built without; the library's
         raise InputError(f"device={device!r} cannot be used ({str(error).partition(chr(10))[0]})") from error
@@ -284,6 +282,8 @@ class Translator:
         """
         if isinstance(lines, str):  # whose letters would be taken for lines
             raise InputError(f"lines={shown(lines)} is one text, give a list of texts")
+        if self.model.device.type == "meta":
+            raise InputError("device='meta' holds no values, and cannot translate: take cpu or an accelerator")
         encode_sources(self.tokenizer, [], self.target_language)  # a wrong language is refused for empty lines too
         empty = Translation("", 0.0 if self.with_scores else None, [], [])
         for chunk in _portions(lines, self.buffer_lines):
