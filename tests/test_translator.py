@@ -190,9 +190,16 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
         ({"num_beams": 2, "num_return_sequences": 0}, "num_return_sequences=0 must be at least 1"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 exceeds num_beams=2"),
         ({"num_return_sequences": 2}, "num_return_sequences=2 exceeds num_beams=1"),
-        ({"num_beams": 2, "length_alpha": -1.0}, "length_alpha=-1.0 must be a number of at least 0"),
+        ({"num_beams": 2, "length_alpha": -1.0}, "length_alpha=-1.0 must be at least 0"),
         ({"num_beams": 2, "length_alpha": float("nan")}, "length_alpha=nan must be"),
         ({"num_beams": 2, "coverage_beta": float("inf")}, "coverage_beta=inf must be"),
+        ({"num_beams": 2, "coverage_beta": 1e30}, "coverage_beta=1e.30 must be at least 0 and at most 10"),
+        ({"num_beams": 2, "length_penalty": -1e30}, "length_penalty=-1e.30 must be at least -10 and at most 10"),
+        ({"num_beams": "two"}, "num_beams='two' must be a whole number"),
+        ({"num_beams": 2.5}, "num_beams=2.5 must be a whole number"),
+        ({"max_new_tokens": "x"}, "max_new_tokens='x' must be a whole number"),
+        ({"batch_size": "x"}, "batch_size='x' must be a whole number"),
+        ({"max_length_ratio": "x"}, "max_length_ratio='x' must be a number"),
         ({"length_alpha": 0.2}, "length_alpha=0.2 needs num_beams of at least 2, got 1"),
         ({"num_beams": 2, "coverage_beta": 0.2, "length_penalty": 0.0}, "length_penalty=0.0 .*coverage_beta=0.2"),
         ({"num_beams": 2, "length_alpha": 0.2, "do_sample": True}, "do_sample=True .*length_alpha=0.2"),
@@ -201,6 +208,13 @@ def test_attention_of_a_translation(model, tokenizer, tmp_path):
 def test_bad_arguments_are_named(model, tokenizer, arguments, named):
     with pytest.raises(InputError, match=named):
         list(Translator(model, tokenizer, **({"target_language": "de"} | arguments)).translate([""]))
+
+
+def test_a_line_that_is_not_text_is_named(model, tokenizer):
+    with pytest.raises(InputError, match="lines: None is not text"):
+        list(Translator(model, tokenizer, "de").translate(["a dog", None]))
+    with pytest.raises(InputError, match="lines='a dog' is one text, give a list"):
+        list(Translator(model, tokenizer, "de").translate("a dog"))
 
 
 def test_the_old_name_of_tokens_per_batch_works_and_warns(model, tokenizer):

@@ -46,7 +46,7 @@ def load_config(
     try:
         check_files(path, MODEL_FILES)
         if Path(path).is_dir() and not Path(path, "config.json").exists():
-            raise ValueError("the folder has no config.json")
+            raise ValueError(f"the folder has no config.json{_instead(path)}")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
         if hasattr(config, "validate"):
             config.validate()
@@ -259,6 +259,12 @@ def _check_found(found: dict, model: PreTrainedModel, changes: dict) -> None:
         name, shape, expected = min(found["mismatched_keys"])
         raise ValueError(f"the weights {name} have the shape {tuple(shape)}, but by config.json {tuple(expected)}")
     check_keys(missing, unexpected)
+
+
+def _instead(path: str) -> str:
+    """Advice for the folder of a run that has not ended."""
+    names = [file.parent.name for file in Path(path).glob("checkpoint-*/config.json")]
+    return f", but checkpoints: name {Path(path, max(names, key=lambda name: (len(name), name)))}" if names else ""
 
 
 def _some(names: set[str]) -> str:

@@ -12,6 +12,7 @@ from .checksums import CHECKSUM_FILE, check_checksums
 from .data.tokenizers import load_tokenizer
 from .distributed.sharded_checkpoints import check_sharded_optimizer
 from .errors import InputError, first_line
+from .model_files import MODEL_FILES, TOKENIZER_FILES
 from .old_names import with_new_names
 
 # The arguments of a run: a configuration file that repeats it.
@@ -87,8 +88,9 @@ def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
     for name in ("trainer_state.json", "config.json"):
         read_map(folder / name)
     is_verified = check_checksums(folder)
-    for file in sorted(folder.glob("*.json")):
-        read_map(file)
+    for name in (*MODEL_FILES, *TOKENIZER_FILES):
+        if (folder / name).exists():
+            read_map(folder / name)
     check_trainer_state(folder / "trainer_state.json")
     num_processes = _check_states(folder, carries_state, is_verified)
     _check_weights(folder, num_processes)

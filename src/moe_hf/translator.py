@@ -21,7 +21,14 @@ from transformers import (
 from .data.translation_tokenizers import encode_sources
 from .errors import InputError, first_line
 from .generation import gnmt_beam_search
-from .value_checks import MOST_BEAMS
+from .value_checks import LENGTH_EXPONENT, LENGTH_WEIGHT, MOST_BEAMS, check_range, shown, typed
+
+# Of the arguments of generate() that this module computes with.
+GENERATE_TYPES = {
+    **dict.fromkeys(("num_beams", "num_return_sequences"), int),
+    **dict.fromkeys(("max_new_tokens", "max_length"), int | None),
+    "length_penalty": float | None,
+}
 
 
 def _portions(lines: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -188,6 +195,16 @@ class Translator:
         self.model, self.tokenizer, self.target_language = model.eval(), tokenizer, target_language
         if "batch_tokens" in generate_arguments:
             tokens_per_batch = self._take_old_name(generate_arguments, tokens_per_batch)
+        generate_arguments = {
+            name: typed(name, value, GENERATE_TYPES[name]) if name in GENERATE_TYPES else value
+            for name, value in generate_arguments.items()
+        }
+        tokens_per_batch = typed("tokens_per_batch", tokens_per_batch, int | None)
+        batch_size, buffer_lines = (
+            typed("batch_size", batch_size, int | None),
+            typed("buffer_lines", buffer_lines, int),
+        )
+        max_length_ratio = typed("max_length_ratio", max_length_ratio, float)
         self.tokens_per_batch = 8000 if tokens_per_batch is None else tokens_per_batch
         self.buffer_lines, self.max_length_ratio = buffer_lines, max_length_ratio
         self.with_scores, self.generate_arguments = with_scores, dict(generate_arguments)
@@ -196,7 +213,7 @@ class Translator:
         self.num_beams, self.num_results = self._setting("num_beams", 1), self._setting("num_return_sequences", 1)
         self._check_numbers()
         gnmt = {"length_alpha": length_alpha, "coverage_beta": coverage_beta}
-        if gnmt := {name: value for name, value in gnmt.items() if value is not None}:
+        if gnmt := {name: typed(name, value, float) for name, value in gnmt.items() if value is not None}:
             self._check_gnmt(gnmt)
             self.generate_arguments |= {"length_alpha": 0.0, "coverage_beta": 0.0} | gnmt
             self.generate_arguments["custom_generate"] = gnmt_beam_search
@@ -242,10 +259,11 @@ class Translator:
         if self.num_results > self.num_beams and not (self._setting("do_sample") and self.num_beams == 1):
             raise InputError(f"num_return_sequences={self.num_results} exceeds num_beams={self.num_beams}")
         _check_not_negative("max_length_ratio", self.max_length_ratio)
+        check_range("length_penalty", self._setting("length_penalty"), LENGTH_EXPONENT)
 
     def _check_gnmt(self, weights: dict[str, float]) -> None:
         for name, value in weights.items():
-            _check_not_negative(name, value)
+            check_range(name, value, LENGTH_WEIGHT)
             if self.num_beams < 2:
                 raise InputError(f"{name}={value} needs num_beams of at least 2, got {self.num_beams}")
             penalty, sampling = self.generate_arguments.get("length_penalty"), self._setting("do_sample") or None
@@ -262,9 +280,16 @@ class Translator:
         Yields:
             The translations of each line, as many as `num_return_sequences`, best first.
         """
+        if isinstance(lines, str):  # whose letters would be taken for lines
+            raise InputError(f"lines={shown(lines)} is one text, give a list of texts")
+        if self.model.device.type == "meta":
+            raise InputError("device='meta' holds no values, and cannot translate: take cpu or an accelerator")
         encode_sources(self.tokenizer, [], self.target_language)  # a wrong language is refused for empty lines too
         empty = Translation("", 0.0 if self.with_scores else None, [], [])
         for chunk in _portions(lines, self.buffer_lines):
+            for line in chunk:
+                if not isinstance(line, str):
+                    raise InputError(f"lines: {shown(line)} is not text")
             full = [number for number, line in enumerate(chunk) if line.strip()]
             encoded = encode_sources(self.tokenizer, [chunk[number] for number in full], self.target_language)
             results = dict(zip(full, self.translate_ids(encoded)))

@@ -20,6 +20,7 @@ LARGEST = 2**63 - 1  # what torch, numpy and Python's own iterators count to
 LARGEST_FACTOR = 2**31 - 1  # of numbers that are multiplied with one another
 MOST_PROCESSES = 1024
 MOST_BEAMS = 1000
+MOST_CONTEXTS = 10_000  # that a report shows, and tokens on either side of each
 TRUTH_VALUES = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(
     ("no", "false", "f", "n", "0"), False
 )
@@ -75,6 +76,8 @@ COUNT = Range(least=1, most=LARGEST)
 NOT_NEGATIVE = Range(least=0)
 POSITIVE = Range(above=0)
 SHARE = Range(least=0, below=1)
+LENGTH_WEIGHT = Range(least=0, most=10)  # of GNMT's score
+LENGTH_EXPONENT = Range(least=-10, most=10)  # of a number of tokens, which then fits into float32
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:

@@ -83,7 +83,7 @@ def check_new_folder(folder: str | Path, argument: str = "folder") -> Path:
     """
     path = _path(folder, argument)
     with naming(argument, folder):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _is_left_over(file) for file in path.iterdir())):
             raise InputError(f"{argument}={_shown(folder)} must be new or empty")
     check_folder(folder, argument)
     return path
@@ -140,6 +140,24 @@ def whole_files(folder: str | Path, argument: str, advice: str = "") -> Iterator
     """
     with naming(argument, folder, advice=advice), _unfinished(_path(folder, argument), keep=True) as inside:
         yield inside
+
+
+def check_not_input(file: str | Path, argument: str, inputs: dict[str, str]) -> None:
+    """Check that a file to be written is not one that is read, which would be lost.
+
+    Args:
+        file: to write.
+        argument: what the user calls it.
+        inputs: {what the user calls it: a file, or a folder with files}.
+
+    Raises:
+        InputError: it is one of them.
+    """
+    there = Path(file).resolve()
+    for name, given in inputs.items():
+        source = Path(given).resolve()
+        if there.is_file() and (there.samefile(source) if source.is_file() else there.parent == source):
+            raise InputError(f"{argument}={_shown(file)} would overwrite {name}={_shown(given)}: take another file")
 
 
 def check_file(file: str | Path, argument: str) -> Path:
@@ -218,6 +236,11 @@ def _path(path: str | Path, argument: str) -> Path:
 
 def _is_device(path: Path) -> bool:
     return path.exists() and not stat.S_ISREG(path.stat().st_mode)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether it is of a command that was killed while writing."""
+    return path.name.startswith(UNFINISHED)
 
 
 @contextmanager

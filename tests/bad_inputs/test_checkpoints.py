@@ -13,6 +13,7 @@ import torch
 from bad_inputs import RUN, Case, Outcome, Place, judge
 
 from moe_hf import cli
+from moe_hf.checksums import CHECKSUM_FILE
 
 LAST, STEP_2 = "run/checkpoint-4", "run/checkpoint-2"
 
@@ -166,6 +167,10 @@ def _title(name, how, run, checksums) -> str:
     return what + (" of shards" if run is sharded else "") + ("" if checksums else ", before checksums")
 
 
+def nothing_passed_over(place: Place, outcome: Outcome) -> str | None:
+    return "the last checkpoint was passed over" if "skipped" in outcome.err else None
+
+
 def nothing_executed(place: Place, outcome: Outcome) -> str | None:
     markers = [marker.name for marker in place.folder.glob("executed-by-*")]
     return f"executed: {markers}" if markers else None
@@ -201,6 +206,39 @@ def killed_while_saving_the_first(place: Place) -> list:
     for name in ("trainer_state.json", "checksums.json"):
         (place / STEP_2 / name).unlink()
     return arguments
+
+
+def evaluated_with_record(place: Place) -> list:
+    lm(place)
+    text = place.file("text.txt", "the cat saw a dog\n" * 40)
+    assert cli.main(["evaluate", str(place / LAST), str(text), "--record"]) == 0
+    return resumed(place, max_steps=5)
+
+
+def with_a_best_checkpoint(how, *, checksums: bool):
+    """A run that ends with the model of checkpoint-2, which is damaged."""
+
+    def command(place: Place) -> list:
+        place.lm("run", checksums=checksums)
+        state = json.loads((place / LAST / "trainer_state.json").read_text())
+        state |= {"best_model_checkpoint": str(place / STEP_2), "best_metric": 0.0, "best_global_step": 2}
+        (place / LAST / "trainer_state.json").write_text(json.dumps(state))
+        (place / LAST / CHECKSUM_FILE).unlink(missing_ok=True)
+        how(place / STEP_2 / "model.safetensors")
+        return resumed(place, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2)
+
+    return command
+
+
+def leaves(*names: str):
+    """A new run in a folder where a run that was killed, or failed at once, left these files."""
+
+    def command(place: Place) -> list:
+        for name in names:
+            place.file(f"run/{name}", "{}")
+        return resumed(place)[:-1]
+
+    return command
 
 
 def finished_without_checkpoints(place: Place) -> list:
@@ -415,6 +453,17 @@ CASES = [
     Case("every checkpoint broken", every_checkpoint_broken, ("checkpoint-4", "output_dir="), check=stays),
     Case("killed before the first checkpoint", killed_before_the_first, "no whole checkpoint", ends="recovers"),
     Case("killed while saving the first", killed_while_saving_the_first, "no whole checkpoint", ends="recovers"),
+    Case("killed while writing", leaves(".unfinished-a/file"), ends="recovers"),
+    Case("failed at once", leaves("run.lock", "run.yaml", "run_arguments.json"), ends="recovers"),
+    Case("evaluated with --record", evaluated_with_record, ends="recovers", check=nothing_passed_over),
+    *(
+        Case(
+            f"the best checkpoint, {how.__name__}, checksums={checksums}",
+            with_a_best_checkpoint(how, checksums=checksums),
+            ("checkpoint-2", "model", "--load_best_model_at_end false"),
+        )
+        for how, checksums in [(truncated, False), (missing, False), (a_flipped_bit, True)]
+    ),
     Case("finished without checkpoints", finished_without_checkpoints, ("output_dir=", "model.safetensors")),
     Case("the run's folder", named("run")[1], ("resume_from_checkpoint=", "checkpoint-4")),
     Case("a file", named("run/a_file")[1], ("resume_from_checkpoint=", "a_file", "folder")),

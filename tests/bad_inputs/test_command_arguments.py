@@ -52,6 +52,8 @@ PARSED = [
         for option, value in [
             ("length_alpha", "nan"),
             ("coverage_beta", "inf"),
+            ("length_alpha", "1e30"),
+            ("length_penalty", "1e30"),
             ("length_penalty", "nan"),
             ("length_alpha", "-1"),
         ]
@@ -66,6 +68,7 @@ PARSED = [
             ("max_tokens", "0"),
             ("num_contexts", "-1"),
             ("context_width", "-1"),
+            ("num_contexts", "4611686018427387904"),
             ("batch_size", "0"),
             ("window_length", "x"),
         ]
@@ -140,6 +143,7 @@ LOADED = [
         ("length_alpha", "num_beams"), "translate", "MODEL", "TEXT", "--num_beams", "1", "--length_alpha", "1"
     ),
     of_translator(("device", "'nonsense'"), "translate", "MODEL", "TEXT", "--device", "nonsense"),
+    of_translator(("device='meta'",), "translate", "MODEL", "TEXT", "--device", "meta"),
     of_translator(("tokenize='letters'",), "evaluate-translation", "MODEL", "TEXT", "TEXT", "--tokenize", "letters"),
 ]
 CASES = [*PARSED, *LOADED]

@@ -81,6 +81,12 @@ def good(folder: Path) -> None:
     """No damage."""
 
 
+def only_checkpoints(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()
+
+
 def write(name: str, content: str | bytes):
     def damage(folder: Path) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -320,6 +326,7 @@ CASES = [
         lambda place: ["translate", place.folder, "text"],
         ("model=", "the folder has no config.json"),
     ),
+    Case("a run that has not ended", lm_with(only_checkpoints, "evaluate"), ("model=", "lm/checkpoint-4")),
     Case("no such folder", lambda place: ["translate", place / "nowhere", "text"], ("model=", "no such folder")),
     Case(
         "no such model to fine-tune",

@@ -4,7 +4,7 @@ import resource
 import signal
 
 import pytest
-from bad_inputs import RUN, Case, Place, judge
+from bad_inputs import RUN, Case, Outcome, Place, judge
 
 from moe_hf import cli
 from moe_hf.training.lm_trainer import LmTrainer
@@ -52,6 +52,22 @@ def plot(place, out):
 def evaluate(place, out):
     text = place.file("text.txt", LINES)
     return ["evaluate-translation", place.translator("trained"), text, text, "--num_beams", 1, "--output", out]
+
+
+def over(name: str):
+    """Translations that would be written over what they are made of."""
+
+    def command(place: Place) -> list:
+        files = [place.file(f"text.{language}", "a dog\n") for language in ("en", "de")]
+        return ["evaluate-translation", place.translator("trained"), *files, "--output", place / name]
+
+    return command
+
+
+def stay(place: Place, outcome: Outcome) -> str | None:
+    is_there = all((place / f"text.{language}").read_text() == "a dog\n" for language in ("en", "de"))
+    is_there = is_there and "gnmt_moe" in (place / "trained/config.json").read_text()
+    return None if is_there else "a file was overwritten"
 
 
 def train_lm(place, out):
@@ -183,6 +199,10 @@ CASES = [
     on_full_disk("report", lambda place, out: report(place, f"{out}.html"), ("output=", "out.html", "File too large")),
     on_full_disk(
         "attention plot", lambda place, out: plot(place, f"{out}.png"), ("attention_plot=", "File too large")
+    ),
+    *(
+        Case(f"the translations over the {name}", over(file), ("output=", f"would overwrite {name}="), check=stay)
+        for name, file in [("source_file", "text.en"), ("target_file", "text.de"), ("model", "trained/config.json")]
     ),
     Case("scores beside /dev/full", to_full_device, ("output=/dev/full", "No space left"), check=scores_are_printed),
     Case("a record", record_on_full_disk, ("record", "evaluations.json", "No space left"), check=scores_are_printed),

@@ -93,7 +93,7 @@ def test_the_first_line_with_a_translation_is_plotted(call, model, tmp_path):
     ("arguments", "named"),
     [
         (["--num_beams", 0], "num_beams=0 must be at least 1"),
-        (["--length_alpha", "nan"], "length_alpha=nan must be a number of at least 0"),
+        (["--length_alpha", "nan"], "length_alpha=nan must be at least 0"),
         (["--length_alpha", 0.2, "--length_penalty", 2], "length_penalty=2.0 is not for GNMT's score"),
         (["--attention_plot", "nowhere/plot.png"], "attention_plot=nowhere/plot.png: there is no folder nowhere"),
         (["--attention_plot", "plot.exe"], "attention_plot=plot.exe"),

@@ -11,9 +11,11 @@ import sys
 from ..evaluation.records import check_recordable, record_evaluation
 from ..evaluation.translation_model import evaluate_translation
 from ..translator import on_one_line
-from ..writing import check_file, write_file
+from ..writing import check_file, check_not_input, write_file
 from . import command_parser, printed_on_error, run_command
-from .parser import beams, number, weight
+from .parser import beams, length_exponent, length_weight
+
+INPUTS = ("model", "source_file", "target_file")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,9 +29,13 @@ def main(argv: list[str] | None = None) -> int:
         "--tokenize", help="sacrebleu's tokenizer for BLEU, such as 13a, zh or char (default: by the target language)"
     )
     parser.add_argument("--num_beams", type=beams, default=4, help="beams; 1 is greedy search (default: 4)")
-    parser.add_argument("--length_alpha", type=weight, help="GNMT's length normalisation, about 0.2; needs beams")
-    parser.add_argument("--coverage_beta", type=weight, help="GNMT's coverage penalty, about 0.2; needs beams")
-    parser.add_argument("--length_penalty", type=number(), help="the library's own, without GNMT's score (default: 1)")
+    parser.add_argument(
+        "--length_alpha", type=length_weight, help="GNMT's length normalisation, about 0.2; needs beams"
+    )
+    parser.add_argument("--coverage_beta", type=length_weight, help="GNMT's coverage penalty, about 0.2; needs beams")
+    parser.add_argument(
+        "--length_penalty", type=length_exponent, help="the library's own, without GNMT's score (default: 1)"
+    )
     parser.add_argument("--output", help="file to write the translations to, a line for each source line")
     parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
 
@@ -39,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = {name: value for name, value in arguments.items() if value is not None}
         if output is not None:
             check_file(output, "output")
+            check_not_input(output, "output", {name: arguments[name] for name in INPUTS})
         if record:
             check_recordable(arguments["model"])
         metrics, translations = evaluate_translation(**arguments)

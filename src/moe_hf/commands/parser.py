@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from ..value_checks import LARGEST, MOST_BEAMS, NOT_NEGATIVE, POSITIVE, Range
+from ..value_checks import LARGEST, LENGTH_EXPONENT, LENGTH_WEIGHT, MOST_BEAMS, NOT_NEGATIVE, POSITIVE, Range
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -96,3 +96,4 @@ def _converted(text: str, kind: type, allowed: Range):
 
 
 count, beams, weight, amount = whole(), whole(most=MOST_BEAMS), number(NOT_NEGATIVE), number(POSITIVE)
+length_weight, length_exponent = number(LENGTH_WEIGHT), number(LENGTH_EXPONENT)

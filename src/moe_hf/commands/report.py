@@ -10,6 +10,7 @@ TARGET_FILE, as in training. The balance over the training comes from expert_his
 """
 
 from ..routing.report import routing_report
+from ..value_checks import MOST_CONTEXTS
 from . import command_parser, run_command
 from .parser import count, whole
 
@@ -23,8 +24,12 @@ def main(argv: list[str] | None = None) -> int:
         "--layers", nargs="+", metavar="LAYER", help="only these, such as layers.1 or decoder.layers.1 (default: all)"
     )
     parser.add_argument("--max_tokens", type=count, default=200_000, help="read at most (default: 200000)")
-    parser.add_argument("--num_contexts", type=count, default=8, help="places shown for each expert (default: 8)")
-    parser.add_argument("--context_width", type=whole(0), default=6, help="tokens shown on either side (default: 6)")
+    parser.add_argument(
+        "--num_contexts", type=whole(1, MOST_CONTEXTS), default=8, help="places shown for each expert (default: 8)"
+    )
+    parser.add_argument(
+        "--context_width", type=whole(1, MOST_CONTEXTS), default=6, help="tokens shown on either side (default: 6)"
+    )
     parser.add_argument("--history", metavar="CSV", help="expert_history.csv of the training, if elsewhere")
     parser.add_argument("--batch_size", type=count, default=16, help="rows or pairs at once (default: 16)")
     parser.add_argument(

@@ -19,7 +19,7 @@ from ..loading import load_model_and_tokenizer
 from ..old_names import with_new_options
 from ..translator import Translator, move_to_device, on_one_line
 from . import command_parser, run_command
-from .parser import beams, count, number, weight
+from .parser import beams, count, length_exponent, length_weight
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,9 +29,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target_language", help="of a multilingual model: the language to translate into")
     parser.add_argument("--num_beams", type=beams, default=4, help="beams; 1 is greedy search (default: 4)")
     parser.add_argument("--num_return_sequences", type=count, default=1, help="translations of each line (default: 1)")
-    parser.add_argument("--length_alpha", type=weight, help="GNMT's length normalisation, about 0.2; needs beams")
-    parser.add_argument("--coverage_beta", type=weight, help="GNMT's coverage penalty, about 0.2; needs beams")
-    parser.add_argument("--length_penalty", type=number(), help="the library's own, without GNMT's score (default: 1)")
+    parser.add_argument(
+        "--length_alpha", type=length_weight, help="GNMT's length normalisation, about 0.2; needs beams"
+    )
+    parser.add_argument("--coverage_beta", type=length_weight, help="GNMT's coverage penalty, about 0.2; needs beams")
+    parser.add_argument(
+        "--length_penalty", type=length_exponent, help="the library's own, without GNMT's score (default: 1)"
+    )
     parser.add_argument("--tokens_per_batch", type=count, default=8000, help="positions of a batch over all beams")
     parser.add_argument("--buffer_lines", type=count, default=2000, help="lines of a portion (default: 2000)")
     parser.add_argument("--scores", action="store_true", help="print the score of each translation")

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..extra_packages import require_packages
 from ..run_folder import HISTORY_FILE
+from ..value_checks import COUNT, MOST_CONTEXTS, Range, check_range
 from ..writing import check_file
 from .history_plot import read_expert_history
 from .inputs import batches_with_progress, load_for_routing, num_positions, open_text
@@ -56,15 +57,10 @@ def routing_report(
     """
     require_packages("matplotlib")
     output = _checked_output(output)
-    for name, value in (
-        ("batch_size", batch_size),
-        ("window_length", window_length),
-        ("max_tokens", max_tokens),
-        ("num_contexts", num_contexts),
-        ("context_width", context_width),
-    ):
-        if value < 1:
-            raise InputError(f"{name}={value} must be at least 1")
+    for name, value in (("batch_size", batch_size), ("window_length", window_length), ("max_tokens", max_tokens)):
+        check_range(name, value, COUNT)
+    for name, value in (("num_contexts", num_contexts), ("context_width", context_width)):
+        check_range(name, value, Range(least=1, most=MOST_CONTEXTS))
     loaded, tokenizer = load_for_routing(model, target_language)
     choose_layers(loaded, layers)  # a wrong name is refused before the text is read
     curves = _history(model, history)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import torch
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.integrations import integration_utils
@@ -104,6 +105,10 @@ def _check_together(args: TrainingArguments) -> None:
         raise InputError(f"adam_epsilon={args.adam_epsilon} must be above 0 with optim={FACTORED_ADAM}")
     if optim == FACTORED_ADAM and args.optim_args:
         raise InputError(f"optim_args={shown(args.optim_args)} is not used by optim={FACTORED_ADAM}, leave it out")
+    if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
+        raise InputError("fp16=True needs an accelerator: on a CPU take bf16=True, or neither")
+    if args.dataloader_persistent_workers and not args.dataloader_num_workers:
+        raise InputError("dataloader_persistent_workers=True needs dataloader_num_workers of at least 1, got 0")
     if plain(args.eval_strategy) == "no":
         if args.load_best_model_at_end:
             raise InputError("load_best_model_at_end=True needs an eval_strategy, not eval_strategy=no")

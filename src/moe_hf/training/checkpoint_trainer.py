@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..checksums import write_checksums
+from ..checksums import check_checksums, write_checksums
 from ..distributed.sharded_checkpoints import ShardedCheckpointMixin
 from ..errors import InputError
 from ..loading import WeightsError, check_keys
@@ -64,6 +64,20 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         with reading(resume_from_checkpoint, "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        try:
+            with reading(best, "weights"):
+                check_checksums(best)
+                if not list(Path(best).glob("*.safetensors")):  # of which the library only warns
+                    raise InputError(f"checkpoint {best} is not whole: model.safetensors is missing")
+                super()._load_best_model()
+        except InputError as error:
+            raise InputError(
+                f"{error}; the training is done: `--resume_from_checkpoint last --load_best_model_at_end false` saves "
+                "the model of its last step"
+            ) from error
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Refuse what the library only warns of: weights that a checkpoint lacks, or has too many of."""

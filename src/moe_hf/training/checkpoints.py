@@ -7,6 +7,7 @@ from pathlib import Path
 from ..checkpoint_files import read_map
 from ..errors import InputError
 from ..run_folder import (
+    CONFIG_FILE,
     LOCK_FILE,
     RUN_FILE,
     check_checkpoint,
@@ -14,7 +15,7 @@ from ..run_folder import (
     read_run_arguments,
     was_saved,
 )
-from ..writing import check_folder, naming, whole_files
+from ..writing import UNFINISHED, check_folder, naming, whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _last_whole_checkpoint(folder: Path) -> Path | None:
             f"output_dir={folder} has a model, {weights[0].name}, but no checkpoint to resume from: take another "
             "folder, or go on from the model with --model_name_or_path"
         )
-    if _is_used(folder):
+    if _is_used(folder) or (folder / RUN_FILE).exists():
         logger.warning(f"output_dir={folder} has no whole checkpoint yet: the run starts anew")
     return None
 
@@ -113,7 +114,9 @@ def _named_checkpoint(folder: Path, name: str) -> Path:
 
 
 def _is_used(folder: Path) -> bool:
-    return folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
+    """Whether a run left more than its arguments: one that failed before its first checkpoint is started again."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return any(name not in (LOCK_FILE, RUN_FILE, CONFIG_FILE) and not name.startswith(UNFINISHED) for name in names)
 
 
 def _carries_state(run: Path) -> bool:

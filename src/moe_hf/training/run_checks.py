@@ -5,6 +5,7 @@ import inspect
 
 import torch
 from transformers import PreTrainedModel, Trainer, get_scheduler
+from transformers.training_args import ParallelMode
 
 from ..errors import InputError, first_line
 from ..loading import load_config
@@ -47,6 +48,8 @@ def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, 
         importance_loss_coef_schedule=training_args.importance_loss_coef_schedule,
         load_loss_coef_schedule=training_args.load_loss_coef_schedule,
     )
+    if training_args.fsdp and training_args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise InputError("fsdp=True needs several processes: start the command by torchrun or accelerate launch")
     if training_args.label_smoothing_factor:
         raise InputError(
             f"label_smoothing_factor={training_args.label_smoothing_factor} would replace the model's loss, and with "

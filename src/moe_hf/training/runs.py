@@ -125,7 +125,10 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
     finally:
         interrupt.restore()
     if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
-        logger.warning("load_best_model_at_end: no evaluation had a finite metric, the last step's model is saved")
+        logger.warning(
+            "load_best_model_at_end: there is no best checkpoint (no evaluation had a finite metric, or it was "
+            "deleted), the last step's model is saved"
+        )
     trainer.save_model()
     save_results(trainer, "train", result.metrics)
     if trainer.eval_dataset is None:
