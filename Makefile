@@ -92,4 +92,4 @@ hf-suite: $(BIN)/.installed
 
 # Removes what was installed and built. Models in runs/ stay.
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST_VENV) build dist src/*.egg-info src/moe_hf/native/*.so .pytest_cache .ruff_cache .hypothesis

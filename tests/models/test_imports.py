@@ -1,8 +1,9 @@
 """Who may import whom in the model code, which Transformers copies to the Hub by a scan of the source text."""
 
-import importlib.util
+import importlib
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -72,17 +73,19 @@ def test_the_two_families_never_import_each_other(name):
 
 
 def copy_of(module):
-    """The module's file, executed once more under another name."""
-    spec = importlib.util.spec_from_file_location(f"copy_of_{module.__name__.rpartition('.')[2]}", module.__file__)
-    copy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(copy)
-    return copy
+    """The module's file, executed once more under another name, in a package of its own."""
+    package = types.ModuleType("copy_of_models")
+    package.__path__ = [str(Path(module.__file__).parent)]
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"copy_of_models.{module.__name__.rpartition('.')[2]}")
 
 
 @pytest.fixture
 def registered_as_before():
     """A copy of segment_experts.py registers its own function, which other tests are not to run."""
     yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "copy_of_models"]:
+        del sys.modules[name]
     ALL_EXPERTS_FUNCTIONS.register(segment_experts.OWN_IMPLEMENTATION, segment_experts.experts_forward)
 
 
