@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -163,7 +164,8 @@ def _in_process(arguments: list[str]) -> Outcome:
         raise _Hang
 
     out, err = io.StringIO(), io.StringIO()
-    before = signal.signal(signal.SIGALRM, stop)
+    before, disk = signal.signal(signal.SIGALRM, stop), resource.getrlimit(resource.RLIMIT_FSIZE)
+    keyboard, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO())
     signal.alarm(SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -178,6 +180,8 @@ def _in_process(arguments: list[str]) -> Outcome:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        sys.stdin = keyboard
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk[1], disk[1]))  # what a case may have lowered
 
 
 def _in_subprocess(arguments: list[str], stdin: bytes | None) -> Outcome:
