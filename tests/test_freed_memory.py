@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
+from moe_hf import freed_memory
+
 CODE = """
 import resource, sys
 import torch
-from moe_hf.freed_memory import keep_freed_memory
-print(keep_freed_memory())
+import runpy
+print(runpy.run_path(sys.argv[1])["keep_freed_memory"]())
 for _ in range(3):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,7 +29,11 @@ def test_freed_memory_is_taken_again():
     for setting in ("0", "1"):
         environment = os.environ | {"MOE_HF_KEEP_MEMORY": setting}
         done = subprocess.run(
-            [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", CODE, freed_memory.__file__],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         kept, faults[setting] = done.stdout.split()
         assert kept == str(setting == "1")

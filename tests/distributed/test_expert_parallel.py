@@ -5,6 +5,7 @@ import torch.distributed as dist
 from parallel_runs import GATES, assert_same_training, train
 from processes import on_processes
 
+pytestmark = pytest.mark.distributed
 FAMILIES = ("lm", "gnmt")
 # name: (family, keyword arguments of `train`)
 CASES = {f"{family} {gate}": (family, {"gate": gate}) for family in FAMILIES for gate in GATES}
@@ -25,10 +26,7 @@ def train_all_cases(size):
     return {name: train(family, layout=size, **case) for name, (family, case) in CASES.items()}
 
 
-@pytest.fixture(
-    scope="module",
-    params=["two", *(pytest.param(name, marks=pytest.mark.distributed) for name in LAYOUTS if name != "two")],
-)
+@pytest.fixture(scope="module", params=LAYOUTS)
 def runs(request):
     """{case: what each process recorded} of one layout; all cases in one start of the processes."""
     num_processes, size = LAYOUTS[request.param]

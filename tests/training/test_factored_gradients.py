@@ -63,9 +63,9 @@ def test_outputs_and_other_gradients_are_the_same_bits(family, gate):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("gate", GATES, ids=str)
-def test_hundred_clipped_and_accumulated_steps(gate, dtype):
+def test_clipped_and_accumulated_steps(gate, dtype):
     models, optimizers = pair(tiny_lm(dtype=dtype, std=0.3, **GATES[gate]))
-    for step in range(100):
+    for step in range(100 if gate == "flat" else 25):
         for model, optimizer in zip(models, optimizers):
             torch.manual_seed(step)
             for micro in range(2):
