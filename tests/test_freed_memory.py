@@ -14,7 +14,7 @@ import resource, sys
 import torch
 import runpy
 print(runpy.run_path(sys.argv[1])["keep_freed_memory"]())
-for _ in range(3):
+for _ in range(8):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
