@@ -1,6 +1,5 @@
-"""Reads what a checkpoint has beside its weights and its tokenizer, and executes nothing that is in it."""
+"""Reads the files of a checkpoint beside weights and tokenizer, without executing anything in them."""
 
-import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
+from . import model_files
 from .errors import InputError, first_line
 
 # What the Trainer needs of the states, by the start of their files' names.
@@ -25,15 +25,12 @@ def read_map(file: Path) -> dict:
     Raises:
         InputError: it is missing, or damaged; the message names the checkpoint, that is its folder, and the file.
     """
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is missing")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is broken") from error
-    if not isinstance(content, dict):
-        raise InputError(f"checkpoint {file.parent} is broken: {file.name} is a {type(content).__name__}, not a map")
-    return content
+        return model_files.read_map(file)
+    except ValueError as error:
+        raise InputError(f"checkpoint {file.parent} is not whole: {error}") from error
 
 
 def check_trainer_state(file: Path) -> None:

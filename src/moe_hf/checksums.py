@@ -1,4 +1,4 @@
-"""The checksums of a checkpoint's files, by which a bit that flipped on a disk is found before it is trained on."""
+"""Checksums of a checkpoint's files: they show a bit that flipped on a disk before a run goes on from it."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ CHECKSUM_FILE = "checksums.json"
 
 
 def write_checksums(folder: str | Path) -> None:
-    """Write the checksums of all files of a checkpoint, itself at once or not at all.
+    """Write the checksums of all files of a checkpoint into a file that appears only when it is whole.
 
     Args:
         folder: the checkpoint, in which nothing is written any more.

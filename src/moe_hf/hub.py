@@ -106,7 +106,7 @@ def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
     Raises:
         InputError: as `export`, `repo_id` is not the name of a repository, or the Hub refuses the upload.
     """
-    family_of(source)  # what takes little time comes first
+    family_of(source)  # takes little time, so it comes before the request
     check_upload(repo_id)
     with TemporaryDirectory() as folder:
         export(source, folder, repo_id=repo_id, **options)

@@ -1,4 +1,4 @@
-"""What the Hub refuses, in one line that says what to do."""
+"""Turns a refusal of the Hub into one line that says what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +107,7 @@ def _advice(error: Exception) -> str:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """The library waits for an answer for ever."""
+    """Limits each request to the Hub, as the library would wait for an answer without end."""
     session = huggingface_hub.utils.get_session()
     before, session.timeout = session.timeout, seconds
     try:

@@ -1,4 +1,4 @@
-"""A trained model and its tokenizer, from a folder or a Hub name: whole, finite and of one another, or refused.
+"""Loads a model and its tokenizer from a folder or the Hub, and refuses what is damaged or does not fit together.
 
 Nothing that is loaded runs code of its own: `trust_remote_code` is False wherever a folder or a repository is read.
 """
@@ -25,7 +25,7 @@ KINDS = {False: "language model", True: "translation model"}
 
 
 class WeightsError(InputError):
-    """Weights are missing, too many or not finite; the message does not say from where they are."""
+    """Weights are missing, too many or not finite; the message does not name their source."""
 
 
 def load_config(
@@ -55,7 +55,7 @@ def load_config(
         family = FAMILIES.get(config.model_type)
         if family and config.is_encoder_decoder != (family is TRANSLATION_MODELS):
             raise ValueError(f"is_encoder_decoder={config.is_encoder_decoder} in config.json is not for this model")
-    except Exception as error:  # the library's, of whatever is damaged in whichever way
+    except Exception as error:  # the library raises many kinds of errors on damaged files
         raise _cannot_be_loaded(path, argument, error) from error
     _check_kind(config, auto_class, path, argument)
     return config
@@ -169,7 +169,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
 
 
 def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
-    """Check that a model was trained with a tokenizer: its vocabulary, and of this package's its special tokens.
+    """Check that a model was trained with a tokenizer, by the vocabulary and, for our models, special tokens.
 
     Args:
         tokenizer: as for `check_vocabulary`.

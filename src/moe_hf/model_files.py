@@ -1,4 +1,4 @@
-"""The files of a model's folder, each read by itself before the library reads them: its errors name no file."""
+"""Reads each file of a model's folder before the library does, since the library's errors do not name the file."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from .errors import InputError
 
 MODEL_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
-# What to do about a file that a model works without.
+# For files that a model works without.
 ADVICE = "restore the file, or delete it to go on without what it records"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -21,14 +21,18 @@ def read_map(path: Path) -> dict:
     Raises:
         ValueError: it cannot be read, or holds something else; the message starts with the file's name.
     """
-    if not path.is_file():
+    return _read_json(path, dict)
+
+
+def _read_json(path: Path, kind: type) -> dict | list:
+    if not path.is_file():  # a device has no end
         raise ValueError(f"{path.name} is not a file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read: {_reason(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} holds {_kind(value)}, expected a JSON map")
+    if not isinstance(value, kind):
+        raise ValueError(f"{path.name} holds {_kind(value)}, expected a JSON {'map' if kind is dict else 'list'}")
     return value
 
 
@@ -97,15 +101,12 @@ def read_record(path: Path, kind: type = dict) -> dict | list:
         InputError: the file is damaged, or holds another kind of value.
     """
     _refuse_folder(path)
-    if not path.is_file():  # a device has no end
+    if not path.is_file():
         return kind()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}): {ADVICE}") from error
-    if not isinstance(value, kind):
-        raise InputError(f"{path} holds {_kind(value)}, expected a JSON {'map' if kind is dict else 'list'}: {ADVICE}")
-    return value
+        return _read_json(path, kind)
+    except ValueError as error:
+        raise InputError(f"{path.parent}: {error}: {ADVICE}") from error
 
 
 def read_run_file(path: Path) -> dict:

@@ -1,17 +1,17 @@
 """A run's folder: the names of its files, and its checkpoints."""
 
-import json
 import re
 from pathlib import Path
 
 from safetensors import safe_open
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 
+from . import model_files
 from .checkpoint_files import check_tensors, check_trainer_state, read_map
 from .checksums import CHECKSUM_FILE, check_checksums
 from .data.tokenizers import load_tokenizer
 from .distributed.sharded_checkpoints import check_sharded_optimizer
-from .errors import InputError, first_line
+from .errors import InputError
 from .model_files import MODEL_FILES, TOKENIZER_FILES
 from .old_names import with_new_names
 
@@ -55,15 +55,12 @@ def read_run_arguments(folder: str | Path) -> dict | None:
         InputError: the file is damaged.
     """
     file = Path(folder) / RUN_FILE
-    try:
-        arguments = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not file.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is broken ({first_line(error)}): {WITHOUT_RUN_FILE}") from error
-    if not isinstance(arguments, dict):
-        raise InputError(f"{file} holds a {type(arguments).__name__}, not a map: {WITHOUT_RUN_FILE}")
-    return with_new_names(arguments)
+    try:
+        return with_new_names(model_files.read_map(file))
+    except ValueError as error:
+        raise InputError(f"{file.parent}: {error}: {WITHOUT_RUN_FILE}") from error
 
 
 def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:

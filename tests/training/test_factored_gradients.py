@@ -20,7 +20,7 @@ GATES = {
     "strictly balanced": {"gating": "strictly_balanced"},
     "softmax": {"gating": "softmax", "num_experts_per_tok": 5},
 }
-TOLERANCE = {torch.float64: dict(rtol=0, atol=1e-10), torch.float32: dict(rtol=0, atol=1e-6)}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 
 
 def pair(model):
@@ -61,49 +61,48 @@ def test_outputs_and_other_gradients_are_the_same_bits(family, gate):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("gate", GATES, ids=str)
-def test_clipped_and_accumulated_steps(gate, dtype):
-    models, optimizers = pair(tiny_lm(dtype=dtype, std=0.3, **GATES[gate]))
-    for step in range(100 if gate == "flat" else 25):
+def take_steps(models, optimizers, steps, micro=1, max_norm=float("inf")):
+    """The same steps with each model; the norms of the last one's gradients."""
+    norms = []
+    for step in steps:
         for model, optimizer in zip(models, optimizers):
             torch.manual_seed(step)
-            for micro in range(2):
-                model(**batch(2 * step + micro)).loss.backward()
-            norm = clip_grad_norm_(model, 0.5)
+            for number in range(micro):
+                model(**batch(micro * step + number)).loss.backward()
+            norm = clip_grad_norm_(model, max_norm)
             optimizer.step()
             optimizer.zero_grad()
-        assert norm > 0.5  # so that clipping matters
-    states = [model.state_dict() for model in models]
-    for name, expected in states[0].items():
-        torch.testing.assert_close(states[1][name], expected, **TOLERANCE[dtype])
+        norms.append(norm)
+    return norms
+
+
+def assert_same_weights(models, atol):
+    expected, actual = (model.state_dict() for model in models)
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight, rtol=0, atol=atol, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_hundred_clipped_and_accumulated_steps(gate, dtype):
+    models, optimizers = pair(tiny_lm(dtype=dtype, std=0.3, **GATES[gate]))
+    norms = take_steps(models, optimizers, range(100), micro=2, max_norm=0.5)
+    assert min(norms) > 0.5  # so that clipping matters
+    assert_same_weights(models, TOLERANCE[dtype])
 
 
 def test_kernels_take_the_same_hundred_steps():
     """Widths of 16, which the compiled kernels take if there are any."""
     models, optimizers = pair(tiny_lm(dtype=torch.float32, std=0.3, hidden_size=16, moe_intermediate_size=16))
-    for step in range(100):
-        for model, optimizer in zip(models, optimizers):
-            torch.manual_seed(step)
-            model(**batch(step)).loss.backward()
-            clip_grad_norm_(model, 0.5)
-            optimizer.step()
-            optimizer.zero_grad()
-    for expected, actual in zip(*(model.state_dict().values() for model in models)):
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    take_steps(models, optimizers, range(100), max_norm=0.5)
+    assert_same_weights(models, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("changes", [{"recompute_experts": True}, {"num_experts": 40}], ids=str)
 def test_recomputed_and_mostly_idle_experts(changes):
     models, optimizers = pair(tiny_lm(**changes))
-    for step in range(20):
-        for model, optimizer in zip(models, optimizers):
-            torch.manual_seed(step)
-            model(**batch(step)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    for expected, actual in zip(*(model.state_dict().values() for model in models)):
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+    take_steps(models, optimizers, range(20))
+    assert_same_weights(models, TOLERANCE[torch.float64])
 
 
 def test_autocast_makes_the_same_outputs_and_steps():
@@ -129,39 +128,25 @@ def test_state_is_loaded_bitwise():
     models, optimizers = pair(model)
     whole, optimizer = models[1], optimizers[1]
 
-    def train(model, optimizer, steps):
-        for step in steps:
-            torch.manual_seed(step)
-            model(**batch(step)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    train(whole, optimizer, range(5))
+    take_steps([whole], [optimizer], range(5))
     weights, state = copy.deepcopy(whole.state_dict()), copy.deepcopy(optimizer.state_dict())
     (_, resumed), (_, other) = pair(tiny_lm(num_experts=20))
     resumed.load_state_dict(weights)
     other.load_state_dict(state)
     for each in ((whole, optimizer), (resumed, other)):
-        train(*each, range(5, 10))
+        take_steps(*([one] for one in each), range(5, 10))
     for expected, actual in zip(whole.state_dict().values(), resumed.state_dict().values()):
         assert torch.equal(actual, expected)
 
 
 def test_dense_and_factored_steps_may_alternate():
     models, optimizers = pair(tiny_lm(num_experts=20))
-    undo = None
-    for step in range(12):
-        if step == 4:
-            undo = use_factored_gradients(models[0])
-        if step == 8:
-            undo()
-        for model, optimizer in zip(models, optimizers):
-            torch.manual_seed(step)
-            model(**batch(step)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    for expected, actual in zip(*(model.state_dict().values() for model in models)):
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+    take_steps(models, optimizers, range(4))
+    undo = use_factored_gradients(models[0])
+    take_steps(models, optimizers, range(4, 8))
+    undo()
+    take_steps(models, optimizers, range(8, 12))
+    assert_same_weights(models, TOLERANCE[torch.float64])
 
 
 def test_norm_is_that_of_all_gradients():

@@ -75,7 +75,7 @@ def assert_killing_changes_nothing(folder, events=("step",), steps=(4, STEPS), *
 
 
 def test_at_every_step_before_and_after_its_checkpoint(tmp_path):
-    assert_killing_changes_nothing(tmp_path, events=("step", "save"), steps=range(4, STEPS + 1, 2))
+    assert_killing_changes_nothing(tmp_path, events=("step", "log", "save"), steps=range(3, STEPS + 1))
 
 
 @pytest.mark.parametrize(

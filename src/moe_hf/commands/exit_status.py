@@ -54,7 +54,7 @@ def exit_status_of(main: Callable[[], int]) -> int:
         if not _silence(_broken_streams()):
             raise
         return 128 + signal.SIGPIPE
-    except OSError as error:  # what a file's argument is not known of
+    except OSError as error:  # of a file whose argument is not known here
         _silence(_unwritable_streams())
         where = error.filename or ("standard output" if error.errno else "a file")
         return _ended(f"error: {where}: {error.strerror or first_line(error)}", 1)
@@ -119,7 +119,7 @@ def _say_no_more(number, frame):
 
 
 def _leave_signals_to_parent() -> None:
-    """A process for data that prints no traceback of its own: the command ends it."""
+    """Let a worker process print no traceback, as the command itself ends it."""
     if signal.getsignal(signal.SIGTERM) is _stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, _say_no_more)
@@ -129,7 +129,7 @@ os.register_at_fork(after_in_child=_leave_signals_to_parent)
 
 
 def _open_standard_streams() -> None:
-    """Refuse a closed standard output, where results would be lost. Without standard error messages are."""
+    """Refuse a closed standard output, where results would be lost. A closed standard error drops messages only."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:
@@ -141,7 +141,7 @@ def _streams() -> list:
 
 
 def _broken_streams() -> list:
-    """Standard output and error, if it is them that broke, and not a pipe to some other process."""
+    """Those of standard output and error that broke; empty if it was a pipe to another process."""
     broken = []
     for stream in _streams():
         poll = select.poll()

@@ -19,7 +19,7 @@ TOKENIZER_KINDS = ("bpe", "word")
 
 
 def _check(arguments) -> None:
-    """Ranges, and that nothing is told of a data set which is not named."""
+    """Check ranges, and that no argument describes a data set of the Hub when none is named."""
     for name, value in vars(arguments).items():
         if name in RANGES:
             check_range(name, value, RANGES[name])

@@ -13,7 +13,6 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, first_line
-from .cache_folder import cached_in
 from .encoding import encode_lines
 from .lines import read_lines
 from .paths import expand_file_patterns
@@ -122,14 +121,9 @@ def dataset_of_rows(
         **options: further arguments of `generate`.
 
     Raises:
-        InputError: what `generate` raises, or the cache cannot be written.
+        InputError: what `generate` raises.
     """
     num_proc = min(num_proc or 1, len(paths))
-    with cached_in(cache_dir):
-        return _dataset_of_rows(generate, paths, features, fingerprint, cache_dir, num_proc, options)
-
-
-def _dataset_of_rows(generate, paths, features, fingerprint, cache_dir, num_proc, options) -> Dataset:
     try:
         return Dataset.from_generator(
             generate,

@@ -1,6 +1,6 @@
 """Reads a checkpoint of torch.distributed.checkpoint without executing what is in it.
 
-The library unpickles its file `.metadata`, and what is not a tensor, as they are, with all that they may call.
+The library unpickles the file `.metadata`, and every entry that is not a tensor, without a limit on what they call.
 """
 
 import io

@@ -52,7 +52,7 @@ def check_sharded_optimizer(checkpoint: str | Path) -> None:
 
 
 def _check_no_more_weights(model: PreTrainedModel, checkpoint: str) -> None:
-    """The library itself checks that all of the model's weights are there, and leaves out what else there is."""
+    """Refuse weights that the model lacks. The library checks for missing weights, and leaves out additional ones."""
     saved = HuggingFaceStorageReader(checkpoint).read_metadata().state_dict_metadata
     if more := sorted(saved.keys() - get_model_state_dict(model).keys()):
         raise InputError(f"checkpoint {checkpoint} has weights that this run's model lacks: {', '.join(more[:3])}")

@@ -4,6 +4,7 @@ import time
 
 from torch.utils.data import DataLoader
 
+from ..data.cache_folder import cached_in
 from ..data.text import load_text_dataset, tokenize_to_stream
 from ..data.windows import StreamWindows, collate_windows
 from ..families import LANGUAGE_MODELS
@@ -64,7 +65,8 @@ def measure_lm(
     Raises:
         InputError: a file cannot be read, or the text is shorter than the rows.
     """
-    stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
+    with cached_in(None):
+        stream = tokenize_to_stream(load_text_dataset(files), tokenizer)
     batch_size = max(1, min(batch_size, (len(stream) - 1) // max(1, window_length)))
     windows = StreamWindows(stream, window_length, num_rows=batch_size)
     model = move_to_device(model).eval()

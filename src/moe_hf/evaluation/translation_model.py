@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import DataCollatorForSeq2Seq
 
+from ..data.cache_folder import cached_in
 from ..data.pair_sources import PairSource
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.translation_tokenizers import encode_sources
@@ -60,11 +61,11 @@ def evaluate_translation(
     if tokenize is None and target_language is None:
         tokenize = tokenizer_for(_trained_language(model) or language_of_file(target_file))
     loaded, tokenizer = load_model_and_tokenizer(model, TRANSLATION_MODELS)
-    pairs = _load_pairs(tokenizer, source_file, target_file, target_language)
     loaded = move_to_device(loaded)
-    # It refuses wrong arguments before anything is computed.
+    # It refuses wrong arguments before anything is read or computed.
     translator = Translator(loaded, tokenizer, **({"num_return_sequences": 1} | translate_arguments))
-    held_out, start = evaluation_pairs(pairs, tokenizer, tokenize=tokenize), time.time()
+    pairs, held_out = _read_pairs(tokenizer, source_file, target_file, target_language, tokenize)
+    start = time.time()
     metrics = _perplexities(loaded, tokenizer, held_out)
     sources = held_out.tokens["input_ids"][:]
     with tqdm(total=len(sources), desc="Translating", disable=None, leave=False) as bar:
@@ -93,21 +94,22 @@ def measure_translation(
     Raises:
         InputError: a file cannot be read, or the files do not fit together, or the language is not the tokenizer's.
     """
-    pairs = _load_pairs(tokenizer, source_file, target_file, target_language)
-    # No BLEU is taken, so no word about its tokenizer.
-    held_out = evaluation_pairs(pairs, tokenizer, tokenize=DEFAULT_TOKENIZER)
+    # With a tokenizer for BLEU given, nothing is logged about it: no BLEU is taken here.
+    _, held_out = _read_pairs(tokenizer, source_file, target_file, target_language, DEFAULT_TOKENIZER)
     model = move_to_device(model)
     with routing_totals(model) as totals:
         metrics = _perplexities(model, tokenizer, held_out)
     return {f"eval_{name}": value for name, value in metrics.items()}, totals
 
 
-def _load_pairs(tokenizer, source_file: str, target_file: str, target_language: str | None):
+def _read_pairs(tokenizer, source_file: str, target_file: str, target_language: str | None, tokenize: str | None):
+    """The pairs of two files, and the same as tokens."""
     encode_sources(tokenizer, [], target_language)  # which refuses a wrong language
     source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
-    pairs = load_sentence_pairs([source])
-    logger.info(f"evaluated: {pairs}")
-    return pairs
+    with cached_in(None):
+        pairs = load_sentence_pairs([source])
+        logger.info(f"evaluated: {pairs}")
+        return pairs, evaluation_pairs(pairs, tokenizer, tokenize=tokenize)
 
 
 def _trained_language(model: str) -> str | None:

@@ -6,6 +6,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.cache_folder import cached_in
 from ..data.pair_sources import PairSource
 from ..data.sentence_pairs import load_sentence_pairs
 from ..data.text import load_text_dataset, tokenize_to_stream
@@ -63,12 +64,14 @@ def open_text(
         InputError: the files cannot be read, or are not two for a translation model.
     """
     if not model.config.is_encoder_decoder:
-        stream = tokenize_to_stream(load_text_dataset(files, max_lines=max_tokens), tokenizer)
+        with cached_in(None):
+            stream = tokenize_to_stream(load_text_dataset(files, max_lines=max_tokens), tokenizer)
         return StreamText(stream, window_length, batch_size, max_tokens, carry_state)
     if len(files) != 2:
         raise InputError(f"files={files}: a translation model needs two, the sources and their translations")
     source = PairSource(source_files=[files[0]], target_files=[files[1]], target_language=target_language)
-    pairs = tokenize_pairs(load_sentence_pairs([source], max_pairs=max_tokens), tokenizer)
+    with cached_in(None):
+        pairs = tokenize_pairs(load_sentence_pairs([source], max_pairs=max_tokens), tokenizer)
     return PairText(pairs, model.config.decoder_start_token_id, batch_size, max_tokens)
 
 

@@ -6,32 +6,23 @@ import math
 from collections.abc import Callable
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.arguments import DataArguments
 from ..data.cache_folder import cached_in
 from ..data.text import TokenStream, load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
-from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
+from ..distributed.sharding import broadcast_from_rank_zero
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..families import LANGUAGE_MODELS
 from ..models.modeling_lstm_moe import LstmMoeForCausalLM
 from .arguments import LmModelArguments, MoeTrainingArguments
-from .checkpoints import prepare_output_dir
 from .lm_trainer import LmTrainer
-from .run_checks import LM_METRICS, check_run
-from .run_lock import run_lock
-from .runs import (
-    build_model,
-    check_hub_arguments,
-    check_named_folders,
-    quiet_logs,
-    run_identity,
-    run_training,
-    tokenizer_source,
-)
+from .run_checks import LM_METRICS
+from .run_start import started_run
+from .runs import build_model, run_training, tokenizer_source
 
 logger = logging.getLogger(__name__)
 
@@ -57,27 +48,14 @@ def train_lm(
         InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
-    identity = run_identity(model_args, data_args, training_args)
-    check_same_run_everywhere(identity, training_args)
-    with run_lock(training_args):
-        return _train(model_args, data_args, training_args, new_model, identity)
+    is_own = new_model is None
+    with started_run(LANGUAGE_MODELS, model_args, data_args, training_args, LM_METRICS, is_own) as checkpoint:
+        return _train(model_args, data_args, training_args, new_model, checkpoint)
 
 
-def _train(model_args, data_args, training_args, new_model, identity) -> tuple[LmTrainer, dict[str, float]]:
-    model_type = LstmMoeForCausalLM.config_class.model_type if new_model is None else None
-    checkpoint = broadcast_from_rank_zero(
-        lambda: prepare_output_dir(
-            training_args.output_dir, training_args.resume_from_checkpoint, identity, model_type
-        ),
-        training_args,
-    )
-    check_named_folders(LANGUAGE_MODELS, model_args, data_args, checkpoint)
-    check_hub_arguments(training_args)
-    check_run(None if new_model else LstmMoeForCausalLM, model_args, data_args, training_args, LM_METRICS)
+def _train(model_args, data_args, training_args, new_model, checkpoint) -> tuple[LmTrainer, dict[str, float]]:
     if data_args.carry_state:
         _check_carry(training_args)
-    set_seed(training_args.seed)
-    quiet_logs(training_args)
     with cached_in(data_args.cache_dir):
         tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
     if new_model is None:

@@ -153,4 +153,3 @@ def _check_changes(model_args) -> None:
                 f"{name}={given[name]} differs from {name}={getattr(own, name)} of model_name_or_path={path}, whose "
                 "weights decide it: leave it out"
             )
-    load_config(path, **given)

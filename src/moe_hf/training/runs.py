@@ -181,7 +181,7 @@ def check_named_folders(family: Family, model_args, data_args, checkpoint: str |
 
 
 def save_results(trainer: Trainer, part: str, metrics: dict) -> None:
-    """Write the metrics, and after the training its state, into `output_dir`: the Trainer's files, but whole or none.
+    """Write the metrics, and after the training its state, into `output_dir`: all of these files or none.
 
     Args:
         trainer: whose first process writes.

@@ -13,7 +13,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
 from ..data.arguments import TranslationDataArguments
@@ -22,7 +21,7 @@ from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
-from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
+from ..distributed.sharding import broadcast_from_rank_zero
 from ..errors import InputError, first_line
 from ..evaluation.bleu_tokenizers import check_tokenizer
 from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
@@ -30,18 +29,9 @@ from ..evaluation.metrics import load_metric
 from ..families import TRANSLATION_MODELS
 from ..models.modeling_gnmt_moe import GnmtMoeForConditionalGeneration
 from .arguments import TranslationModelArguments, TranslationTrainingArguments
-from .checkpoints import prepare_output_dir
-from .run_checks import TRANSLATION_METRICS, check_run
-from .run_lock import run_lock
-from .runs import (
-    build_model,
-    check_hub_arguments,
-    check_named_folders,
-    quiet_logs,
-    run_identity,
-    run_training,
-    tokenizer_source,
-)
+from .run_checks import TRANSLATION_METRICS
+from .run_start import started_run
+from .runs import build_model, run_training, tokenizer_source
 from .translation_trainer import TranslationTrainer
 
 logger = logging.getLogger(__name__)
@@ -68,36 +58,19 @@ def train_translation(
         InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
-    identity = run_identity(model_args, data_args, training_args)
-    check_same_run_everywhere(identity, training_args)
-    with run_lock(training_args):
-        return _train(model_args, data_args, training_args, new_model, identity)
+    is_own = new_model is None
+    with started_run(
+        TRANSLATION_MODELS, model_args, data_args, training_args, TRANSLATION_METRICS, is_own
+    ) as checkpoint:
+        return _train(model_args, data_args, training_args, new_model, checkpoint)
 
 
 def _train(
-    model_args, data_args, training_args, new_model, identity
+    model_args, data_args, training_args, new_model, checkpoint
 ) -> tuple[TranslationTrainer, dict[str, float | str]]:
-    model_type = GnmtMoeForConditionalGeneration.config_class.model_type if new_model is None else None
-    checkpoint = broadcast_from_rank_zero(
-        lambda: prepare_output_dir(
-            training_args.output_dir, training_args.resume_from_checkpoint, identity, model_type
-        ),
-        training_args,
-    )
-    check_named_folders(TRANSLATION_MODELS, model_args, data_args, checkpoint)
-    check_hub_arguments(training_args)
-    check_run(
-        None if new_model else GnmtMoeForConditionalGeneration,
-        model_args,
-        data_args,
-        training_args,
-        TRANSLATION_METRICS,
-    )
     _check_unused(training_args)
     _check_generation_config(training_args.generation_config)
     check_tokenizer(training_args.tokenize)
-    set_seed(training_args.seed)
-    quiet_logs(training_args)
     with cached_in(data_args.cache_dir):
         tokenizer, train_tokens, validation = load_pairs(model_args, data_args, training_args, checkpoint)
     if new_model is None:
@@ -234,7 +207,6 @@ def load_pairs(
     train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
     if validation_sources:
         load_metric("sacrebleu_metrics")  # better now than after hours of training
-        check_tokenizer(training_args.tokenize)
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation pairs")
     # The other processes find in the cache what the first one has read.

@@ -1,0 +1,50 @@
+"""What the runs of both families do before they read data: the lock, the checks, the checkpoint to go on from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import set_seed
+
+from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
+from ..families import Family
+from .arguments import MoeTrainingArguments
+from .checkpoints import prepare_output_dir
+from .run_checks import check_run
+from .run_lock import run_lock
+from .runs import check_hub_arguments, check_named_folders, quiet_logs, run_identity
+
+
+@contextmanager
+def started_run(
+    family: Family, model_args, data_args, training_args: MoeTrainingArguments, metrics: dict[str, bool], is_own: bool
+) -> Iterator[str | None]:
+    """Hold the lock of `output_dir` inside, after every check that needs no data.
+
+    Args:
+        family: what is trained.
+        model_args (ModelArguments): of the run.
+        data_args (object): of the run.
+        training_args: of the run.
+        metrics: names of what an evaluation measures, and whether more is better.
+        is_own: whether the model is of this package; of another model, the architecture is not checked.
+
+    Yields:
+        The checkpoint to resume from, or None.
+
+    Raises:
+        InputError: an argument cannot work, the processes differ, or another run writes into `output_dir`.
+    """
+    identity = run_identity(model_args, data_args, training_args)
+    check_same_run_everywhere(identity, training_args)
+    with run_lock(training_args):
+        folder, resume = training_args.output_dir, training_args.resume_from_checkpoint
+        model_type = family.config_class.model_type if is_own else None
+        checkpoint = broadcast_from_rank_zero(
+            lambda: prepare_output_dir(folder, resume, identity, model_type), training_args
+        )
+        check_named_folders(family, model_args, data_args, checkpoint)
+        check_hub_arguments(training_args)
+        check_run(family.model_class if is_own else None, model_args, data_args, training_args, metrics)
+        set_seed(training_args.seed)
+        quiet_logs(training_args)
+        yield checkpoint
