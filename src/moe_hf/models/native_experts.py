@@ -10,7 +10,6 @@ import ctypes
 import json
 import os
 import platform
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -89,7 +88,7 @@ def _measure_limit(hidden_dim: int, intermediate_dim: int, num_experts: int = 8)
                 start = time.perf_counter()
                 function()
                 seconds.append(time.perf_counter() - start)
-        products, kernels = (statistics.median(seconds) for seconds in times.values())
+        products, kernels = (min(seconds) for seconds in times.values())
         if kernels > products:
             break
         limit = count
@@ -108,33 +107,33 @@ class Visited:
         self.experts = ((counts > 0) & (counts <= limit)).nonzero()[:, 0]
         self.starts = (counts.cumsum(0) - counts)[self.experts]
         self.counts = counts[self.experts]
+        self.limit = limit
 
     def __len__(self) -> int:
         return len(self.experts)
 
     def forward(self, up, down, rows_RD, hidden_RH, output_RD) -> None:
         """Write relu(x up') to `hidden_RH` and its product with down' to `output_RD`."""
-        self._call("experts_forward", self.experts, *_sizes(up), up, down, rows_RD, hidden_RH, output_RD)
+        self._call("experts_forward", *_sizes(up), up, down, rows_RD, hidden_RH, output_RD)
 
     def backward(self, up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD) -> None:
         """Weigh `grad_RD` in place, and write the three gradients after it."""
         tensors = (up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD)
-        self._call("experts_backward", self.experts, *_sizes(up), *tensors)
+        self._call("experts_backward", *_sizes(up), *tensors)
 
     def squared_norm(self, left_RM, right_RN) -> float:
         """The sum of |left' right|^2 over these experts."""
-        return sum(self._call("rows_squared_norm", left_RM.shape[1], right_RN.shape[1], left_RM, right_RN))
+        return sum(self._call("rows_squared_norm", self.limit, left_RM.shape[1], right_RN.shape[1], left_RM, right_RN))
 
     def step(self, param, left, right, row, col, decay_V, keep_V, *, beta2, bias_correction, lr, eps) -> None:
         """Make the step of `row_step.step_rows` for these experts, in place."""
         tensors = (param, left, right, row, col, decay_V, keep_V)
-        self._call("rows_step", self.experts, *param.shape[1:], *tensors, beta2, bias_correction, lr, eps)
+        self._call("rows_step", self.limit, *param.shape[1:], *tensors, beta2, bias_correction, lr, eps)
 
     def _call(self, name: str, *arguments) -> list:
         """Call a kernel for all of the experts, in as many threads as torch has."""
-        function, arguments = getattr(library(), name), list(arguments)
-        at = 1 if isinstance(arguments[0], torch.Tensor) else 0  # the kernels' order: experts, starts, counts
-        converted = [_as_c(value) for value in [*arguments[:at], self.starts, self.counts, *arguments[at:]]]
+        function = getattr(library(), name)
+        converted = [_as_c(value) for value in (self.experts, self.starts, self.counts, *arguments)]
         num_parts = max(1, min(torch.get_num_threads(), len(self) // 16))
         limits = [len(self) * part // num_parts for part in range(num_parts + 1)]
         parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]

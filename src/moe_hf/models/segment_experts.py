@@ -156,6 +156,9 @@ def _backward_loop(
         Visited(counts_E, limit).backward(up, down, hidden_RH, weights_R, *outputs)
     start = 0
     for expert, count in enumerate(counts):
+        if count <= limit and is_factored:
+            start += count
+            continue
         if not count:
             if not is_factored:
                 grad_up[expert] = 0
