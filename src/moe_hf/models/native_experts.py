@@ -7,15 +7,14 @@ Shape suffixes: T tokens, D width, E experts, H expert hidden size, R rows, V vi
 """
 
 import ctypes
-import json
 import os
-import platform
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from .measured_choice import kept_choice, largest_faster
 
 KERNELS = Path(__file__).parent.parent / "native"
 ROWS_TRIED = (4, 8, 16, 32, 64)
@@ -45,54 +44,30 @@ def few_rows(dtype: torch.dtype, device: torch.device, hidden_dim: int, intermed
 
 @cache
 def measured_limit(hidden_dim: int, intermediate_dim: int) -> int:
-    """The limit of `few_rows` on this machine, measured once and kept in a file.
-
-    A second process reads the file, since a run that is resumed must compute the same bits.
-    """
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe_hf"
-    file = folder / f"few_rows-{platform.machine()}-{platform.node()}-{hidden_dim}-{intermediate_dim}.json"
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        limit = _measure_limit(hidden_dim, intermediate_dim)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(json.dumps(limit))
-    except FileExistsError:  # another process was first
-        return int(json.loads(file.read_text(encoding="utf-8")))
-    except OSError:
-        return ROWS_UNMEASURED  # no measurement can be kept, and one that differs by process would change results
-    return limit
+    """The limit of `few_rows` on this machine, measured once and kept in a file."""
+    name = f"few_rows-{hidden_dim}-{intermediate_dim}"
+    return kept_choice(name, lambda: _measure_limit(hidden_dim, intermediate_dim), ROWS_UNMEASURED)
 
 
-def _measure_limit(hidden_dim: int, intermediate_dim: int, num_experts: int = 8) -> int:
-    up = torch.randn(num_experts, intermediate_dim, hidden_dim)
-    down = torch.randn(num_experts, hidden_dim, intermediate_dim)
-    limit = 0
-    for count in ROWS_TRIED:
-        x = torch.randn(num_experts * count, hidden_dim)
-        visited = Visited(torch.full((num_experts,), count), ROWS_TRIED[-1])
+def _measure_limit(hidden_dim: int, intermediate_dim: int) -> int:
+    # As many experts as fill 32 MiB: a few would stay in a cache.
+    num_experts = min(64, max(8, 2**22 // (hidden_dim * intermediate_dim)))
+    # Ones, as random numbers would advance the generator of the run.
+    up = torch.ones(num_experts, intermediate_dim, hidden_dim)
+    down = torch.ones(num_experts, hidden_dim, intermediate_dim)
+
+    def ways(count: int):
+        x = torch.ones(num_experts * count, hidden_dim)
+        visited = Visited(torch.full((num_experts,), count), count)
         hidden, output = x.new_empty(len(x), intermediate_dim), torch.empty_like(x)
 
         def by_products():
             for expert, rows in enumerate(x.split(count)):
                 torch.mm(torch.mm(rows, up[expert].t()).relu_(), down[expert].t())
 
-        def by_kernels():
-            visited.forward(up, down, x, hidden, output)
+        return lambda: visited.forward(up, down, x, hidden, output), by_products
 
-        times = {by_products: [], by_kernels: []}
-        for _ in range(5):
-            for function, seconds in times.items():
-                start = time.perf_counter()
-                function()
-                seconds.append(time.perf_counter() - start)
-        products, kernels = (min(seconds) for seconds in times.values())
-        if kernels > products:
-            break
-        limit = count
-    return limit
+    return largest_faster(ROWS_TRIED, ways)
 
 
 class Visited:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .quantization import dequantized, linear
+from .few_rows_linear import few_rows_linear
+from .quantization import dequantized
 from .task_loss import IGNORED
 
 
@@ -54,7 +55,7 @@ class SoftmaxHead(nn.Linear):
             ValueError: the weight is spread over devices here, by tensor parallelism.
         """
         if targets is None:
-            return linear(hidden_states, self.weight)
+            return few_rows_linear(hidden_states, self.weight)
         # Under tensor parallelism it is a DTensor, or without gradients the local part. FSDP has made it whole by now.
         if hasattr(self.weight, "device_mesh") or len(self.weight) != self.out_features:
             raise ValueError(

@@ -31,7 +31,7 @@ class FactoredAdam(torch.optim.Optimizer):
     For every matrix g (H, D) of a gradient's last two dimensions, at step t:
 
         R_i = beta2 R_i + (1 - beta2) mean_j g_ij^2        C_j = beta2 C_j + (1 - beta2) mean_i g_ij^2
-        a_i = sqrt(R_i / mean_i R_i)     b_j = sqrt(C_j / (1 - beta2^t))     p_ij -= lr g_ij / ((a_i + eps) (b_j + eps))
+        v_ij = R_i C_j / mean_i R_i / (1 - beta2^t)        p_ij -= lr g_ij / (sqrt(v_ij) + eps)
 
     after the decoupled weight decay p_ij *= 1 - lr weight_decay. Where each g^2 is of rank one this is AdamW with
     betas = (0, beta2). Only the weight decay moves an expert without tokens (g = 0), and its moments decay. After a
@@ -234,12 +234,13 @@ def _update(
     # sqrt(v_ij) = a_i b_j: neither a large square root nor a product R_i C_j that underflows. The mean is zero for an
     # expert that never had a token.
     mean_E1 = row_EH.mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(row_EH.dtype).tiny)
-    a_EH1 = (row_EH / mean_E1).sqrt_().add_(eps).unsqueeze(-1)
-    b_E1D = (col_ED / bias_correction).sqrt_().add_(eps).unsqueeze(-2)
+    a_EH1 = (row_EH / mean_E1).sqrt_().unsqueeze(-1)
+    b_E1D = (col_ED / bias_correction).sqrt_().unsqueeze(-2)
+    eps_E1D = torch.full_like(b_E1D, eps)  # a scalar's addcmul is slow
     if weight_decay:
         param.mul_(1 - lr * weight_decay)
     for target, piece, a in zip(*(tensor.split(num_rows, dim=-2) for tensor in (param, grad, a_EH1))):
-        target.addcdiv_(piece.to(a.dtype), a * b_E1D, value=-lr)
+        target.addcdiv_(piece.to(a.dtype), torch.addcmul(eps_E1D, a, b_E1D), value=-lr)
 
 
 def expert_parameters(model: nn.Module) -> list[nn.Parameter]:

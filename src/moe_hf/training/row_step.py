@@ -62,8 +62,8 @@ def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict)
 def _mean_squares(left_GrH: torch.Tensor, right_GrD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Means over the columns (G, H) and over the rows (G, D) of the squares of left' right.
 
-    With K = right right', sum_j (left' right)_ij^2 = sum_r left_ri (K left)_ri: no product of size H x D is made unless
-    there are more rows than that. In float64, since what cancels in the gradient must cancel in its squares.
+    With K = right right', sum_j (left' right)_ij^2 = sum_r left_ri (K left)_ri, which is less work than the product
+    unless there are many rows. In float64, since what cancels in the gradient must cancel in its squares.
     """
     left, right = left_GrH.double(), right_GrD.double()
     if left.shape[1] > min(left.shape[2], right.shape[2]):
