@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 # Fewer logits than this are computed at once, in plain torch.
 MIN_LOGITS = 2**20
-# Logits of a piece, and the least number of tokens: fewer would read both matrices too often. Torch draws normal numbers
-# in blocks of 16, so that pieces of 16 tokens draw those of the whole.
+# Logits of a piece, and the least number of tokens: fewer would read both matrices too often. Torch draws normal
+# numbers in blocks of 16, so that pieces of a multiple of 16 tokens draw those of the whole.
 PIECE_LOGITS = 2**18
 MIN_TOKENS = 64
 

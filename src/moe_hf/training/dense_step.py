@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from ..models.native_experts import call_kernel, library
 
-# Plain torch takes pieces of this size of a parameter, so that its temporary has it too and not the size of all experts.
+# Plain torch takes a parameter in pieces of this size, and so has a temporary of this size and not of all experts'.
 CHUNK_BYTES = {"cpu": 2**21}
 LARGE_CHUNK_BYTES = 2**28
 
@@ -28,10 +28,9 @@ def step_dense(param: torch.Tensor, grad: torch.Tensor, state: dict, group: dict
     Raises:
         ValueError: a DTensor whose matrices are not whole on each process.
     """
-    beta2, eps = group["betas"][1], float(group["eps"])
-    rates = dict(lr=float(group["lr"]), weight_decay=float(group["weight_decay"]))
-    # In the order of the kernel's arguments.
-    options = dict(beta2=beta2, bias_correction=1 - beta2 ** state["step"], eps=eps, **rates)
+    beta2 = group["betas"][1]
+    rates = {name: float(group[name]) for name in ("lr", "eps", "weight_decay")}
+    options = dict(beta2=beta2, bias_correction=1 - beta2 ** state["step"], **rates)  # in the kernel's order
     tensors = _local_parts(param.detach(), grad, state["row"], state["col"])
     if _fits_kernel(*tensors):
         call_kernel(

@@ -28,10 +28,10 @@ class FactoredAdam(torch.optim.Optimizer):
         R_i = beta2 R_i + (1 - beta2) mean_j g_ij^2        C_j = beta2 C_j + (1 - beta2) mean_i g_ij^2
         a_i = sqrt(R_i / mean_i R_i)    b_j = sqrt(C_j / (1 - beta2^t))    p_ij -= lr g_ij / ((a_i + eps) (b_j + eps))
 
-    after the decoupled weight decay p_ij *= 1 - lr weight_decay. (a_i b_j)^2 is appendix D's estimate of E[g_ij^2]. An
-    eps stands on each factor, since sqrt(v_ij) + eps would not be a product. Where each g^2 is of rank one this is, but
-    for eps, AdamW with betas = (0, beta2). Only the weight decay moves an expert without tokens (g = 0), and its
-    moments decay. After a long rest its first step is at most lr / sqrt(1 - beta2) long where g^2 is of rank one.
+    after the decoupled weight decay p_ij *= 1 - lr weight_decay. (a_i b_j)^2 is appendix D's estimate of E[g_ij^2].
+    Each factor has its own eps, so that the denominator stays a product. Where each g^2 is of rank one this is AdamW
+    with betas = (0, beta2), but for eps. Only the weight decay moves an expert without tokens (g = 0), and its moments
+    decay. After a long rest its first step is at most lr / sqrt(1 - beta2) long where g^2 is of rank one.
 
     R and C are float32 (float64 for float64 parameters), whatever the parameter's dtype. Their size over the
     parameters' is 1 / H + 1 / D, which is under 1 % for matrices larger than 200 x 200.
