@@ -106,16 +106,29 @@ class Visited:
         self._call("rows_step", self.limit, *param.shape[1:], *tensors, beta2, bias_correction, lr, eps)
 
     def _call(self, name: str, *arguments) -> list:
-        """Call a kernel for all of the experts, in as many threads as torch has."""
-        function = getattr(library(), name)
-        converted = [_as_c(value) for value in (self.experts, self.starts, self.counts, *arguments)]
-        num_parts = max(1, min(torch.get_num_threads(), len(self) // 16))
-        limits = [len(self) * part // num_parts for part in range(num_parts + 1)]
-        parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]
-        if num_parts == 1:
-            return [function(*parts[0], *converted)]
-        with ThreadPoolExecutor(num_parts) as pool:
-            return list(pool.map(lambda part: function(*part, *converted), parts))
+        """Call a kernel for all of the experts."""
+        return call_kernel(name, len(self), self.experts, self.starts, self.counts, *arguments)
+
+
+def call_kernel(name: str, number: int, *arguments) -> list:
+    """Call a kernel for `number` experts, in as many threads as torch has.
+
+    Args:
+        name: of a function of `library()`.
+        number: the experts; the function's first two arguments are the first and the last one of a thread.
+        *arguments (Any): the other arguments: contiguous tensors, and numbers.
+
+    Returns:
+        What the function returned in each thread.
+    """
+    function, converted = getattr(library(), name), [_as_c(value) for value in arguments]
+    num_parts = max(1, min(torch.get_num_threads(), number // 16))
+    limits = [number * part // num_parts for part in range(num_parts + 1)]
+    parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]
+    if num_parts == 1:
+        return [function(*parts[0], *converted)]
+    with ThreadPoolExecutor(num_parts) as pool:
+        return list(pool.map(lambda part: function(*part, *converted), parts))
 
 
 def _sizes(up: torch.Tensor) -> tuple[int, int]:
