@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
 """How the cost of a training step grows with the number of experts, at a fixed number of tokens.
 
-    python benchmarks/growth.py [--output benchmarks/results/growth.md]
+    python benchmarks/growth.py [--davidmrau FOLDER] [--lucidrains FOLDER] [--output benchmarks/results/growth.md]
 
 Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' operations; and the whole
 step of `MoeExperts` with given routing (forward, backward, exact clipping, optimizer), over the same. Each step is
 measured in a process of its own, in turn with the dense layer, so that its peak memory is its own. A plot goes beside
 --output.
+
+FOLDER: copies of github.com/davidmrau/mixture-of-experts and github.com/lucidrains/mixture-of-experts. Their layers
+bring their own gates, which count; the second has two experts a token, not four. Both are stepped by AdamW.
 """
 
 import argparse
 import json
+import os
 import resource
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +42,10 @@ K, WIDTH = 4, 256
 GATES = [(32, None), (256, None), (1024, None), (1024, 16), (4096, None), (4096, 16), (4096, 64)]  # experts, groups
 # Experts and their hidden size. Gradients of all experts do not fit into memory at the last one.
 SIZES = [(256, 128), (1024, 128), (4096, 128), (16384, 32), (65536, 32)]
-STEPS = ("dense gradients, AdamW", "dense gradients, FactoredAdam", "factored, plain torch", "factored, kernels")
+KERNELS, PLAIN = "factored gradients, kernels", "factored gradients, plain torch"
+STEPS = (KERNELS, PLAIN, "dense gradients, FactoredAdam", "dense gradients, AdamW", "grouped_mm of Transformers, AdamW")
+PEERS = ("davidmrau", "lucidrains")
+MOST_PEER_EXPERTS = 4096
 MOST_DENSE_PARAMETERS = 600_000_000
 
 
@@ -47,14 +54,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a step (default: 2048)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one that is not (default: 5)")
     parser.add_argument("--sizes", type=int, nargs="+", help=f"only these of {[n for n, _ in SIZES]} experts")
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", type=Path, help="folder with a copy of that repository")
     parser.add_argument("--no_gates", action="store_true", help="leave out the gates")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to; the plot gets its name")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
     arguments = parser.parse_args()
     allocator = "freed memory kept" if keep_freed_memory() else "default allocator"
     if arguments.step:
-        name, num_experts, hidden = arguments.step
-        print(json.dumps(measure_step(name, int(num_experts), int(hidden), arguments.tokens, arguments.rounds)))
+        print(json.dumps(measure_step(arguments)))
         return
     facts = f"{arguments.tokens} tokens, k = {K}, {allocator}"
     lines = [*heading("Growth with the number of experts", facts)]
@@ -118,72 +126,76 @@ def forget(tensors: list[torch.Tensor]) -> None:
 
 def step_table(arguments) -> tuple[list[str], dict]:
     """The lines, and {name of the step: {number of experts: time over the dense layer's}}."""
+    names = [*STEPS, *(peer for peer in PEERS if getattr(arguments, peer))]
     lines = [
-        f"Whole steps at d = {WIDTH}: time over that of dense (over the bound by bytes), peak memory over weights.",
-        "The bound: the used experts' weights are read twice and written once, at the bandwidth of a copy.",
+        f"Whole steps at d = {WIDTH}, over the forward and backward pass of that dense layer. The bound by bytes: the",
+        "used experts' weights are read twice and written once, at the bandwidth of a copy.",
         "",
-        "| experts | h | parameters | dense | " + " | ".join(STEPS) + " |",
-        "|---" * (4 + len(STEPS)) + "|",
+        "| experts | h | step | ms | over dense | over the bound | peak memory / parameters |",
+        "|---|---|---|---|---|---|---|",
     ]
-    times = {name: {} for name in STEPS}
+    times = {name: {} for name in names}
     for n, hidden in SIZES:
-        if arguments.sizes and n not in arguments.sizes:
-            continue
-        num_parameters, cells, dense = 2 * n * hidden * WIDTH, [], []
-        for name in STEPS:
-            too_large = name.startswith("dense") and num_parameters > MOST_DENSE_PARAMETERS
-            if too_large or (name.endswith("kernels") and library() is None):
-                cells.append("-")
+        num_parameters = 2 * n * hidden * WIDTH
+        for name in names if not arguments.sizes or n in arguments.sizes else ():
+            if is_left_out(name, n, num_parameters):
                 continue
             found = in_a_process(name, n, hidden, arguments)
             times[name][n] = found["step"] / found["dense"]
-            dense.append(found["dense"])
-            over = f"{times[name][n]:.2f} ({found['step'] / found['bound']:.1f})"
-            cells.append(f"{over}, {found['bytes'] / (4 * num_parameters):.2f}")
-        dense = f"{1000 * statistics.median(dense):.1f} ms"
-        lines.append(f"| {n:,} | {hidden} | {num_parameters / 1e6:,.0f} M | {dense} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
+            figures = f"{1000 * found['step']:.0f} | {times[name][n]:.1f} | {found['step'] / found['bound']:.1f}"
+            lines.append(f"| {n:,} | {hidden} | {name} | {figures} | {found['bytes'] / (4 * num_parameters):.2f} |")
+            print(lines[-1], flush=True)
     return lines, times
+
+
+def is_left_out(name: str, num_experts: int, num_parameters: int) -> bool:
+    if name == KERNELS:
+        return library() is None
+    if name in PEERS:
+        return num_experts > MOST_PEER_EXPERTS
+    return name != PLAIN and num_parameters > MOST_DENSE_PARAMETERS
 
 
 def in_a_process(name: str, num_experts: int, hidden: int, arguments) -> dict:
     command = [sys.executable, __file__, "--step", name, str(num_experts), str(hidden)]
     command += ["--tokens", str(arguments.tokens), "--rounds", str(arguments.rounds)]
-    return json.loads(subprocess.check_output(command, text=True))
+    environment = dict(os.environ, MOE_HF_NATIVE="0") if name == PLAIN else None
+    if name in PEERS:
+        command += [f"--{name}", str(getattr(arguments, name))]
+    return json.loads(subprocess.check_output(command, text=True, env=environment).splitlines()[-1])
 
 
-def measure_step(name: str, num_experts: int, hidden: int, num_tokens: int, rounds: int) -> dict:
+def measure_step(arguments) -> dict:
     """Seconds of the step, of the dense layer and of the bound, and bytes at the peak beyond those of the process."""
-    if name == "factored, plain torch":
-        library.cache_clear()
-        import os
-
-        os.environ["MOE_HF_NATIVE"] = "0"
-    inputs = torch.randn(num_tokens, WIDTH, requires_grad=True)
+    name, num_experts, hidden = arguments.step[0], int(arguments.step[1]), int(arguments.step[2])
+    inputs = torch.randn(arguments.tokens, WIDTH, requires_grad=True)
     variants = {"dense": dense_layer(inputs, K * hidden), "copy": copy_of(2**26)}
     for run in variants.values():
         run()
     before = peak_bytes()
-    config = LstmMoeConfig(hidden_size=WIDTH, num_experts=num_experts, moe_intermediate_size=hidden)
-    config._experts_implementation = "moe_hf"
-    experts = MoeExperts(config)
-    index = torch.randint(num_experts, (num_tokens, K))
-    weights = torch.rand(num_tokens, K).softmax(-1).requires_grad_()
-    if name.endswith("AdamW"):
-        optimizer = torch.optim.AdamW(experts.parameters(), lr=1e-5, fused=True)
+    index = torch.randint(num_experts, (arguments.tokens, K))
+    if name in PEERS:
+        layer = peer_layer(name, getattr(arguments, name), num_experts, hidden)
+        forward = partial(layer, inputs if name == "davidmrau" else inputs[None])
     else:
-        optimizer = FactoredAdam.for_model(experts, lr=1e-5)
-    if name.startswith("factored"):
-        use_factored_gradients(experts)
+        layer = own_layer(name, num_experts, hidden)
+        forward = partial(layer, inputs, index, torch.rand(arguments.tokens, K).softmax(-1).requires_grad_())
+    if name.endswith("AdamW") or name in PEERS:
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-5, fused=True)
+    else:
+        optimizer = FactoredAdam.for_model(layer, lr=1e-5)
+    if name in (KERNELS, PLAIN):
+        use_factored_gradients(layer)
 
     def step():
-        experts(inputs, index, weights).sum().backward()
-        clip_grad_norm_(experts, 1.0)
+        output = forward()
+        (sum(part.sum() for part in output) if isinstance(output, tuple) else output.sum()).backward()
+        clip_grad_norm_(layer, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        forget([inputs, weights])
+        forget([inputs, *forward.args])
 
-    seconds = median_seconds(variants | {"step": step}, rounds)
+    seconds = median_seconds(variants | {"step": step}, arguments.rounds)
     used_bytes = 4 * 2 * WIDTH * hidden * len(index.unique())
     bandwidth = 2 * 4 * 2**26 / seconds["copy"]
     return {
@@ -192,6 +204,23 @@ def measure_step(name: str, num_experts: int, hidden: int, num_tokens: int, roun
         "bound": 3 * used_bytes / bandwidth,
         "bytes": peak_bytes() - before,
     }
+
+
+def own_layer(name: str, num_experts: int, hidden: int) -> MoeExperts:
+    config = LstmMoeConfig(hidden_size=WIDTH, num_experts=num_experts, moe_intermediate_size=hidden)
+    config._experts_implementation = "grouped_mm" if name.startswith("grouped_mm") else "moe_hf"
+    return MoeExperts(config)
+
+
+def peer_layer(name: str, folder: Path, num_experts: int, hidden: int) -> torch.nn.Module:
+    sys.path.insert(0, str(folder))
+    if name == "davidmrau":
+        from moe import MoE
+
+        return MoE(WIDTH, WIDTH, num_experts, hidden, k=K)
+    from mixture_of_experts import MoE
+
+    return MoE(WIDTH, num_experts, hidden)
 
 
 def copy_of(num_values: int) -> Callable[[], None]:
