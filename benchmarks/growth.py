@@ -43,7 +43,13 @@ GATES = [(32, None), (256, None), (1024, None), (1024, 16), (4096, None), (4096,
 # Experts and their hidden size. Gradients of all experts do not fit into memory at the last one.
 SIZES = [(256, 128), (1024, 128), (4096, 128), (16384, 32), (65536, 32)]
 KERNELS, PLAIN = "factored gradients, kernels", "factored gradients, plain torch"
-STEPS = (KERNELS, PLAIN, "dense gradients, FactoredAdam", "dense gradients, AdamW", "grouped_mm of Transformers, AdamW")
+STEPS = (
+    KERNELS,
+    PLAIN,
+    "dense gradients, FactoredAdam",
+    "dense gradients, AdamW",
+    "grouped_mm of Transformers, AdamW",
+)
 PEERS = ("davidmrau", "lucidrains")
 MOST_PEER_EXPERTS = 4096
 MOST_DENSE_PARAMETERS = 600_000_000
