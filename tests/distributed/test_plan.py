@@ -198,6 +198,6 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
 
 
 def test_the_documented_table_is_what_the_command_prints():
-    documented = (ROOT / "docs" / "sharding.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     table = paper_memory_table(ROOT / "configs" / "lm")
     assert table in documented and len(table.splitlines()) == 2 + len(PAPER)

@@ -1,4 +1,4 @@
-"""Print how a model's experts spread over devices: memory, bytes moved, time, and what bounds it (docs/sharding.md).
+"""Print how a model's experts spread over devices: memory, bytes moved, time, and what bounds it (docs/scale.md).
 
     moe-hf plan CONFIG.yaml --devices 128 --bandwidth 5 --flops 4 --memory 12
     moe-hf plan --num_experts 131072 --num_expert_groups 256 --hidden_size 512 --devices 1024
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=count, default=16384, help="tokens of each device in a step (default: 16384)")
     parser.add_argument("--optimizer", default="factored_adam", help=" or ".join(OPTIMIZERS))
     parser.add_argument("--value_bytes", type=count, default=4, help="bytes of a value (default: 4, float32)")
-    parser.add_argument("--paper_table", action="store_true", help="the table of docs/sharding.md instead")
+    parser.add_argument("--paper_table", action="store_true", help="the table of docs/scale.md instead")
     for name in MODEL_ARGUMENTS:
         parser.add_argument(f"--{name}", type=count, help="of the model, instead of the file's")
     return run_command(lambda: print(report(parser.parse_args(argv))))

@@ -2,7 +2,7 @@
 
 The layout is that of `DistributedConfig(fsdp_size=P, ep_size=P)`. Each of P devices has as many tokens and n / P
 experts, which tokens reach by an all-to-all. All other weights are cut into P parts, and every device gathers them
-when it needs them. docs/sharding.md has the formulas, and benchmarks/sharding.py counts the bytes that really move.
+when it needs them. docs/scale.md has the formulas, and benchmarks/sharding.py counts the bytes that really move.
 
 Letters: d width, h an expert's hidden size, k experts per token, n experts, P devices, T tokens of a device and step.
 """
