@@ -1,6 +1,7 @@
 """Whether a GPU computes what a CPU computes in float64, and does what has failed elsewhere: for benchmarks/gpu.py."""
 
 import copy
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,14 +32,19 @@ GATES = {
 }
 AUTOCAST = {"bfloat16 autocast": torch.bfloat16, "float16 autocast": torch.float16}
 WEIGHTS = {"bfloat16 weights": torch.bfloat16, "float16 weights": torch.float16}
-# Largest relative error. Rounding makes a few tokens choose other experts, so that the median token is judged.
-LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+# Largest relative error. Rounding makes a few tokens choose other experts, so that the median token is judged, and it
+# switches a few hidden units of experts on or off.
+LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 IMPLEMENTATIONS = ("moe_hf", "triton", "grouped_mm", "batched_mm", "eager")
 
 
-def implementations() -> list[str]:
-    """The experts implementations that can be asked for here."""
-    return [name for name in IMPLEMENTATIONS if name == "eager" or name in ALL_EXPERTS_FUNCTIONS]
+def implementations(place: Place) -> list[str]:
+    """The experts implementations that can be asked for here; Triton may be missing, and interprets on a CPU."""
+    names = [name for name in IMPLEMENTATIONS if name == "eager" or name in ALL_EXPERTS_FUNCTIONS]
+    runs_triton = place.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    if not (runs_triton and importlib.util.find_spec("triton")):
+        names = [name for name in names if name != "triton"]
+    return names
 
 
 def language_model(**changes) -> LstmMoeForCausalLM:
@@ -160,7 +166,7 @@ def experts(place: Place) -> Iterator[Case]:
     """Outputs and gradients of each implementation against "eager" in float64, with idle experts and padding."""
     for dtype in place.size((torch.float32, torch.bfloat16, torch.float16), (torch.float32,)):
         for num_experts in place.size((40, 1023, 1100), (12,)):
-            for name in implementations():
+            for name in implementations(place):
                 label = f"{name}, {num_experts} experts, {str(dtype)[6:]}"
                 yield Case(label, lambda a=(name, num_experts, dtype): experts_error(place, *a))
 

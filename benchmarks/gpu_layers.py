@@ -39,11 +39,42 @@ def few_tokens(place: Place) -> Iterator[Case]:
             yield from compare(place, sizes, dtype, with_backward=False)
 
 
+def limits(sections: dict) -> dict:
+    """What the two tables of experts say about the choice between the implementations, in bfloat16.
+
+    Args:
+        sections: the results of benchmarks/gpu.py.
+
+    Returns:
+        batched_mm_rows: the most routed rows for which batched_mm was the fastest without gradients; 0 for none.
+        grouped_mm_rows: the fewest rows per expert from which on grouped_mm was always faster than triton with
+            gradients; None if triton was faster in the largest case, or one of both is missing.
+    """
+    few = _times(sections, "experts, few tokens", "rows", ("batched_mm", "triton", "grouped_mm"))
+    batched = [rows for rows, times in few if len(times) > 1 and min(times, key=times.get) == "batched_mm"]
+    grouped = None
+    for rows, times in sorted(_times(sections, "experts", "rows an expert", ("triton", "grouped_mm")), reverse=True):
+        if len(times) < 2 or times["triton"] < times["grouped_mm"]:
+            break
+        grouped = rows
+    return {"batched_mm_rows": max(batched, default=0), "grouped_mm_rows": grouped}
+
+
+def _times(sections: dict, name: str, by: str, names: tuple[str, ...]) -> list[tuple[float, dict[str, float]]]:
+    """For each size in bfloat16, its number of rows and the milliseconds of each implementation that ran."""
+    sizes: dict[str, tuple[float, dict[str, float]]] = {}
+    for case in sections.get(name, {}).get("cases", ()):
+        if case.get("by") in names and case["type"] == "bfloat16":
+            sizes.setdefault(case["case"].partition(": ")[2], (case[by], {}))[1][case["by"]] = case["ms"]
+    return list(sizes.values())
+
+
 def compare(place: Place, sizes: tuple[int, int, int, int], dtype: torch.dtype, with_backward: bool) -> Iterator[Case]:
     """A case for the dense layer, which comes first, and for each implementation."""
     tokens, num_experts, width, hidden = sizes
     label = f"{tokens:,} tokens, {num_experts:,} experts, d = {width}, h = {hidden:,}, {str(dtype)[6:]}"
-    flops = 2 * tokens * K * 2 * width * hidden * (3 if with_backward else 1)
+    rows = tokens * K
+    flops = 2 * rows * 2 * width * hidden * (3 if with_backward else 1)
     dense_ms: list[float] = []
 
     def run(name: str) -> dict:
@@ -58,14 +89,20 @@ def compare(place: Place, sizes: tuple[int, int, int, int], dtype: torch.dtype, 
         step = forward_and_backward(forward, leaves) if with_backward else torch.no_grad()(forward)
         with float32_precision("ieee"):
             time = place.milliseconds(step)
-            values = {"ms": time, "TFLOP/s": flops / time / 1e9}
+            values = {
+                "by": name,
+                "rows": tokens * K,
+                "rows an expert": tokens * K / num_experts,
+                "type": str(dtype)[6:],
+            }
+            values |= {"ms": time, "TFLOP/s": flops / time / 1e9}
             if with_backward:
                 values |= {"peak GB": place.peak_gb(step), "kernels": place.kernels(step)[0]}
         if name == "dense":
             dense_ms.append(time)
         return values | ({"over dense": time / dense_ms[0]} if dense_ms else {})
 
-    for name in ("dense", *implementations(), "segments", *(["scattermoe"] if place.scattermoe else [])):
+    for name in ("dense", *implementations(place), "segments", *(["scattermoe"] if place.scattermoe else [])):
         if name in ("segments", "eager") and num_experts > MOST_EXPERTS_OF_LOOPS:
             continue
         if name == "batched_mm" and tokens * K * 2 * width * hidden * dtype.itemsize > MOST_BYTES_OF_COPIES:

@@ -89,6 +89,22 @@ def test_a_case_that_fails_is_told_and_the_next_one_runs(gpu, tmp_path, monkeypa
     assert bad.get("failed") == ("RuntimeError: no such kernel" if failure == "error" else None) and good["ok"]
 
 
+def timed(rows, experts, **milliseconds):
+    sizes = {"rows": rows, "rows an expert": rows / experts, "type": "bfloat16"}
+    return [{"case": f"{by}: {rows}", "by": by, "ms": ms} | sizes for by, ms in milliseconds.items()]
+
+
+def test_the_limits_between_implementations_are_read_from_the_times(gpu):
+    few = timed(4, 8, batched_mm=1, triton=2, grouped_mm=3) + timed(32, 8, batched_mm=2, triton=3, grouped_mm=4)
+    few += timed(256, 8, batched_mm=9, triton=3, grouped_mm=4) + [{"case": "batched_mm: 512", "failed": "memory"}]
+    many = timed(128, 8, triton=1, grouped_mm=2) + timed(512, 8, triton=3, grouped_mm=2)
+    many += timed(1024, 8, triton=5, grouped_mm=4)
+    sections = {"experts, few tokens": {"cases": few}, "experts": {"cases": many}}
+    assert gpu.gpu_layers.limits(sections) == {"batched_mm_rows": 32, "grouped_mm_rows": 64.0}
+    without = {"experts": {"cases": [case for case in many if case["by"] != "triton"]}}
+    assert gpu.gpu_layers.limits(without) == {"batched_mm_rows": 0, "grouped_mm_rows": None}
+
+
 def test_wrong_experts_are_found(gpu, monkeypatch):
     place = gpu.Place(torch.device("cpu"), True)
     forward = gpu.gpu_correctness.ALL_EXPERTS_FUNCTIONS["grouped_mm"]
