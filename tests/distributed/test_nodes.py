@@ -67,6 +67,6 @@ def test_after_a_process_died_both_machines_start_again_from_the_checkpoint(fold
     saving = ("--save_strategy", "steps", "--save_steps", 2, "--resume_from_checkpoint")
     nodes = start_nodes(folder, "again", *saving, program=folder / "dies_once.py", restarts=1)
     outputs = [finish(node) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     assert any("SIGKILL" in output or "exitcode: -9" in output for output in outputs), "\n".join(outputs)
     assert losses(folder, "again") == pytest.approx(single, rel=1e-5), "\n".join(outputs)
-    assert all(node.returncode == 0 for node in nodes)
