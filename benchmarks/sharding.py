@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -69,7 +71,7 @@ def main() -> None:
             build(name, arguments).save_pretrained(Path(folder) / name)
         results = {processes: launch(processes, folder, arguments) for processes in arguments.processes}
     lines += generation_table({processes: result.pop(GENERATION, None) for processes, result in results.items()})
-    lines += bytes_table(results) + composition_table(results)
+    lines += bytes_table(results) + memory_table(results) + composition_table(results)
     print("\n".join(lines))
     save(lines, arguments.output)
 
@@ -153,13 +155,47 @@ def measure(name: str, arguments) -> dict[str, float]:
             seconds["communication"] += (counter.seconds + other_threads) / arguments.steps
             seconds["optimizer"] += (end - middle) / arguments.steps
     sent = {name: counter.sent[name] / arguments.tokens for name in COLLECTIVES}
+    passes, kept = peak_bytes(lambda: model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward())
+    update, _ = peak_bytes(optimizer.step)
+    gradients = sum(part.gradients for part in (plan.experts, plan.dense, plan.embeddings))
     return {
         **sent,
+        "gradients": kept,
+        "planned gradients": gradients,
+        "peak of the passes": passes,
+        "planned peak": gradients + plan.gathered + plan.activations,
+        "peak of the update": update,
         **seconds,
         "elsewhere": elsewhere.share,
         "planned all_to_all": plan.all_to_all / arguments.tokens,
         "planned dense": plan.dense_exchange / arguments.tokens,
     }
+
+
+def peak_bytes(run: Callable[[], None]) -> tuple[int, int]:
+    """The most memory that tensors made in a call have together, and what is left of them after it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(sizes, initial=0)), sum(sizes)
+
+
+def memory_table(results: dict) -> list[str]:
+    names = ("gradients", "planned gradients", "peak of the passes", "planned peak", "peak of the update")
+    lines = [
+        "Memory that a step adds on each process, MB: the gradients that stay, the most that forward and backward "
+        "pass have at once, and what FactoredAdam has for a moment. The plan counts what is kept, not what an "
+        "operation has for a moment, such as the softmax's gradient or the rows of the experts' backward pass.",
+        "",
+        "| model | processes | " + " | ".join(names) + " |",
+        "|---" * (2 + len(names)) + "|",
+    ]
+    for name in next(iter(results.values())):
+        for processes, result in results.items():
+            texts = [f"{result[name][key] / 1e6:.1f}" for key in names]
+            lines.append(f"| {name} | {processes} | " + " | ".join(texts) + " |")
+    return [*lines, ""]
 
 
 def measure_generation(arguments) -> dict[str, float]:

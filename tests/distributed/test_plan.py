@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import GNMT, LM, tiny_lm_config
+from tiny_models import GNMT, LM, random_ids, tiny_lm_config
 
-from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
+from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, use_factored_gradients
 from moe_hf.commands import plan as script
 from moe_hf.commands.plan import paper_memory_table
 from moe_hf.distributed.plan import (
@@ -22,6 +22,7 @@ from moe_hf.distributed.plan_report import describe, read_config
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_embedding_parameters, count_parameters
 from moe_hf.experiments.paper_tables import BILLION_WORDS_100
+from moe_hf.models.factored_gradients import row_gradients
 from moe_hf.training.arguments import MoeTrainingArguments
 from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
 
@@ -97,6 +98,19 @@ def test_activations_are_what_autograd_keeps(changes):
     model = LstmMoeForCausalLM(config).train()
     of_40_tokens = kept_values(model, config, 60) - kept_values(model, config, 20)  # less the states of the LSTMs
     assert of_40_tokens == 40 * activation_values(config, is_sharded=False)
+
+
+@pytest.mark.parametrize(("family", "layers"), [("lstm_moe", 1), ("gnmt_moe", 2)])
+def test_rows_instead_of_gradients_are_the_real_ones(family, layers):
+    model = FAMILIES[family].model(torch.float32, moe_intermediate_size=12, gating="softmax_top_k").train()
+    model.set_experts_implementation("moe_hf")
+    use_factored_gradients(model)
+    ids = random_ids(4, 9)
+    model(input_ids=ids, labels=ids).loss.backward()
+    rows = [part for param in expert_parameters(model) for part in row_gradients(param)]
+    assert len(rows) == 2 * layers
+    real = sum(part.left.nbytes + part.right.nbytes for part in rows)
+    assert plan_sharding(model.config, ONE, ids.numel(), expert_gradients="factored").experts.gradients == real
 
 
 def test_sharded_experts_keep_the_rows_that_move_too():
@@ -183,6 +197,7 @@ def test_a_sound_plan_has_no_warnings():
         (["--tokens", "0"], "tokens=0 must be at least 1"),
         (["--value_bytes", "0"], "value_bytes=0 must be at least 1"),
         (["--optimizer", "sgd"], "optimizer='sgd' is not known, use adam or factored_adam"),
+        (["--expert_gradients", "rows"], "expert_gradients='rows' is not known, use dense or factored"),
         (["--num_experts", "2"], "num_experts_per_tok=4 exceeds num_experts=2"),
     ],
 )
@@ -198,6 +213,6 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
 
 
 def test_the_documented_table_is_what_the_command_prints():
-    documented = (ROOT / "docs" / "sharding.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     table = paper_memory_table(ROOT / "configs" / "lm")
     assert table in documented and len(table.splitlines()) == 2 + len(PAPER)

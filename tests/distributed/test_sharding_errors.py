@@ -4,14 +4,12 @@ import os
 
 import pytest
 from parallel_runs import make_model
-from processes import errors_of_processes, on_processes
+from processes import errors_of_processes
 from tiny_runs import write_config
 from transformers.distributed import DistributedConfig
 
 from moe_hf import LstmMoeForCausalLM
-from moe_hf.distributed.sharding import broadcast_from_rank_zero
-from moe_hf.errors import InputError
-from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
+from moe_hf.training.arguments import parse_arguments
 from moe_hf.training.lm import train_lm
 
 SECONDS = 60
@@ -47,27 +45,6 @@ def test_from_pretrained_refuses_on_every_process(tmp_path, case):
     *configs, message = CANNOT[case]
     for error in errors_of_processes(2, load, tmp_path, *configs, timeout=SECONDS):
         assert error.startswith(f"ValueError: {message}") or message in error.splitlines()[0], error
-
-
-def make_once(folder, fails):
-    calls = []
-
-    def make():
-        calls.append(1)
-        if fails:
-            raise InputError("no text")
-        return "made"
-
-    try:
-        made = broadcast_from_rank_zero(make, MoeTrainingArguments(output_dir=str(folder), use_cpu=True))
-    except InputError as error:
-        made = f"error: {error}"
-    return len(calls), made
-
-
-@pytest.mark.parametrize(("fails", "made"), [(False, "made"), (True, "error: no text")])
-def test_what_the_first_process_makes_or_refuses_is_every_ones(tmp_path, fails, made):
-    assert on_processes(2, make_once, tmp_path, fails, timeout=SECONDS) == [(1, made), (0, made)]
 
 
 def train(folder, options, options_of_the_last=()):

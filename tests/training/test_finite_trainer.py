@@ -91,21 +91,51 @@ def test_the_librarys_trainer_writes_no_such_model_either(tmp_path):
     assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("scale", "ends"), [(2.0**-1, True), (2.0**16, False)])
-def test_fp16_ends_where_no_scale_helps(scale, ends, tmp_path, monkeypatch):
-    class Scaler:
-        def get_scale(self):
-            return scale
+class Overflow(TrainerCallback):
+    """Makes loss or gradient infinite at a step, as float16 does, and keeps the weights of every step."""
 
-    trainer = trainer_of(tmp_path)
-    monkeypatch.setattr(trainer.args, "fp16", True)
-    monkeypatch.setattr(trainer.accelerator, "scaler", Scaler())
-    monkeypatch.setattr(Trainer, "_get_grad_norm", lambda *args, **kwargs: torch.tensor(math.inf))
-    if ends:
-        with pytest.raises(NonFiniteLossError, match="gradient norm is inf at step 1"):
-            trainer._get_grad_norm(trainer.model)
-    else:
-        assert trainer._get_grad_norm(trainer.model) == math.inf
+    def __init__(self, model, steps, what):
+        self.step, self.weights, embedding = 0, [], model.get_input_embeddings().weight
+        if what == "loss":
+            model.register_forward_hook(lambda model, inputs, output: self.spoil(output, steps))
+        else:
+            embedding.register_hook(lambda gradient: gradient * math.inf if self.step in steps else gradient)
+
+    def spoil(self, output, steps):
+        output.loss = output.loss * math.inf if self.step in steps else output.loss
+        return output
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.step = state.global_step + 1
+        self.weights.append(model.get_input_embeddings().weight.detach().clone())
+
+
+def fp16_trainer(folder, what, steps, scale=2.0**10, **arguments):
+    """A trainer with torch's real scaler; the numbers are float32, as on every CPU."""
+    trainer = trainer_of(folder, **arguments)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.add_callback(overflow := Overflow(trainer.model, steps, what))
+    return trainer, overflow
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_fp16_leaves_out_the_steps_that_overflow(what, max_grad_norm, tmp_path):
+    trainer, seen = fp16_trainer(tmp_path, what, [2, 4], max_grad_norm=max_grad_norm)
+    trainer.train()
+    changed = [not torch.equal(*pair) for pair in zip(seen.weights, seen.weights[1:])]
+    assert changed == [True, False, True, False, True]
+    assert trainer.state.global_step == 6 and trainer.accelerator.scaler.get_scale() == 2.0**8
+    assert (tmp_path / "checkpoint-6" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_fp16_ends_where_no_scale_helps(what, tmp_path):
+    trainer, _ = fp16_trainer(tmp_path, what, range(9), scale=2.0, max_grad_norm=0.5)
+    with pytest.raises(
+        NonFiniteLossError, match=f"{'loss' if what == 'loss' else 'gradient norm'} is (inf|nan) at step 3"
+    ):
+        trainer.train()
 
 
 def test_an_evaluation_that_is_not_finite_is_told_and_never_the_best(tmp_path, monkeypatch, caplog):

@@ -155,7 +155,8 @@ def test_validation_pairs_that_the_processes_cannot_share_are_refused_before_the
 ):
     arguments = parse_arguments([str(corpus / "config.yaml"), "--eval_tokens_per_batch", str(words)], CLASSES)
     monkeypatch.setattr(TranslationTrainingArguments, "world_size", processes)
-    monkeypatch.setattr(TranslationTrainingArguments, "main_process_first", lambda self, desc: nullcontext())
+    monkeypatch.setattr("moe_hf.training.translation.local_rank_zero_first", lambda args: nullcontext())
+    monkeypatch.setattr("moe_hf.training.translation.broadcast_from_rank_zero", lambda make, args: make())
     with pytest.raises(InputError, match=named):
         load_pairs(*arguments, checkpoint=None)
 

@@ -1,4 +1,4 @@
-"""Print how a model's experts spread over devices: memory, bytes moved, time, and what bounds it (docs/sharding.md).
+"""Print how a model's experts spread over devices: memory, bytes moved, time, and what bounds it (docs/scale.md).
 
     moe-hf plan CONFIG.yaml --devices 128 --bandwidth 5 --flops 4 --memory 12
     moe-hf plan --num_experts 131072 --num_expert_groups 256 --hidden_size 512 --devices 1024
@@ -9,7 +9,7 @@ Nothing is allocated, whatever the size. Numbers are decimal: a GB is 10^9 bytes
 
 from pathlib import Path
 
-from ..distributed.plan import OPTIMIZERS, Cluster, num_moe_layers, plan_sharding
+from ..distributed.plan import EXPERT_GRADIENTS, OPTIMIZERS, Cluster, num_moe_layers, plan_sharding
 from ..distributed.plan_report import GB, describe, read_config
 from ..experiments.paper_tables import BILLION_WORDS_100
 from . import command_parser, run_command
@@ -43,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--memory", type=amount, help="GB of a device, to be warned if it is too little")
     parser.add_argument("--tokens", type=count, default=16384, help="tokens of each device in a step (default: 16384)")
     parser.add_argument("--optimizer", default="factored_adam", help=" or ".join(OPTIMIZERS))
+    parser.add_argument("--expert_gradients", default="dense", help=" or ".join(EXPERT_GRADIENTS))
     parser.add_argument("--value_bytes", type=count, default=4, help="bytes of a value (default: 4, float32)")
-    parser.add_argument("--paper_table", action="store_true", help="the table of docs/sharding.md instead")
+    parser.add_argument("--paper_table", action="store_true", help="the table of docs/scale.md instead")
     for name in MODEL_ARGUMENTS:
         parser.add_argument(f"--{name}", type=count, help="of the model, instead of the file's")
     return run_command(lambda: print(report(parser.parse_args(argv))))
@@ -57,7 +58,8 @@ def report(arguments) -> str:
     memory = None if arguments.memory is None else arguments.memory * 1e9
     cluster = Cluster(arguments.devices, arguments.flops * 1e12, arguments.bandwidth * 1e9, memory)
     config = read_config(arguments.config, changes)
-    return describe(plan_sharding(config, cluster, arguments.tokens, arguments.optimizer, arguments.value_bytes))
+    options = arguments.optimizer, arguments.value_bytes, arguments.expert_gradients
+    return describe(plan_sharding(config, cluster, arguments.tokens, *options))
 
 
 def paper_memory_table(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 The layout is that of `DistributedConfig(fsdp_size=P, ep_size=P)`. Each of P devices has as many tokens and n / P
 experts, which tokens reach by an all-to-all. All other weights are cut into P parts, and every device gathers them
-when it needs them. docs/sharding.md has the formulas, and benchmarks/sharding.py counts the bytes that really move.
+when it needs them. docs/scale.md has the formulas, and benchmarks/sharding.py counts the bytes that really move.
 
 Letters: d width, h an expert's hidden size, k experts per token, n experts, P devices, T tokens of a device and step.
 """
@@ -21,6 +21,7 @@ from ..models.lstm import Lstm
 from ..models.moe import MoeBlock
 
 OPTIMIZERS = ("adam", "factored_adam")
+EXPERT_GRADIENTS = ("dense", "factored")
 FLOAT32 = 4
 VALUES_PER_NOISY_LOGIT = 5  # clean and noisy logit, deviation, probability and the like; a test counts them
 
@@ -116,6 +117,7 @@ def plan_sharding(
     tokens: int,
     optimizer: str = "factored_adam",
     value_bytes: int = FLOAT32,
+    expert_gradients: str = "dense",
 ) -> ShardingPlan:
     """Plan a training step whose experts are spread over devices.
 
@@ -125,15 +127,18 @@ def plan_sharding(
         tokens: T, of each device.
         optimizer: "adam", or "factored_adam", which is factored for the experts and Adam for the rest.
         value_bytes: of a parameter, gradient, activation or moment; factored moments have 4 always.
+        expert_gradients: "dense", or "factored" for the rows that `use_factored_gradients` leaves instead.
 
     Raises:
-        InputError: tokens or value_bytes below 1, or an unknown optimizer.
+        InputError: tokens or value_bytes below 1, an unknown optimizer, or an unknown kind of gradients.
     """
     for name, value in (("tokens", tokens), ("value_bytes", value_bytes)):
         if value < 1:
             raise InputError(f"{name}={value} must be at least 1")
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer={optimizer!r} is not known, use {' or '.join(OPTIMIZERS)}")
+    if expert_gradients not in EXPERT_GRADIENTS:
+        raise InputError(f"expert_gradients={expert_gradients!r} is not known, use {' or '.join(EXPERT_GRADIENTS)}")
     experts = expert_weights(config)
     num_experts = sum(param.numel() for param in experts)
     num_dense, num_embedding = count_parameters(config) - num_experts, count_embedding_parameters(config)
@@ -145,6 +150,8 @@ def plan_sharding(
     expert_bytes = of_device(num_experts, share)
     if optimizer == "factored_adam":
         expert_bytes = expert_bytes._replace(optimizer=sum(factored_bytes(param.shape) for param in experts) * share)
+    if expert_gradients == "factored":
+        expert_bytes = expert_bytes._replace(gradients=row_values(config) * tokens * value_bytes)
     logits = min(getattr(config, "loss_chunk_size", None) or tokens, tokens) * num_classes(config)
     values_kept = tokens * activation_values(config, is_sharded=cluster.devices > 1) + logits
     all_to_all = all_to_all_values(config) * tokens * value_bytes * cluster.remote_share
@@ -178,6 +185,15 @@ def factored_bytes(shape: torch.Size) -> int:
     """Bytes of the row and column means that `FactoredAdam` keeps for a stack of matrices (..., H, D)."""
     number = math.prod(shape)
     return FLOAT32 * (number // shape[-1] + number // shape[-2])
+
+
+def row_values(config: MoeConfig) -> int:
+    """Values of the rows that stand for the experts' gradients, for each token: 2 k (d + h) for each MoE layer.
+
+    For each of both matrices a row of its inputs, and one of the gradients at its outputs.
+    """
+    width, hidden = config.hidden_size, config.moe_intermediate_size
+    return 2 * config.num_experts_per_tok * (width + hidden) * num_moe_layers(config)
 
 
 def expert_ops(config: MoeConfig) -> int:

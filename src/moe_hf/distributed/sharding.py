@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.distributed import DistributedConfig
 
@@ -29,30 +28,6 @@ def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments)
             check_same_everywhere(arguments)
         except ValueError as error:
             raise InputError(str(error)) from error
-
-
-def broadcast_from_rank_zero(make: Callable, training_args: TrainingArguments):
-    """Call `make` on the first process, and give its result to every process.
-
-    Args:
-        make: called without arguments.
-        training_args: those of the run.
-
-    Raises:
-        InputError: the one that `make` raises on the first process; raised on every process.
-    """
-    if training_args.world_size == 1:
-        return make()
-    outcome = [None]
-    if training_args.process_index == 0:
-        try:
-            outcome[0] = make()
-        except InputError as error:
-            outcome[0] = error
-    (made,) = broadcast_object_list(outcome)
-    if isinstance(made, InputError):
-        raise made
-    return made
 
 
 def distributed_config(training_args: TrainingArguments) -> DistributedConfig | None:

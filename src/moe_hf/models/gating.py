@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .balancing import importance, probability_in_top_k, tokens_per_expert
+from .float32_products import full_float32
 from .gate_pieces import is_for_pieces, noisy_top_k_in_pieces
 
 
@@ -38,9 +39,9 @@ class GateOutput(NamedTuple):
 
 
 def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x W^T in at least float32, also under autocast."""
+    """x W^T in at least float32, also under autocast and where other products are TF32."""
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-    with torch.autocast(hidden_states.device.type, enabled=False):
+    with torch.autocast(hidden_states.device.type, enabled=False), full_float32(hidden_states.device):
         return nn.functional.linear(hidden_states.to(dtype), weight.to(dtype))
 
 

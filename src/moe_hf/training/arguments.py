@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
+import torch
 from accelerate.utils import GradientAccumulationPlugin
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -139,6 +140,9 @@ class MoeTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if not torch.accelerator.is_available():  # one configuration is for a CPU and for a GPU
+            self.use_cpu = self.use_cpu or self.bf16 or self.bf16_full_eval
+            self.tf32 = None
         check_training_arguments(self)
         # The library's default is True for all but a loss.
         if self.greater_is_better is None and "per_" in (self.metric_for_best_model or ""):

@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 class FiniteTrainerMixin:
     """To be named before `ShardedCheckpointMixin` among the bases of a Trainer.
 
-    Loss and gradient are checked before each update. Weights and optimizer are checked before they are saved: an
-    update may make a weight infinite that the next batches do not use, and so leave their losses finite.
+    Loss and gradient are checked before each update; with fp16 the scaler leaves out an update instead. Weights and
+    optimizer are checked before they are saved: an update may make a weight infinite that the next batches do not use,
+    and so leave their losses finite.
     """
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -29,13 +30,19 @@ class FiniteTrainerMixin:
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        # The scaler of fp16 skips such a step and halves its scale. Below 1 a smaller scale does not help.
-        if not self.args.fp16 or self.accelerator.scaler.get_scale() < 1:
-            self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
+        self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
         return grad_norm
 
+    def _skips_the_step(self) -> bool:
+        """Whether fp16's scaler leaves out an update whose gradient is not finite, and halves its scale.
+
+        Below 1 a smaller scale does not help: a run that comes there would go on without updates.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= 1
+
     def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value):
+        if not torch.isfinite(value) and not self._skips_the_step():
             raise NonFiniteLossError(
                 f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, "
                 f"{self._what_is_kept()}"

@@ -13,7 +13,7 @@ from ..data.cache_folder import cached_in
 from ..data.text import TokenStream, load_text_dataset, tokenize_to_stream
 from ..data.tokenizers import load_or_train_tokenizer
 from ..data.windows import StreamWindows, collate_windows
-from ..distributed.sharding import broadcast_from_rank_zero
+from ..distributed.waiting import broadcast_from_rank_zero, local_rank_zero_first
 from ..errors import InputError
 from ..evaluation.metrics import load_metric
 from ..families import LANGUAGE_MODELS
@@ -131,7 +131,7 @@ def load_streams(
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation_files or dataset_name")
     # The other processes find in the cache what the first one has read.
-    with training_args.main_process_first(desc="text"):
+    with local_rank_zero_first(training_args):
         texts = {part: load_text(data_args, part) for part in parts}
     source, argument = tokenizer_source(model_args, data_args, checkpoint)
     tokenizer = broadcast_from_rank_zero(
@@ -144,7 +144,7 @@ def load_streams(
         ),
         training_args,
     )
-    with training_args.main_process_first(desc="tokenisation"):
+    with local_rank_zero_first(training_args):
         streams = {
             name: tokenize_to_stream(text, tokenizer, num_proc=data_args.preprocessing_num_workers)
             for name, text in texts.items()

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 
 import torch
 from transformers import PreTrainedModel, Trainer, get_scheduler
@@ -15,6 +16,8 @@ from ..value_checks import shown
 from .argument_checks import plain
 from .callbacks import AuxLossCallback
 from .optimizer import FACTORED_ADAM
+
+logger = logging.getLogger(__name__)
 
 # What an evaluation measures, and whether more is better.
 LM_METRICS = dict.fromkeys(("loss", "perplexity_per_token", "perplexity_per_word", "bits_per_word"), False)
@@ -40,6 +43,7 @@ def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, 
     Raises:
         InputError: an argument cannot work.
     """
+    _warn_of_idle_device(training_args)
     _check_metric(training_args, metrics)
     _check_optimizer(training_args)
     _check_scheduler(training_args)
@@ -60,6 +64,12 @@ def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, 
             _check_new_model(model_class, model_args, data_args, training_args)
         else:
             _check_changes(model_args)
+
+
+def _warn_of_idle_device(args) -> None:
+    if args.use_cpu and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        logger.warning(f"use_cpu=True: trains on the CPU, and the {device} device stays idle; leave use_cpu out")
 
 
 def _check_metric(args, metrics) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 
-from ..distributed.sharding import broadcast_from_rank_zero
+from ..distributed.waiting import broadcast_from_rank_zero
 from ..errors import InputError
 from ..run_folder import LOCK_FILE
 from ..writing import naming

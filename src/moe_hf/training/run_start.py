@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from transformers import set_seed
 
-from ..distributed.sharding import broadcast_from_rank_zero, check_same_run_everywhere
+from ..distributed.sharding import check_same_run_everywhere
+from ..distributed.waiting import broadcast_from_rank_zero
 from ..families import Family
 from .arguments import MoeTrainingArguments
 from .checkpoints import prepare_output_dir

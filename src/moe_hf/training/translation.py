@@ -21,7 +21,7 @@ from ..data.sentence_pairs import load_sentence_pairs
 from ..data.token_batches import TokenBatchSampler
 from ..data.tokenized_pairs import column_to_numpy, leave_out_long_pairs, tokenize_pairs
 from ..data.translation_tokenizers import load_or_train_translation_tokenizer
-from ..distributed.sharding import broadcast_from_rank_zero
+from ..distributed.waiting import broadcast_from_rank_zero, local_rank_zero_first
 from ..errors import InputError, first_line
 from ..evaluation.bleu_tokenizers import check_tokenizer
 from ..evaluation.held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs
@@ -210,7 +210,7 @@ def load_pairs(
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation pairs")
     # The other processes find in the cache what the first one has read.
-    with training_args.main_process_first(desc="sentence pairs"):
+    with local_rank_zero_first(training_args):
         train = load_pairs_of("train", train_sources, data_args)
         validation = load_pairs_of("validation", validation_sources, data_args) if validation_sources else None
     source, argument = tokenizer_source(model_args, data_args, checkpoint)
@@ -224,7 +224,7 @@ def load_pairs(
         ),
         training_args,
     )
-    with training_args.main_process_first(desc="tokenisation"):
+    with local_rank_zero_first(training_args):
         tokens = tokenize_pairs(train, tokenizer, num_proc=data_args.preprocessing_num_workers)
         if validation is not None:
             validation = evaluation_pairs(

@@ -1,0 +1,97 @@
+"""Waiting for another process for as long as it works, which a collective would not: it has a timeout.
+
+The processes count themselves in the store by which their group was formed. No collective begins before all are there.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from accelerate.utils import broadcast_object_list
+from torch.distributed.distributed_c10d import _get_default_store
+from transformers import TrainingArguments
+
+from ..errors import InputError
+
+LONGEST_PAUSE = 0.5  # seconds between two looks
+_meetings = itertools.count()
+
+
+class Meeting:
+    """A barrier without a timeout. Every process makes its meetings in the same order.
+
+    Args:
+        training_args: those of the run, whose process group exists.
+    """
+
+    def __init__(self, training_args: TrainingArguments):
+        self.size = training_args.world_size
+        self.store = _get_default_store()
+        self.key = f"moe_hf/meeting/{next(_meetings)}"
+
+    def arrive(self) -> None:
+        """Count this process, and do not wait."""
+        self.store.add(self.key, 1)
+
+    def wait(self) -> None:
+        """Return when all processes have arrived."""
+        pause = 0.001
+        while self.store.add(self.key, 0) < self.size:
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+@contextmanager
+def local_rank_zero_first(training_args: TrainingArguments) -> Iterator[None]:
+    """The first process of each machine goes through the block while the others wait, and then they do.
+
+    Unlike `TrainingArguments.main_process_first` it lets them wait longer than `ddp_timeout`.
+
+    Args:
+        training_args: those of the run.
+    """
+    if training_args.world_size == 1:
+        yield
+        return
+    meeting = Meeting(training_args)
+    is_first = training_args.local_process_index == 0
+    if not is_first:
+        meeting.arrive()
+        meeting.wait()
+    try:
+        yield
+    finally:
+        if is_first:
+            meeting.arrive()
+    if is_first:
+        meeting.wait()
+
+
+def broadcast_from_rank_zero(make: Callable, training_args: TrainingArguments):
+    """Call `make` on the first process, however long it takes, and give its result to every process.
+
+    Args:
+        make: called without arguments.
+        training_args: those of the run.
+
+    Raises:
+        InputError: the one that `make` raises on the first process; raised on every process.
+    """
+    if training_args.world_size == 1:
+        return make()
+    meeting, outcome = Meeting(training_args), [None]
+    if training_args.process_index == 0:
+        try:
+            outcome[0] = make()
+        except InputError as error:
+            outcome[0] = error
+        finally:
+            meeting.arrive()
+    else:
+        meeting.arrive()
+    meeting.wait()
+    (made,) = broadcast_object_list(outcome)
+    if isinstance(made, InputError):
+        raise made
+    return made
