@@ -1,4 +1,4 @@
-"""Factored gradients of experts that two processes share: the steps of one process, exact norms, bitwise resumption."""
+"""Factored gradients of experts on two processes: the steps of one process, exact norms, bitwise resumption."""
 
 import copy
 import os

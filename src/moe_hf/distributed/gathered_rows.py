@@ -19,7 +19,7 @@ def gather_rows(model: nn.Module) -> None:
     Under expert parallelism the tokens of all processes have come to an expert's owner, and its rows with them: only
     the copies of the expert exchange rows. Each keeps those of the experts that it steps.
 
-    All processes must call it, after the same backward passes and before clipping. It does nothing in a single process.
+    All processes must call it, after the same backward passes and before clipping. A single process need not.
 
     Args:
         model: with `use_factored_gradients`, the same on every process.

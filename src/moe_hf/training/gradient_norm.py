@@ -16,8 +16,8 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     """Scale all gradients of a model so that their global norm is at most `max_norm`.
 
     Unlike torch's function it sees the experts of `use_factored_gradients`. Their part is exact without a gradient:
-    |left' right|^2 = sum(left left' * right right'), summed in float64. Of sharded parameters it takes the norm over all
-    processes, which must all call it.
+    |left' right|^2 = sum(left left' * right right'), summed in float64. Of sharded parameters it takes the norm over
+    all processes, which must all call it.
 
     Args:
         model: after the backward pass.
