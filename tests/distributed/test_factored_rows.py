@@ -1,4 +1,7 @@
-"""Factored gradients of experts on two processes: the steps of one process, exact norms, bitwise resumption."""
+"""Factored gradients of experts on two processes: the steps of one process, exact norms, bitwise resumption.
+
+And dense steps of `FactoredAdam` on their shards.
+"""
 
 import copy
 import os
@@ -8,14 +11,16 @@ import torch
 import torch.distributed as dist
 from processes import on_processes
 from tiny_training import ArrayStream, assert_same_bits, noiseless_lm, tiny_arguments, tiny_trainer
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from moe_hf import FactoredAdam, clip_grad_norm_, use_factored_gradients
 from moe_hf.data.windows import StreamWindows
 from moe_hf.distributed.gathered_rows import gather_rows
 from moe_hf.distributed.sharding import distributed_config, shard_new_model
 from moe_hf.models.factored_gradients import row_gradients
+from moe_hf.training import optimizer
 from moe_hf.training.optimizer import expert_parameters
 
 PROCESSES, STEPS, MICRO = 2, 8, 2
@@ -38,10 +43,10 @@ def take_steps(folder):
     model = new_model()
     if world_size > 1:
         args = tiny_arguments(folder, expert_parallel_size=world_size)
-        model = shard_new_model(lambda whole=model: whole, distributed_config(args), args)
+        model = shard_new_model(lambda whole=model: whole, distributed_config(args))
         assert all(isinstance(parameter, DTensor) for parameter in expert_parameters(model))
     use_factored_gradients(model)
-    optimizer = FactoredAdam.for_model(model, lr=0.01, weight_decay=0.1)
+    adam = FactoredAdam.for_model(model, lr=0.01, weight_decay=0.1)
     generator, norms = torch.Generator().manual_seed(0), []
     for _ in range(STEPS):
         for _ in range(MICRO):
@@ -50,8 +55,8 @@ def take_steps(folder):
         assert all(p.grad is None and len(row_gradients(p)) == MICRO for p in expert_parameters(model))
         gather_rows(model)
         norms.append(clip_grad_norm_(model, MAX_NORM))
-        optimizer.step()
-        optimizer.zero_grad()
+        adam.step()
+        adam.zero_grad()
     return torch.stack(norms), {name: whole(weight) for name, weight in model.state_dict().items()}
 
 
@@ -70,7 +75,7 @@ def run(folder, resume_from_checkpoint=None):
     arguments |= {"per_device_train_batch_size": 1, "max_grad_norm": 0.05}
     args = tiny_arguments(folder, **arguments)
     model = new_model(torch.float32)
-    model = shard_new_model(lambda whole=model: whole, distributed_config(args), args)
+    model = shard_new_model(lambda whole=model: whole, distributed_config(args))
     trainer = tiny_trainer(model, StreamWindows(ArrayStream(8 * 7 + 1), 7), folder, **arguments)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     experts = {name: p for name, p in trainer.model.named_parameters() if "experts" in name}
@@ -92,6 +97,35 @@ def run_and_resume(folder):
 def test_a_sharded_run_resumes_bitwise(tmp_path):
     for whole_run, resumed in on_processes(PROCESSES, run_and_resume, tmp_path):
         assert_same_bits(resumed, whole_run)
+
+
+def step_dense(sharding):
+    """A parameter after dense steps of FactoredAdam, and the types and lengths of the pieces that each step takes."""
+    torch.manual_seed(0)
+    pieces, weight = [], torch.randn(6, 8, 4)
+    parameter = torch.nn.Parameter(distribute_tensor(weight, *sharding) if sharding else weight)
+    adam, cut = FactoredAdam([parameter], lr=0.1, weight_decay=0.1, factored=True), optimizer._chunks
+    optimizer._chunks = lambda *tensors: (pieces.append((type(p[0]), len(p[0]))) or p for p in cut(*tensors))
+    try:
+        for _ in range(3):
+            gradient = torch.randn(weight.shape)
+            parameter.grad = distribute_tensor(gradient, *sharding) if sharding else gradient
+            adam.step()
+    finally:
+        optimizer._chunks = cut
+    return whole(parameter), pieces
+
+
+def steps_with_and_without_sharding():
+    optimizer.CHUNK_BYTES = {"cpu": 2 * 8 * 4 * 4}
+    mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("ep",))
+    return step_dense((mesh, [Shard(0)])), step_dense(None)
+
+
+def test_dense_steps_of_sharded_experts_take_a_piece_at_a_time():
+    [(sharded, plain)] = on_processes(1, steps_with_and_without_sharding)
+    assert torch.equal(sharded[0], plain[0])
+    assert set(sharded[1]) == set(plain[1]) == {(torch.Tensor, 2)}
 
 
 def shard_by_fsdp():

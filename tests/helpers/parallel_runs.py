@@ -150,7 +150,7 @@ def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tie
     if layout == "fsdp":
         accelerate_fsdp_on_cpu(args)
     elif sharding := distributed_config(args):
-        model = shard_new_model(lambda whole=model: whole, sharding, args)
+        model = shard_new_model(lambda whole=model: whole, sharding)
     if args.expert_gradients == "factored":
         model.set_experts_implementation("moe_hf")
     recorder = Recorder(model)

@@ -39,7 +39,7 @@ def _mean(rows: RowGradients, parameter: nn.Parameter) -> RowGradients:
     for dim, name in enumerate(mesh.mesh_dim_names):
         if name != EXPERTS_DIM and mesh.size(dim) > 1:
             rows = _gather(rows, mesh.get_group(dim))
-            if parameter.placements[dim].is_shard():
+            if not parameter.placements[dim].is_replicate():
                 rows = _own(rows, mesh.get_local_rank(dim), mesh.size(dim))
     return rows
 

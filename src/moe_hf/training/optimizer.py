@@ -207,10 +207,12 @@ class FactoredAdam(torch.optim.Optimizer):
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple]:
     """Views of (param, grad, row, col), each (E, H, D), (E, H) or (E, D), and how many rows to treat at once.
 
-    A sharded parameter is one piece: to cut a DTensor would gather it.
+    Of a sharded parameter they are this process's matrices, without a copy; matrices that are cut cannot be split.
     """
     param, _, row, _ = tensors
-    if param.dim() == 2 or isinstance(param, DTensor):
+    if isinstance(param, DTensor) and all(p.is_replicate() or p.dim < param.dim() - 2 for p in param.placements):
+        yield from _chunks(*map(local, tensors))
+    elif param.dim() == 2 or isinstance(param, DTensor):
         yield *tensors, param.shape[-2]
     elif param.dim() > 3:
         for parts in zip(*(tensor.unbind(0) for tensor in tensors)):
