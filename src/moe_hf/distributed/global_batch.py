@@ -142,7 +142,7 @@ def _choose_by_global_batch(
     return (keys_TE > last_kept_E) | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E))
 
 
-def _highest_with(m: int, sorted_EM: torch.Tensor, num_bits: int, group) -> torch.Tensor:
+def _highest_with(m: int, sorted_EM: torch.Tensor, num_bits: int, group: dist.ProcessGroup | None) -> torch.Tensor:
     """(E,) the highest keys that `m` tokens of all processes reach, found from the highest bits to the lowest.
 
     Args:

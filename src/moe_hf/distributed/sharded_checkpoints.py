@@ -24,7 +24,6 @@ from transformers.distributed.checkpoint import (
     is_sharded_checkpoint,
     save_optimizer_distributed,
 )
-from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..errors import InputError, first_line
 from .safe_checkpoint_reader import SafePlanner, SafeReader
@@ -119,7 +118,7 @@ class ShardedCheckpointMixin:
         self._save_all_but_weights(Path(folder))
         write_weights(self.accelerator.unwrap_model(self.model), Path(folder))
         if self.args.should_save:
-            torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
+            torch.save(self.args, Path(folder, "training_args.bin"))
 
     def _save_shards(self, folder: Path) -> None:
         self._save_all_but_weights(folder)
