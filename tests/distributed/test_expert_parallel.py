@@ -7,6 +7,7 @@ from processes import on_processes
 
 pytestmark = pytest.mark.distributed
 FAMILIES = ("lm", "gnmt")
+FACTORED = {"optim": "factored_adam", "expert_gradients": "factored", "weight_decay": 0.1}
 # name: (family, keyword arguments of `train`)
 CASES = {f"{family} {gate}": (family, {"gate": gate}) for family in FAMILIES for gate in GATES}
 CASES |= {f"{family} tied": (family, {"tied": True}) for family in FAMILIES}
@@ -14,6 +15,13 @@ CASES |= {
     "lm accumulated": ("lm", {"gate": "noisy", "gradient_accumulation_steps": 2}),
     "lm recomputed layers": ("lm", {"gate": "noisy", "activation_checkpointing": True}),
     "lm factored optimizer": ("lm", {"optim": "factored_adam"}),
+    "lm factored gradients": ("lm", FACTORED),
+    "lm factored gradients, processes without a token": ("lm", {"gate": "noisy", "empty_from": 2} | FACTORED),
+    "gnmt hierarchical, factored gradients, accumulated": (
+        "gnmt",
+        {"gate": "hierarchical", "gradient_accumulation_steps": 2} | FACTORED,
+    ),
+    "lm factored gradients, recomputed layers": ("lm", {"gate": "noisy", "activation_checkpointing": True} | FACTORED),
     "lm all tokens to two experts": ("lm", {"crowd": True}),
     "gnmt all tokens to two experts": ("gnmt", {"crowd": True}),
     "lm processes without a token": ("lm", {"gate": "noisy", "empty_from": 2}),

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import transformers
 from safetensors.torch import load_file
 from tiny_training import ArrayStream, noiseless_lm, tiny_arguments
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
@@ -96,7 +97,9 @@ class Recorder(TrainerCallback):
 def gradient_of(weight: torch.nn.Parameter) -> torch.Tensor:
     if weight.grad is None:
         (rows,) = row_gradients(weight)
-        return rows.dense()
+        own = rows.dense()
+        sharding = (weight.device_mesh, weight.placements) if hasattr(weight, "placements") else None
+        return whole(DTensor.from_local(own, *sharding)) if sharding else own
     return whole(weight.grad)
 
 
@@ -147,7 +150,7 @@ def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tie
     if layout == "fsdp":
         accelerate_fsdp_on_cpu(args)
     elif sharding := distributed_config(args):
-        model = shard_new_model(lambda whole=model: whole, sharding, args)
+        model = shard_new_model(lambda whole=model: whole, sharding)
     if args.expert_gradients == "factored":
         model.set_experts_implementation("moe_hf")
     recorder = Recorder(model)

@@ -287,14 +287,9 @@ def test_library_trainer_learns_the_same(tmp_path):
         train(1.0, [FactoredGradientsCallback()])
 
 
-@pytest.mark.parametrize(
-    "changes, named",
-    [({"optim": "adamw_torch"}, "optim"), ({"expert_parallel_size": 2}, "expert_parallel_size")],
-    ids=str,
-)
-def test_what_does_not_go_together_is_refused(tmp_path, changes, named):
-    with pytest.raises(InputError, match=f"expert_gradients=factored needs {named}="):
-        tiny_arguments(tmp_path, **({"optim": "factored_adam", "expert_gradients": "factored"} | changes))
+def test_another_optimizer_of_the_arguments_is_refused(tmp_path):
+    with pytest.raises(InputError, match="expert_gradients=factored needs optim="):
+        tiny_arguments(tmp_path, optim="adamw_torch", expert_gradients="factored")
 
 
 def test_a_compiled_model_leaves_the_same_rows():

@@ -5,7 +5,8 @@ Importance and Load, which do add up, are summed over the processes before the l
 balanced gates choose among the tokens of all processes. The models know nothing of it: their gates return these
 vectors, and what is done here is done to what they return.
 
-Shape suffixes: T tokens of this process, E experts, M tokens that each expert keeps, W processes.
+Shape suffixes: T tokens of this process, E experts, M tokens that each expert keeps, or T if those are fewer, W
+processes, C candidates.
 """
 
 from functools import partial
@@ -22,6 +23,9 @@ from ..models.hierarchical_gating import HierarchicalGate
 # A hierarchical gate's primary gate is one of these too, and has to be: Load_H is the product of the primary load,
 # which is then of all processes, and of what each process adds to the secondary ones.
 GATES = (NoisyTopKGate, SoftmaxTopKGate, StrictlyBalancedGate, HierarchicalGate)
+
+INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+BITS_AT_ONCE = 4  # the more, the fewer and the longer are the exchanges of a strictly balanced gate
 
 
 class GlobalBatchCallback(TrainerCallback):
@@ -115,7 +119,7 @@ def _choose_by_global_batch(
     """In place of `StrictlyBalancedGate.choose_by_batch`: each expert keeps the best tokens of all processes.
 
     Among equal values those of the lower rank are kept, and of one rank the earlier ones: the order of the global
-    batch. The M highest of a process are all that can be among the M highest of all, so W * M * E values are sent.
+    batch. What is exchanged are numbers of tokens, a few for each expert, however many tokens and processes there are.
     """
     if not gate.training:
         return type(gate).choose_by_batch(gate, gates_TE, is_token_T1, num_tokens)
@@ -124,15 +128,40 @@ def _choose_by_global_batch(
     m = tokens_for_each_expert(int(total), gate.num_experts, gate.num_experts_per_tok)
     if m == 0:
         return torch.zeros_like(gates_TE, dtype=torch.bool)
-    gates_TE = gates_TE.masked_fill(~is_token_T1, -1)
-    own_ME = gates_TE.new_full((m, gate.num_experts), -1)
-    rows = min(m, len(gates_TE))
-    own_ME[:rows] = gates_TE.topk(rows, dim=0).values
-    parts = [torch.empty_like(own_ME) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, own_ME, group=group)
-    best_WME = torch.stack(parts)
-    last_kept_E = best_WME.flatten(0, 1).topk(m, dim=0).values[-1]
-    places_left_E = m - (best_WME > last_kept_E).sum(dim=(0, 1))
-    places_left_E -= (best_WME[: dist.get_rank(group)] == last_kept_E).sum(dim=(0, 1))
-    equal_TE = gates_TE == last_kept_E
-    return (gates_TE > last_kept_E) | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E))
+    # Read as integers, values that are not negative keep their order; padding, which is negative, comes before them.
+    keys_TE = gates_TE.masked_fill(~is_token_T1, -1).view(INTEGERS[gates_TE.dtype])
+    best_EM = keys_TE.topk(min(m, len(keys_TE)), dim=0).values.flip(0).t().contiguous().long()
+    last_kept_E = _highest_with(m, best_EM, 8 * keys_TE.element_size() - 2, group)
+    num_above_E, num_from_E = (_count_from(best_EM, last_kept_E[:, None] + more)[:, 0] for more in (1, 0))
+    own_2E = torch.stack([num_above_E, num_from_E - num_above_E])
+    counts = [torch.empty_like(own_2E) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, own_2E, group=group)
+    above_WE, equal_WE = torch.stack(counts).unbind(1)
+    places_left_E = m - above_WE.sum(dim=0) - equal_WE[: dist.get_rank(group)].sum(dim=0)
+    equal_TE = keys_TE == last_kept_E
+    return (keys_TE > last_kept_E) | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E))
+
+
+def _highest_with(m: int, sorted_EM: torch.Tensor, num_bits: int, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """(E,) the highest keys that `m` tokens of all processes reach, found from the highest bits to the lowest.
+
+    Args:
+        m: tokens for each expert.
+        sorted_EM: keys of this process, ascending: the highest `m`, or all.
+        num_bits: of a key that may be set; a gate's value is at most 1, so that its two highest bits are not.
+        group: the processes.
+    """
+    found_E = torch.zeros(len(sorted_EM), dtype=torch.int64, device=sorted_EM.device)
+    while num_bits:
+        step = min(BITS_AT_ONCE, num_bits)
+        num_bits -= step
+        digits = torch.arange(1, 2**step, device=sorted_EM.device)
+        counts = _count_from(sorted_EM, found_E[:, None] + (digits << num_bits))
+        dist.all_reduce(counts, group=group)
+        found_E += (counts >= m).sum(dim=-1) << num_bits
+    return found_E
+
+
+def _count_from(sorted_EM: torch.Tensor, keys_EC: torch.Tensor) -> torch.Tensor:
+    """(E, C) how many of an expert's keys are as high as each of C, or higher."""
+    return sorted_EM.shape[1] - torch.searchsorted(sorted_EM, keys_EC, out_int32=True)

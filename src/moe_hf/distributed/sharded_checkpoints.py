@@ -2,13 +2,14 @@
 
 A folder `checkpoint-N` then holds shard-*.safetensors instead of model.safetensors, which `from_pretrained` reads as
 well, and the folder `optimizer` instead of optimizer.pt, both written by torch.distributed.checkpoint. What
-`save_model` writes at the end of a run is one whole model, as ever.
+`save_model` writes at the end of a run is one whole model, as ever, to which every process writes its part.
 """
 
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from accelerate.utils import broadcast_object_list
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,6 +27,7 @@ from transformers.distributed.checkpoint import (
 
 from ..errors import InputError, first_line
 from .safe_checkpoint_reader import SafePlanner, SafeReader
+from .sharded_writing import write_weights
 
 OPTIMIZER_FOLDER = "optimizer"
 
@@ -104,23 +106,34 @@ class ShardedCheckpointMixin:
         elif _internal_call and output_dir is not None and not self.args.save_only_model:
             self._save_shards(Path(output_dir))
         elif self.is_fsdp_enabled:  # the Trainer would save nothing, unless accelerate is told FULL_STATE_DICT
-            state = self.accelerator.get_state_dict(self.model)
-            state = {name: weight for name, weight in state.items() if name not in self.model.all_tied_weights_keys}
-            self._save(output_dir or self.args.output_dir, state_dict=state)
+            self._save(output_dir or self.args.output_dir)
         else:
             super().save_model(output_dir, _internal_call)
 
-    def _save_shards(self, folder: Path) -> None:
-        model = self.accelerator.unwrap_model(self.model)
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.saves_shards or self.args.world_size == 1:
+            return super()._save(output_dir, state_dict)
+        # The first process may write beside its place, and all of them write into its files.
+        (folder,) = broadcast_object_list([str(output_dir or self.args.output_dir)])
+        self._save_all_but_weights(Path(folder))
+        write_weights(self.accelerator.unwrap_model(self.model), Path(folder))
         if self.args.should_save:
-            folder.mkdir(parents=True)
+            torch.save(self.args, Path(folder, "training_args.bin"))
+
+    def _save_shards(self, folder: Path) -> None:
+        self._save_all_but_weights(folder)
+        self.accelerator.wait_for_everyone()
+        save_weights(self.accelerator.unwrap_model(self.model), folder)
+
+    def _save_all_but_weights(self, folder: Path) -> None:
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            folder.mkdir(parents=True, exist_ok=True)
             model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
-        save_weights(model, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.saves_shards:

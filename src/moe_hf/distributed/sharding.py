@@ -1,16 +1,15 @@
 """Models of which every process holds a part: one copy of each expert over all of them (section 3.1)."""
 
-import shutil
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.distributed import DistributedConfig
 
 from ..errors import InputError
 from ..models.sharding_checks import check_same_everywhere
+from .drawing import build_without_experts
 
 
 def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments) -> None:
@@ -44,44 +43,31 @@ def distributed_config(training_args: TrainingArguments) -> DistributedConfig | 
     return None if size == 1 else DistributedConfig(fsdp_size=processes, ep_size=size)
 
 
-def shard_new_model(
-    build: Callable[[], PreTrainedModel], config: DistributedConfig, training_args: TrainingArguments
-) -> PreTrainedModel:
-    """Make a model and shard it: the first process alone holds the whole of it, and for a short time.
+def shard_new_model(build: Callable[[], PreTrainedModel], config: DistributedConfig) -> PreTrainedModel:
+    """Make a model of which each process draws and holds its own experts, with the weights of a single process.
 
-    The weights go through a folder in `output_dir`, which all processes must see, as they must for checkpoints. To
-    draw each part's weights where it is to be would take less, but on a CPU torch's DTensors draw the same for all
-    parts.
+    Every process draws the values of all experts, a piece at a time, and keeps its own. (On a CPU, torch's DTensors
+    draw the same values for all parts.)
 
     Args:
-        build: makes the whole model.
+        build: makes the whole model, from torch's generator of random numbers.
         config: how the model is sharded.
-        training_args: those of the run.
 
     Raises:
-        InputError: on every process, what `build` raises on the first, and what does not allow sharding.
+        InputError: on every process, what `build` raises, and what does not allow sharding.
     """
-    outcome = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            model = build()
-            Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
-            outcome[0] = tempfile.mkdtemp(prefix="new-model-", dir=training_args.output_dir)
-            model.save_pretrained(outcome[0])
-            model_class, implementation = type(model), model.config._experts_implementation
-            outcome[1] = (model_class, implementation)
-        except (ValueError, OSError) as error:  # InputError is a ValueError
-            outcome[1] = error
-    dist.broadcast_object_list(outcome)
-    folder, made = outcome
-    if isinstance(made, Exception):
-        raise InputError(str(made))
-    model_class, implementation = made
+    random_state = [torch.get_rng_state()]
+    dist.broadcast_object_list(random_state)
+    torch.set_rng_state(random_state[0])
     try:
-        return model_class.from_pretrained(folder, experts_implementation=implementation, distributed_config=config)
-    except ValueError as error:
+        model, state = build_without_experts(build)
+        return type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=state,
+            dtype=model.dtype,
+            experts_implementation=model.config._experts_implementation,
+            distributed_config=config,
+        )
+    except ValueError as error:  # InputError is one
         raise InputError(str(error)) from error
-    finally:
-        dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(folder)

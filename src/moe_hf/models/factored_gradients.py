@@ -116,15 +116,18 @@ def use_factored_gradients(model: nn.Module) -> Callable[[], None]:
 
     `.grad` of the experts stays None. Clip with `moe_hf.clip_grad_norm_`: torch's function does not see the experts.
 
+    Under expert parallelism each process keeps the rows of its own experts; see `gather_rows` for a loop of one's own.
+
     Args:
         model: any module that has `MoeExperts` with one hidden layer of ReLU units, computed by the implementation
             "moe_hf" (the default on a CPU).
 
     Returns:
-        A function that switches back. Gradients that wait for a step are written to `.grad` then.
+        A function that switches back. Gradients that wait for a step are written to `.grad` then, but for those of
+        sharded experts, which are dropped.
 
     Raises:
-        ValueError: the model has no experts, or other experts than that.
+        ValueError: the model has no experts, other experts than that, or experts that FSDP alone has sharded.
     """
     modules = [module for module in model.modules() if hasattr(module, "factored_gradients")]
     if not modules:
@@ -134,6 +137,7 @@ def use_factored_gradients(model: nn.Module) -> Callable[[], None]:
     handles = [register_optimizer_step_pre_hook(_check_optimizer)]
     for module in modules:
         module.factored_gradients = True
+        module.row_owners = dict(module.named_parameters(recurse=False))
         handles.append(module.register_forward_pre_hook(_settle_used))
         handles.append(module.register_state_dict_pre_hook(_settle_all))
 
@@ -141,10 +145,10 @@ def use_factored_gradients(model: nn.Module) -> Callable[[], None]:
         for handle in handles:
             handle.remove()
         for module in modules:
-            module.factored_gradients = False
+            module.factored_gradients, module.row_owners = False, {}
             _settle_all(module)
             for parameter in module.parameters(recurse=False):
-                for rows in row_gradients(parameter):
+                for rows in row_gradients(parameter) if not is_sharded(parameter) else ():
                     dense = rows.dense().to(parameter.dtype)
                     parameter.grad = dense if parameter.grad is None else parameter.grad + dense
                 clear_row_gradients(parameter)
@@ -177,22 +181,42 @@ def _check_experts(module: nn.Module) -> None:
         raise ValueError(f"{SWITCH}: experts must have one hidden layer of ReLU units (num_expert_layers=1)")
     if implementation != "moe_hf":
         raise ValueError(f"{SWITCH}: experts_implementation={implementation!r} makes dense gradients, use 'moe_hf'")
+    for parameter in module.parameters(recurse=False):
+        if is_sharded(parameter) and "ep" not in (parameter.device_mesh.mesh_dim_names or ()):
+            raise ValueError(f"{SWITCH}: experts sharded by FSDP have dense gradients, use expert parallelism")
 
 
-def check_parameters(module: nn.Module) -> None:
-    """Check that nothing asks for a gradient of the experts that would not be there.
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether it is a DTensor, of which this process has a part."""
+    return hasattr(parameter, "to_local")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor, which shares its memory; others as they are."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def row_owners(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
+    """The parameters that the rows of `up_proj` and `down_proj` are left on, which are the optimizer's.
+
+    While experts run under expert parallelism, the library puts tensors of this process in the parameters' places.
 
     Raises:
-        RuntimeError: an adapter has replaced a parameter, or a hook waits for its gradient.
+        RuntimeError: an adapter has replaced a parameter, or a hook waits for a gradient that would not be there.
     """
+    owners = []
     for name in ("up_proj", "down_proj"):
-        parameter = getattr(module, name)
+        parameter = module.row_owners.get(name)
+        if not is_sharded(parameter):
+            parameter = getattr(module, name)
         if not isinstance(parameter, nn.Parameter):
             raise RuntimeError(f"{name} of the experts is not a parameter, as with an adapter: undo {SWITCH} first")
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise RuntimeError(
                 f"a hook waits for the gradient of {name}, which {SWITCH} never makes: undo one of them"
             )
+        owners.append(parameter)
+    return tuple(owners)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
-from .factored_gradients import RowGradients, check_parameters, row_gradients, will_be_accumulated
+from .factored_gradients import RowGradients, row_gradients, row_owners, will_be_accumulated
 from .native_experts import Visited, few_rows
 
 OWN_IMPLEMENTATION = "moe_hf"
@@ -50,9 +50,8 @@ def segment_experts_forward(
     if torch.is_autocast_enabled(hidden_states.device.type):
         compute_dtype = torch.get_autocast_dtype(hidden_states.device.type)
     if module.factored_gradients and torch.is_grad_enabled() and module.up_proj.requires_grad:
-        check_parameters(module)
-        x = hidden_states.to(compute_dtype)
-        return _run_factored(x, top_k_index, top_k_weights, module.up_proj, module.down_proj).to(dtype)
+        weights, owners = (module.up_proj, module.down_proj), row_owners(module)
+        return _run_factored(hidden_states.to(compute_dtype), top_k_index, top_k_weights, *weights, owners).to(dtype)
     up, down = module.up_proj.to(compute_dtype), module.down_proj.to(compute_dtype)
     tensors = (hidden_states, top_k_weights, up, down)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -186,13 +185,13 @@ def _backward_loop(
 
 
 class _FactoredExperts(torch.autograd.Function):
-    """The same forward pass; the backward pass leaves the experts' gradients as rows on their parameters."""
+    """The same forward pass; the backward pass leaves the experts' gradients as rows on `owners`, their parameters."""
 
     @staticmethod
-    def forward(ctx, x, index, weights, up, down):
+    def forward(ctx, x, index, weights, up, down, owners):
         output, *kept = _experts(x, index, weights, up, down, True)
         ctx.save_for_backward(x, weights, *kept)
-        ctx.parameters = up, down
+        ctx.parameters, ctx.owners = (up, down), owners
         ctx.versions = up._version, down._version
         return output
 
@@ -204,13 +203,12 @@ class _FactoredExperts(torch.autograd.Function):
             raise RuntimeError("experts were changed between the forward and the backward pass")
         inputs = (grad.contiguous(), x, weights, up.detach(), down.detach(), hidden_RH, order_R, counts_E)
         grad_x, grad_weights, grad_RD, grad_RH, rows_RD = _backward_loop(*inputs)
-        *_, up_edge, down_edge = ctx.next_functions
-        if will_be_accumulated(up_edge):
-            up.row_gradients = [*row_gradients(up), RowGradients(grad_RH, rows_RD, counts_E)]
-        if will_be_accumulated(down_edge):
-            hidden_RH = hidden_RH[: len(rows_RD)]
-            down.row_gradients = [*row_gradients(down), RowGradients(grad_RD, hidden_RH, counts_E)]
-        return grad_x, None, grad_weights, None, None
+        of_up = RowGradients(grad_RH, rows_RD, counts_E)
+        of_down = RowGradients(grad_RD, hidden_RH[: len(rows_RD)], counts_E)
+        for owner, edge, rows in zip(ctx.owners, ctx.next_functions[3:5], (of_up, of_down)):
+            if will_be_accumulated(edge):
+                owner.row_gradients = [*row_gradients(owner), rows]
+        return grad_x, None, grad_weights, None, None, None
 
 
 # A compiled graph cannot leave rows on a parameter.

@@ -156,7 +156,7 @@ class MoeTrainingArguments(TrainingArguments):
         if self.expert_gradients not in ("dense", "factored"):
             raise InputError(f"expert_gradients={self.expert_gradients!r} must be dense or factored")
         if self.expert_gradients == "factored":
-            needed = {"optim": FACTORED_ADAM, "expert_parallel_size": 1, "fp16": False, "fsdp": []}
+            needed = {"optim": FACTORED_ADAM, "fp16": False, "fsdp": []}
             for name, value in needed.items():
                 if (getattr(self, name) or value) != value:
                     raise InputError(f"expert_gradients=factored needs {name}={value}, not {getattr(self, name)}")

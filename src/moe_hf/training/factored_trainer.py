@@ -1,4 +1,4 @@
-"""Trains with `expert_gradients="factored"`: the switch, exact clipping, and the exchange of rows under DDP."""
+"""Trains with `expert_gradients="factored"`: the switch, exact clipping, and the exchange of rows of processes."""
 
 import math
 
@@ -17,8 +17,8 @@ class FactoredGradientsMixin:
     def train(self, *args, **kwargs):
         if self.args.expert_gradients == "dense":
             return super().train(*args, **kwargs)
-        if self.saves_shards:
-            raise InputError("expert_gradients=factored is not for a sharded model: take dense")
+        if self.is_fsdp_enabled:
+            raise InputError("expert_gradients=factored is not for experts sharded by FSDP: take dense")
         try:
             use_dense_gradients = use_factored_gradients(self.model)
         except ValueError as error:
@@ -31,6 +31,11 @@ class FactoredGradientsMixin:
             return super().train(*args, **kwargs)
         finally:
             use_dense_gradients()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.saves_shards and self.args.expert_gradients == "factored":
+            self.optimizer.optimizer.settle_moments()  # the format of shards has no place for idle times
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _clip_grad_norm(self, model):
         if self.args.expert_gradients == "dense":

@@ -1,11 +1,14 @@
 """Clipping by the exact global norm, of gradients and of the rows that stand for the experts' gradients."""
 
 import math
+from collections import defaultdict
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from ..models.factored_gradients import RowGradients, merge_rows, row_gradients
+from ..models.factored_gradients import RowGradients, local, merge_rows, row_gradients
 
 
 @torch.no_grad()
@@ -13,7 +16,8 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     """Scale all gradients of a model so that their global norm is at most `max_norm`.
 
     Unlike torch's function it sees the experts of `use_factored_gradients`. Their part is exact without a gradient:
-    |left' right|^2 = sum(left left' * right right'), summed in float64.
+    |left' right|^2 = sum(left left' * right right'), summed in float64. Of sharded parameters it takes the norm over
+    all processes, which must all call it.
 
     Args:
         model: after the backward pass.
@@ -29,15 +33,36 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
         raise ValueError(f"max_norm={max_norm} must be at least 0")
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    rows = [part for parameter in parameters for part in summed_rows(parameter)]
-    squares = [nn.utils.get_total_norm(gradients).double().square()] if gradients else []
-    squares += [part.squared_norm() for part in rows]
+    rows = [(parameter, part) for parameter in parameters for part in summed_rows(parameter)]
+    squares = [_whole(nn.utils.get_total_norm(part)).double().square() for part in _by_mesh(gradients)]
+    squares += [_sum_over_shards(part.squared_norm(), parameter) for parameter, part in rows]
     norm = sum(squares).sqrt() if squares else torch.zeros((), dtype=torch.float64)
     if math.isfinite(max_norm):
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for tensor in (*gradients, *(part.left for part in rows)):
+        for tensor in (*map(local, gradients), *(part.left for _, part in rows)):
             tensor.mul_(factor.to(tensor.device, tensor.dtype))
     return norm
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _by_mesh(gradients: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Experts are sharded over another mesh of processes than the rest; torch takes a norm over one mesh."""
+    parts = defaultdict(list)
+    for gradient in gradients:
+        parts[gradient.device_mesh if isinstance(gradient, DTensor) else None].append(gradient)
+    return list(parts.values())
+
+
+def _sum_over_shards(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """The sum over the processes that have different parts of a parameter."""
+    if isinstance(parameter, DTensor):
+        for dim, placement in enumerate(parameter.placements):
+            if not placement.is_replicate():
+                dist.all_reduce(value, group=parameter.device_mesh.get_group(dim))
+    return value
 
 
 def summed_rows(parameter: nn.Parameter) -> list[RowGradients]:

@@ -67,11 +67,14 @@ class MoeTrainerMixin(FiniteTrainerMixin, FactoredGradientsMixin, WholeCheckpoin
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and not is_checkpoint_name(folder.name):
+        if is_checkpoint_name(folder.name):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
             with whole_files(folder, "output_dir", GO_ON) as inside:
                 super()._save(str(inside), state_dict)
         else:
-            super()._save(output_dir, state_dict)
+            with naming("output_dir", folder, advice=GO_ON):
+                super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model, trial) -> None:
         name = f"checkpoint-{self.state.global_step}"

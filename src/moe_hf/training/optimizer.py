@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 from transformers import TrainerCallback
 
 from ..models.experts import MoeExperts
-from ..models.factored_gradients import clear_row_gradients, merge_rows, row_gradients, settle_weights
+from ..models.factored_gradients import clear_row_gradients, local, merge_rows, row_gradients, settle_weights
 from .dense_step import step_dense
 from .row_step import settle_moments, step_rows
 
@@ -137,7 +137,19 @@ class FactoredAdam(torch.optim.Optimizer):
         state = self._factored_state(param)
         rows = merge_rows(row_gradients(param))
         clear_row_gradients(param)
-        step_rows(param, rows, state, group)
+        if "visited" not in state:  # so far the steps were dense, and moved every moment
+            state["visited"] = torch.full_like(state["row"].select(-1, 0), state["step"] - 1, dtype=torch.int64)
+        if isinstance(param, DTensor) and group["weight_decay"]:
+            # FSDP has copied all weights before it is known which experts get tokens: no decay can wait until then.
+            local(param).mul_(1 - group["lr"] * group["weight_decay"])
+            group = group | {"weight_decay": 0.0}
+        step_rows(local(param), rows, {name: local(value) for name, value in state.items()}, group)
+
+    def settle_moments(self) -> None:
+        """Bring the moments of idle experts up to date, so that row and col are all of the state."""
+        for group in self.param_groups:
+            for param in group["params"] if group["factored"] else ():
+                settle_moments(self.state.get(param, {}), group["betas"][1], is_done=True)
 
     def _factored_step(self, param: nn.Parameter, group: dict) -> None:
         state = self._factored_state(param)

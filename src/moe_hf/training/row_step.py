@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from ..models.factored_gradients import RowGradients
+from ..models.factored_gradients import RowGradients, local
 
 
 def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict) -> None:
@@ -22,13 +22,11 @@ def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict)
     Args:
         param: (E, H, D).
         rows: its gradient.
-        state: of this step: step, row (E, H), col (E, D), and after the first step from rows visited (E,), the last
-            step at which an expert had tokens.
+        state: of this step: step, row (E, H), col (E, D), and visited (E,) int64, the last step at which an expert had
+            tokens.
         group: the hyperparameters.
     """
     step, beta2 = state["step"], group["betas"][1]
-    if "visited" not in state:  # so far the steps were dense, and moved every moment
-        state["visited"] = torch.full((param.shape[0],), step - 1, device=param.device)
     decay = idle_decay(param, group["lr"] * group["weight_decay"])
     limit = rows.limit if param.dtype == rows.left.dtype and param.is_contiguous() else 0
     if limit:
@@ -75,12 +73,19 @@ def _mean_squares(left_GrH: torch.Tensor, right_GrD: torch.Tensor) -> tuple[torc
     return squares_GH, squares_GD
 
 
-def settle_moments(state: dict, beta2: float) -> None:
-    """Let idle experts' moments decay up to the step before `state["step"]`, as a dense step does it at once."""
+def settle_moments(state: dict, beta2: float, is_done: bool = False) -> None:
+    """Let idle experts' moments decay as dense steps do it at once.
+
+    Args:
+        state: of a parameter; loses `visited`.
+        beta2: as in the formulas.
+        is_done: whether the step `state["step"]` has been made, else up to the one before.
+    """
     if "visited" in state:
-        gap = (state["step"] - 1 - state.pop("visited"))[:, None].to(state["row"].dtype)
+        last = state["step"] if is_done else state["step"] - 1
+        gap = (last - local(state.pop("visited")))[:, None].to(state["row"].dtype)
         for name in ("row", "col"):
-            state[name].mul_(beta2**gap)
+            local(state[name]).mul_(beta2**gap)
 
 
 class IdleDecay:

@@ -226,7 +226,7 @@ def build_model(
     path = checkpoint if checkpoint and sharding else model_args.model_name_or_path
     if path is None:
         build = partial(new_model, model_class, model_args, tokenizer, **config)
-        return build() if sharding is None else shard_new_model(build, sharding, training_args)
+        return build() if sharding is None else shard_new_model(build, sharding)
     model = load_pretrained(
         auto_class,
         path,
