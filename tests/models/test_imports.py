@@ -51,7 +51,7 @@ def all_siblings(name):
 @pytest.mark.parametrize("name", FILES)
 def test_model_code_imports_only_libraries_and_siblings(name):
     for line in import_lines(name):
-        line = line.partition("  #")[0]
+        line = line.partition("  #")[0].strip()
         sibling = re.fullmatch(r"from \.(\w+) import (\(|\w+(, \w+)*)", line)
         if sibling:
             assert f"{sibling[1]}.py" in FILES, line
