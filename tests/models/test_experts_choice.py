@@ -22,8 +22,9 @@ CHOICES = {
     (BF16, 65536, 256, False, True, HOPPER, False): "segments",
     (BF16, 65536, 256, True, True, AMPERE, True): "triton",  # grouped_mm would be a loop
     (BF16, 65536, 256, True, True, AMPERE, False): "grouped_mm",
-    (BF16, 65536, 256, True, True, TURING, True): "grouped_mm",  # without bfloat16 of its own
-    (FP16, 65536, 256, True, True, TURING, True): "triton",
+    (BF16, 65536, 256, True, True, TURING, True): "grouped_mm",
+    (FP16, 65536, 256, True, True, TURING, True): "grouped_mm",  # Triton has no product of 16 bits there
+    (FP32, 65536, 256, True, True, TURING, True): "triton",
     (FP32, 65536, 256, True, True, HOPPER, True): "triton",
     (FP32, 65536, 4096, True, True, HOPPER, False): "grouped_mm",
     (FP32, 4, 256, True, False, HOPPER, True): "batched_mm",
@@ -40,10 +41,13 @@ def test_what_a_gpu_computes_with(sizes, expected):
 def test_a_measurement_changes_the_choice(monkeypatch):
     sizes = (BF16, 64 * 256, 256, True, False, HOPPER, True)
     assert fastest_on_gpu(*sizes) == "grouped_mm"
-    monkeypatch.setitem(experts_choice.MEASURED, HOPPER, Limits(batched_mm_rows=0, grouped_mm_rows=65))
-    assert fastest_on_gpu(*sizes) == "triton"
-    monkeypatch.setitem(experts_choice.MEASURED, HOPPER, Limits(batched_mm_rows=64 * 256, grouped_mm_rows=65))
-    assert fastest_on_gpu(*sizes) == "batched_mm"
+    for limits, expected in (
+        (Limits(batched_mm_rows=0, grouped_mm_rows=65, segments_rows=65), "triton"),
+        (Limits(batched_mm_rows=0, grouped_mm_rows=65, segments_rows=64), "segments"),
+        (Limits(batched_mm_rows=64 * 256, grouped_mm_rows=65, segments_rows=64), "batched_mm"),
+    ):
+        monkeypatch.setitem(experts_choice.MEASURED, (HOPPER, BF16), limits)
+        assert fastest_on_gpu(*sizes) == expected
 
 
 def experts(**changes):

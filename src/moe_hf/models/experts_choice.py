@@ -5,6 +5,7 @@
 """
 
 import importlib.util
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -31,17 +32,20 @@ class Limits(NamedTuple):
         batched_mm_rows: the most routed rows, in all, for which the library's batched_mm is the fastest. It copies the
             matrices of every row's expert, and is taken only where no gradient is wanted.
         grouped_mm_rows: the fewest rows per expert, on average, for which the library's grouped_mm is faster than our
-            kernels, where it is allowed.
+            kernels, where it has a kernel itself.
+        segments_rows: the fewest rows per expert, on average, for which a loop of products, one an expert, is faster
+            than our kernels, although it waits for the GPU.
     """
 
     batched_mm_rows: int
     grouped_mm_rows: int
+    segments_rows: float
 
 
 # A guess; nothing of it has been measured on a GPU.
-UNMEASURED = Limits(batched_mm_rows=16, grouped_mm_rows=64)
-# By compute capability. A measurement adds a line, with the names and versions of what it was measured on.
-MEASURED: dict[tuple[int, int], Limits] = {}
+UNMEASURED = Limits(batched_mm_rows=16, grouped_mm_rows=64, segments_rows=math.inf)
+# By compute capability and dtype. A measurement adds lines, with the names and versions of what was measured.
+MEASURED: dict[tuple[tuple[int, int], torch.dtype], Limits] = {}
 
 
 def experts_forward(
@@ -85,7 +89,7 @@ def fastest_on_gpu(
         compute_capability: the GPU's, or (0, 0).
         with_triton: whether triton can be imported.
     """
-    limits = MEASURED.get(compute_capability, UNMEASURED)
+    limits = MEASURED.get((compute_capability, dtype), UNMEASURED)
     if num_rows <= limits.batched_mm_rows and not keeps_gradients:
         return "batched_mm"
     is_grouped = is_aligned and (dtype != torch.bfloat16 or num_experts <= GROUPED_MM_EXPERTS)
@@ -93,8 +97,9 @@ def fastest_on_gpu(
     has_kernel = dtype == torch.bfloat16 and compute_capability[0] in (9, 10)
     if is_grouped and has_kernel and num_rows >= limits.grouped_mm_rows * num_experts:
         return "grouped_mm"
-    if with_triton and compute_capability >= ((8, 0) if dtype == torch.bfloat16 else (7, 5)):
-        return "triton"
+    # Triton has no product of 16 bits for GPUs before Ampere.
+    if with_triton and compute_capability >= ((7, 5) if dtype == torch.float32 else (8, 0)):
+        return "triton" if num_rows < limits.segments_rows * num_experts else "segments"
     return "grouped_mm" if is_grouped else "segments"
 
 
