@@ -216,7 +216,7 @@ from triton.compiler import ASTSource
 kernels = runpy.run_path(sys.argv[1])
 FLAGS = dict(slots_per_token=2, product_dtype=tl.bfloat16, precision="ieee", block_rows=16)
 ROWS = dict(gathers=True, scatters=False, epilogue="backward", block_inputs=32, block_outputs=64)
-WEIGHTS = dict(gathers_left=True, scales_left=True, block_left=64, block_right=64)
+WEIGHTS = dict(gathers_left=True, block_left=64, block_right=64)
 TYPES = dict(order="*i64", expert_of_tile="*i32", tile_ends="*i32", offsets="*i32", scales="*fp32", dots="*fp32")
 TYPES |= {name: "*bf16" for name in ("rows", "output", "hidden", "left", "right")} | dict(weight="*fp32")
 for name, flags in (("rows_kernel", ROWS), ("weights_kernel", WEIGHTS)):

@@ -166,7 +166,6 @@ class _Products:
                 *(left, right, output, order, offsets, self.weights, num_left, num_right),
                 slots_per_token=self.weights.shape[1],
                 gathers_left=gathers_left,
-                scales_left=gathers_left,
                 product_dtype=self.product_dtype,
                 precision=self.precision,
                 block_rows=blocks.rows,

@@ -50,33 +50,31 @@ def rows_kernel(
 ):
     """output[r] = rows[r] @ weight[expert of r]: a program computes some outputs of a tile of an expert's rows.
 
-    Args:
-        rows: (R, num_inputs), sorted by expert; with `gathers` (T, num_inputs), by token.
-        weight: (E, num_inputs, num_outputs) in any layout, by its strides; cast to the dtype of `rows`.
-        output: (R, num_outputs), sorted by expert, or with `scatters` by slot. Unused slots are not written.
-        order: (R,), the slot of each sorted row.
-        expert_of_tile: the expert of each tile, `num_experts` for tiles that are not used.
-        tile_ends: (E,), the number of tiles up to and with each expert's.
-        offsets: (E + 1,), where the rows of each expert begin.
-        hidden: (R, num_outputs), sorted; the hidden units, for epilogue "backward".
-        scales: (R,), by slot; the weights, for epilogue "backward".
-        dots: (blocks of outputs, R), by slot; <output, hidden> of each block, written by epilogue "backward".
-        num_experts: E.
-        num_slots: R.
-        num_inputs: the width of `rows`.
-        num_outputs: the width of `output`.
-        expert_stride: of `weight`, as the next two.
-        input_stride: see above.
-        output_stride: see above.
-        slots_per_token: K.
-        gathers: whether `rows` are the tokens'.
-        scatters: whether `output` is by slot.
-        epilogue: "none"; "relu"; or "backward", which writes the dots, scales, and applies the derivative of ReLU.
-        product_dtype: what the factors are cast to.
-        precision: of float32 products, "ieee" or "tf32".
-        block_rows: rows of a tile.
-        block_inputs: inputs that are added up at a time.
-        block_outputs: outputs of a program.
+    Arguments, tensors by their addresses:
+    - rows: (R, num_inputs), sorted by expert; with `gathers` (T, num_inputs), by token.
+    - weight: (E, num_inputs, num_outputs) in any layout, by its strides; cast to the dtype of `rows`.
+    - output: (R, num_outputs), sorted by expert, or with `scatters` by slot. Unused slots are not written.
+    - order: (R,), the slot of each sorted row.
+    - expert_of_tile: the expert of each tile, `num_experts` for tiles that are not used.
+    - tile_ends: (E,), the number of tiles up to and with each expert's.
+    - offsets: (E + 1,), where the rows of each expert begin.
+    - hidden: (R, num_outputs), sorted; the hidden units, for epilogue "backward".
+    - scales: (R,), by slot; the weights, for epilogue "backward".
+    - dots: (blocks of outputs, R), by slot; <output, hidden> of each block, written by epilogue "backward".
+    - num_experts: E.
+    - num_slots: R.
+    - num_inputs: the width of `rows`.
+    - num_outputs: the width of `output`.
+    - expert_stride, input_stride, output_stride: of `weight`.
+    - slots_per_token: K.
+    - gathers: whether `rows` are the tokens'.
+    - scatters: whether `output` is by slot.
+    - epilogue: "none"; "relu"; or "backward", which writes the dots, scales, and applies the derivative of ReLU.
+    - product_dtype: what the factors are cast to.
+    - precision: of float32 products, "ieee" or "tf32".
+    - block_rows: rows of a tile.
+    - block_inputs: inputs that are added up at a time.
+    - block_outputs: outputs of a program.
     """
     num_blocks = tl.cdiv(num_outputs, block_outputs)
     tile, block = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
@@ -133,7 +131,6 @@ def weights_kernel(
     num_right,
     slots_per_token: tl.constexpr,
     gathers_left: tl.constexpr,
-    scales_left: tl.constexpr,
     product_dtype: tl.constexpr,
     precision: tl.constexpr,
     block_rows: tl.constexpr,
@@ -144,23 +141,22 @@ def weights_kernel(
 
     One side is by token and is gathered; the other is sorted by expert.
 
-    Args:
-        left: (R, num_left), or with `gathers_left` (T, num_left).
-        right: (T, num_right), or with `gathers_left` (R, num_right).
-        output: (E, num_left, num_right), written as a whole.
-        order: (R,), the slot of each sorted row.
-        offsets: (E + 1,), where the rows of each expert begin.
-        scales: (R,), by slot; the weights, for `scales_left`.
-        num_left: the width of `left`.
-        num_right: the width of `right`.
-        slots_per_token: K.
-        gathers_left: whether `left` is the tokens', else `right` is.
-        scales_left: whether the rows of `left` are multiplied by `scales`.
-        product_dtype: what the factors are cast to.
-        precision: of float32 products, "ieee" or "tf32".
-        block_rows: rows that are added up at a time.
-        block_left: rows of a program's block.
-        block_right: columns of a program's block.
+    Arguments, tensors by their addresses:
+    - left: (R, num_left), or with `gathers_left` (T, num_left).
+    - right: (T, num_right), or with `gathers_left` (R, num_right).
+    - output: (E, num_left, num_right), written as a whole.
+    - order: (R,), the slot of each sorted row.
+    - offsets: (E + 1,), where the rows of each expert begin.
+    - scales: (R,), by slot; the weights, for `gathers_left`.
+    - num_left: the width of `left`.
+    - num_right: the width of `right`.
+    - slots_per_token: K.
+    - gathers_left: whether `left` is the tokens', and multiplied by `scales`; else `right` is the tokens'.
+    - product_dtype: what the factors are cast to.
+    - precision: of float32 products, "ieee" or "tf32".
+    - block_rows: rows that are added up at a time.
+    - block_left: rows of a program's block.
+    - block_right: columns of a program's block.
     """
     blocks_left, blocks_right = tl.cdiv(num_left, block_left), tl.cdiv(num_right, block_right)
     program = tl.program_id(0)
@@ -180,7 +176,7 @@ def weights_kernel(
         right_pointers = right + right_row[:, None] * num_right + rights[None, :]
         left_part = tl.load(left_pointers, mask=is_left[:, None] & is_row[None, :], other=0.0)
         right_part = tl.load(right_pointers, mask=is_row[:, None] & is_right[None, :], other=0.0)
-        if scales_left:
+        if gathers_left:
             scale = tl.load(scales + slot, mask=is_row, other=0.0).to(tl.float32)
             left_part = (left_part.to(tl.float32) * scale[None, :]).to(right_part.dtype)
         total = tl.dot(left_part.to(product_dtype), right_part.to(product_dtype), total, input_precision=precision)
@@ -203,17 +199,17 @@ def combine_kernel(
 ):
     """output[t] = the sum over the used slots of token t, in their order: a program computes a block of it.
 
-    Args:
-        rows: (R, width), by slot; those of unused slots are not read.
-        output: (T, width).
-        is_used: (R,) bool.
-        scales: (R,), the weights, for `weighs`.
-        num_tokens: T.
-        width: of `rows`.
-        slots_per_token: K.
-        weighs: whether the sum is weighted by `scales`.
-        block_tokens: tokens of a program.
-        block_width: columns of a program.
+    Arguments, tensors by their addresses:
+    - rows: (R, width), by slot; those of unused slots are not read.
+    - output: (T, width).
+    - is_used: (R,) bool.
+    - scales: (R,), the weights, for `weighs`.
+    - num_tokens: T.
+    - width: of `rows`.
+    - slots_per_token: K.
+    - weighs: whether the sum is weighted by `scales`.
+    - block_tokens: tokens of a program.
+    - block_width: columns of a program.
     """
     num_blocks = tl.cdiv(width, block_width)
     token = (tl.program_id(0) // num_blocks).to(tl.int64) * block_tokens + tl.arange(0, block_tokens)
