@@ -7,9 +7,11 @@ import os
 import runpy
 from pathlib import Path
 
-# Before torch and huggingface_hub are imported; processes that tests start inherit them.
+# Before torch, triton and huggingface_hub are imported; processes that tests start inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Triton's kernels run in its interpreter, on a CPU. With TRITON_INTERPRET=0 their tests run on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest  # noqa: E402
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, MoeBlock
 from moe_hf.generation import gnmt_beam_search
-from moe_hf.models import segment_experts
+from moe_hf.models import experts_choice
 from moe_hf.offload import experts_device_map
 
 FAMILIES = {"lstm_moe": (LM, AutoModelForCausalLM), "gnmt_moe": (GNMT, AutoModelForSeq2SeqLM)}
@@ -148,7 +148,7 @@ def test_only_the_chosen_experts_are_read(tmp_path, monkeypatch):
     torch.nn.init.normal_(model.model.layers[1].gate.weight)
     model.save_pretrained(tmp_path)
     all_experts = size_of(model.model.layers[1].experts)
-    sizes, forward = [], segment_experts.segment_experts_forward
+    sizes, forward = [], experts_choice.segment_experts_forward
 
     def resident_of_the_file(*arguments):
         output = forward(*arguments)
@@ -156,7 +156,7 @@ def test_only_the_chosen_experts_are_read(tmp_path, monkeypatch):
         sizes.append(1024 * sum(int(kb) for kb in re.findall(rf"{tmp_path}.*?^Rss:\s+(\d+)", text, re.M | re.S)))
         return output
 
-    monkeypatch.setattr(segment_experts, "segment_experts_forward", resident_of_the_file)
+    monkeypatch.setitem(experts_choice._FORWARDS, "segments", resident_of_the_file)
     model = LstmMoeForCausalLM.from_pretrained(tmp_path, device_map=experts_device_map(config)).eval()
     with torch.no_grad():
         model(torch.tensor([[7]]))

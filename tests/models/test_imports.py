@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 import moe_hf.models
 from moe_hf import LstmMoeConfig
@@ -19,6 +18,7 @@ from moe_hf.models.lstm import Lstm
 FOLDER = Path(moe_hf.models.__file__).parent
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
+OPTIONAL = {"triton_kernels.py": {"triton"}}
 FAMILIES = ("lstm_moe", "gnmt")
 
 
@@ -51,13 +51,13 @@ def all_siblings(name):
 @pytest.mark.parametrize("name", FILES)
 def test_model_code_imports_only_libraries_and_siblings(name):
     for line in import_lines(name):
-        line = line.partition("  #")[0]
+        line = line.partition("  #")[0].strip()
         sibling = re.fullmatch(r"from \.(\w+) import (\(|\w+(, \w+)*)", line)
         if sibling:
             assert f"{sibling[1]}.py" in FILES, line
         else:
             library = re.fullmatch(r"(?:from|import) (\w+)[\w.]*(?: .*)?", line)
-            assert library and library[1] in LIBRARIES, line
+            assert library and library[1] in LIBRARIES | OPTIONAL.get(name, set()), line
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -81,15 +81,19 @@ def copy_of(module):
 
 
 @pytest.fixture
-def registered_as_before():
-    """A copy of segment_experts.py registers its own function, which other tests are not to run."""
+def copies_are_forgotten():
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "copy_of_models"]:
         del sys.modules[name]
-    ALL_EXPERTS_FUNCTIONS.register(segment_experts.OWN_IMPLEMENTATION, segment_experts.experts_forward)
 
 
-@pytest.mark.usefixtures("registered_as_before")
+@pytest.mark.parametrize("name", FILES)
+def test_the_library_asks_for_no_optional_package(name):
+    """`trust_remote_code` refuses a file with an import that is not there, unless a `try` is around it."""
+    assert set(get_imports(FOLDER / name)) <= LIBRARIES
+
+
+@pytest.mark.usefixtures("copies_are_forgotten")
 def test_copies_of_the_kernels_work_beside_the_originals():
     """As when a checkpoint from the Hub brings its own code."""
     x, state = torch.randn(2, 3, 4, requires_grad=True), torch.zeros(2, 4)

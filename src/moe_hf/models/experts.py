@@ -10,6 +10,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_moe import MoeConfig
+from .experts_choice import OWN_IMPLEMENTATION  # noqa: F401, registers our implementations
 from .int8_experts import int8_experts_forward
 from .quantization import is_int8
 

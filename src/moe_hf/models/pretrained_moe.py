@@ -17,13 +17,13 @@ from transformers.utils.output_capturing import OutputRecorder
 from .balanced_gating import StrictlyBalancedGate
 from .configuration_moe import MoeConfig
 from .experts import MoeExperts
+from .experts_choice import OWN_IMPLEMENTATION, TRITON_IMPLEMENTATION, has_triton
 from .finite import NonFiniteWeightsError, first_non_finite
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 from .lstm import Lstm
 from .moe import MoeBlock, layer_balancing_loss
 from .quantization import embedding, int8_quantization
-from .segment_experts import OWN_IMPLEMENTATION
 from .sharding_checks import check_sharding
 from .task_loss import loss_of_batch
 
@@ -300,7 +300,7 @@ class MoePreTrainedModel(PreTrainedModel):
             reason = "computes with float weights, but the model is quantized"
         elif config.num_expert_layers > 1:
             reason = f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"
-        elif requested_experts in (None, OWN_IMPLEMENTATION) and config.hidden_act != "relu":
+        elif requested_experts in (None, OWN_IMPLEMENTATION, TRITON_IMPLEMENTATION) and config.hidden_act != "relu":
             reason = f"computes ReLU units, but hidden_act={config.hidden_act!r}"
         elif requested_experts == "grouped_mm":
             for name in ("hidden_size", "moe_intermediate_size"):
@@ -310,4 +310,9 @@ class MoePreTrainedModel(PreTrainedModel):
             if requested_experts not in (None, "eager"):
                 raise ValueError(f"experts_implementation={requested_experts!r} {reason}; use 'eager'")
             return "eager"
+        if requested_experts == TRITON_IMPLEMENTATION and not has_triton():
+            raise ValueError(
+                f"experts_implementation={requested_experts!r} needs the package triton, which is not installed "
+                f"(pip install triton); use {OWN_IMPLEMENTATION!r}"
+            )
         return super().get_correct_experts_implementation(requested_experts or OWN_IMPLEMENTATION)

@@ -1,6 +1,6 @@
-"""Our implementation of the experts, as Transformers' experts interface knows it, and its kernel for a CPU.
+"""The experts by segments: the fast implementation for a CPU, which works on any device.
 
-The kernel sorts once, works on contiguous segments, and has a backward pass written by hand. What makes it fast:
+It sorts once, works on contiguous segments, and has a backward pass written by hand. What makes it fast:
 - Idle experts cost nothing forward, and slots of weight 0 (padding) are not computed at all.
 - A gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept or scaled.
 - Gradients are written into memory that is not cleared first, except the idle experts' part.
@@ -13,29 +13,19 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from .factored_gradients import RowGradients, row_gradients, row_owners, will_be_accumulated
 from .native_experts import Visited, few_rows
 
-OWN_IMPLEMENTATION = "moe_hf"
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
 _NAMESPACE = __name__.replace(".", "_")
 
 
-def experts_forward(
-    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-) -> torch.Tensor:
-    """`MoeExperts.forward` by the fastest implementation that the device and the sizes allow.
-
-    On a CPU the segments (benchmarks/results/experts.md); elsewhere the library's grouped matrix products, not
-    measured yet, whose kernel wants multiples of 8 and at most 32 bits.
-    """
-    is_grouped = module.up_proj.device.type != "cpu" and module.up_proj.element_size() <= 4
-    is_grouped = is_grouped and module.hidden_dim % 8 == 0 and module.intermediate_dim % 8 == 0
-    is_grouped = is_grouped and not module.factored_gradients
-    forward = grouped_mm_experts_forward if is_grouped else segment_experts_forward
-    return forward(module, hidden_states, top_k_index, top_k_weights)
+def compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
+    """What experts compute in: autocast's dtype, or without it that of their inputs."""
+    device = hidden_states.device.type
+    has_autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if has_autocast else hidden_states.dtype
 
 
 def segment_experts_forward(
@@ -45,17 +35,14 @@ def segment_experts_forward(
 
     A slot whose weight is exactly 0 is skipped, and so has no gradient for that weight. There is no second derivative.
     """
-    dtype = hidden_states.dtype
-    compute_dtype = dtype
-    if torch.is_autocast_enabled(hidden_states.device.type):
-        compute_dtype = torch.get_autocast_dtype(hidden_states.device.type)
+    dtype, work_dtype = hidden_states.dtype, compute_dtype(hidden_states)
     if module.factored_gradients and torch.is_grad_enabled() and module.up_proj.requires_grad:
         weights, owners = (module.up_proj, module.down_proj), row_owners(module)
-        return _run_factored(hidden_states.to(compute_dtype), top_k_index, top_k_weights, *weights, owners).to(dtype)
-    up, down = module.up_proj.to(compute_dtype), module.down_proj.to(compute_dtype)
+        return _run_factored(hidden_states.to(work_dtype), top_k_index, top_k_weights, *weights, owners).to(dtype)
+    up, down = module.up_proj.to(work_dtype), module.down_proj.to(work_dtype)
     tensors = (hidden_states, top_k_weights, up, down)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    output, *_ = _experts(hidden_states.to(compute_dtype), top_k_index, top_k_weights, up, down, keep)
+    output, *_ = _experts(hidden_states.to(work_dtype), top_k_index, top_k_weights, up, down, keep)
     return output.to(dtype)
 
 
@@ -257,4 +244,3 @@ def _backward(ctx, grad, *_):
 
 
 _experts.register_autograd(_backward, setup_context=_keep_for_backward)
-ALL_EXPERTS_FUNCTIONS.register(OWN_IMPLEMENTATION, experts_forward)

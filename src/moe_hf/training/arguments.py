@@ -57,7 +57,7 @@ class ModelArguments:
     )
     experts_implementation: str | None = field(
         default=None,
-        metadata={"help": "moe_hf (by default: the fastest for the device), eager, batched_mm or grouped_mm"},
+        metadata={"help": "moe_hf (by default: the fastest for the device), eager, triton, batched_mm or grouped_mm"},
     )
 
     def config_arguments(self) -> dict:

@@ -7,6 +7,7 @@ import logging
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 from transformers import TrainerCallback
 
