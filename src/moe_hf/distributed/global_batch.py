@@ -110,8 +110,12 @@ def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, o
 
 @torch.no_grad()
 def _choose_by_global_batch(
-    gate: StrictlyBalancedGate, group, gates_TE: torch.Tensor, is_token_T1: torch.Tensor, num_tokens: int
-) -> torch.Tensor:
+    gate: StrictlyBalancedGate,
+    group,
+    gates_TE: torch.Tensor,
+    is_token_T1: torch.Tensor,
+    num_tokens: int | torch.Tensor,
+) -> tuple[torch.Tensor, int | None]:
     """In place of `StrictlyBalancedGate.choose_by_batch`: each expert keeps the best tokens of all processes.
 
     Among equal values those of the lower rank are kept, and of one rank the earlier ones: the order of the global
@@ -119,11 +123,11 @@ def _choose_by_global_batch(
     """
     if not gate.training:
         return type(gate).choose_by_batch(gate, gates_TE, is_token_T1, num_tokens)
-    total = torch.tensor(num_tokens, device=gates_TE.device)
+    total = torch.zeros((), dtype=torch.long, device=gates_TE.device) + num_tokens
     dist.all_reduce(total, group=group)
     m = tokens_for_each_expert(int(total), gate.num_experts, gate.num_experts_per_tok)
     if m == 0:
-        return torch.zeros_like(gates_TE, dtype=torch.bool)
+        return torch.zeros_like(gates_TE, dtype=torch.bool), None
     gates_TE = gates_TE.masked_fill(~is_token_T1, -1)
     own_ME = gates_TE.new_full((m, gate.num_experts), -1)
     rows = min(m, len(gates_TE))
@@ -135,4 +139,4 @@ def _choose_by_global_batch(
     places_left_E = m - (best_WME > last_kept_E).sum(dim=(0, 1))
     places_left_E -= (best_WME[: dist.get_rank(group)] == last_kept_E).sum(dim=(0, 1))
     equal_TE = gates_TE == last_kept_E
-    return (gates_TE > last_kept_E) | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E))
+    return (gates_TE > last_kept_E) | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E)), None

@@ -17,7 +17,7 @@ from .balancing import importance, probability_in_top_k, tokens_per_expert
 
 
 class GateOutput(NamedTuple):
-    """What a gate decides and reports. The last four are None when no balancing statistics were asked for.
+    """What a gate decides and reports. The four statistics are None when they were not asked for.
 
     top_k_index: (T, K) int64, global expert ids, the highest weight first.
     top_k_weights: (T, K), at least float32; 0 for an unused slot (a padding token has only such).
@@ -25,6 +25,7 @@ class GateOutput(NamedTuple):
     importance: (E,), differentiable. load: (E,), differentiable where there is noise, else the token counts.
     tokens_per_expert: (E,), how many tokens each expert gets.
     threshold_loss: a scalar, L_batchwise per token, from `StrictlyBalancedGate` only.
+    most_per_expert: at most how many tokens an expert gets, where `StrictlyBalancedGate` knows it beforehand.
     """
 
     top_k_index: torch.Tensor
@@ -34,6 +35,7 @@ class GateOutput(NamedTuple):
     load: torch.Tensor | None = None
     tokens_per_expert: torch.Tensor | None = None
     threshold_loss: torch.Tensor | None = None
+    most_per_expert: int | None = None
 
 
 def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from .experts import MoeExperts
 from .finite import NonFiniteWeightsError, first_non_finite
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
+from .host_reads import host_reads_are_free
 from .lstm import Lstm
 from .moe import MoeBlock, layer_balancing_loss
 from .quantization import embedding, int8_quantization
@@ -75,6 +76,8 @@ def padding_mask(
 ) -> torch.Tensor | None:
     """(B, S) bool for the positions of `hidden_states` (B, S, D), or None when there is no padding among them.
 
+    On a device, where finding out would be a host read, a mask without padding stays.
+
     Args:
         name: what the error calls the mask.
         mask: (B, S), 0 for padding, or with `has_past` (B, S or more), of which the last S positions count. None: no
@@ -93,8 +96,8 @@ def padding_mask(
         expected = f"({batch}, {length} or more)" if has_past else f"({batch}, {length})"
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected}")
     mask = mask[:, mask.shape[1] - length :].to(hidden_states.device, torch.bool)
-    # A compiled or exported graph serves every mask.
-    return None if not torch.compiler.is_compiling() and mask.all() else mask
+    # A compiled or exported graph serves every mask, too.
+    return None if host_reads_are_free(mask.device) and mask.all() else mask
 
 
 class MoePreTrainedModel(PreTrainedModel):
