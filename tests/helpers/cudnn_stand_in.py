@@ -22,10 +22,14 @@ def _run(x, weights, stride, h, c, mode, units, width, layers, batch_first, drop
     assert all(tensor.dtype == x.dtype for tensor in (h, c, *weights))
     assert x.is_contiguous() and h.is_contiguous() and c.is_contiguous()
     options = (True, layers, dropout, False, both)
-    with torch.backends.mkldnn.flags(enabled=False):  # not on all processors it knows all types
+    was_enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # not on all processors it knows all types
+    try:
         if sizes:
             return torch._VF.lstm(x, torch.tensor(sizes), (h, c), weights, *options)
         return torch._VF.lstm(x, (h, c), weights, *options, False)
+    finally:
+        torch._C._set_mkldnn_enabled(was_enabled)
 
 
 def _cudnn_rnn(x, weights, stride, buffer, h, c, *options_and_dropout_state):

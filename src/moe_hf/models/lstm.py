@@ -124,7 +124,7 @@ def row_lengths(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.T
     if mask is None or mask.shape[1] == 1 or mask.is_meta or is_on_host(mask.device):
         return mask, None
     lengths = mask.sum(dim=1).cpu()
-    if not torch.compiler.is_compiling() and bool((lengths == mask.shape[1]).all()):
+    if not torch.compiler.is_compiling() and set(lengths.tolist()) == {mask.shape[1]}:
         return None, None
     return mask, lengths
 
