@@ -58,18 +58,24 @@ def cases() -> dict[str, tuple]:
 
 
 class Reads(TorchDispatchMode):
-    """Answers the host's reads, which fake tensors cannot, and lists those of the device."""
+    """Answers the host's reads, which fake tensors cannot, and lists those of the device.
+
+    A number is 0, or 1 on the CPU. A truth is no at first, and then yes: generate() asks whether it is at its end.
+    """
 
     def __init__(self):
         super().__init__()
-        self.kinds = []
+        self.kinds, self.num_truths = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         is_on_device = bool(args) and isinstance(args[0], torch.Tensor) and args[0].device.type == "cuda"
         if func is torch.ops.aten._local_scalar_dense.default:
             self.kinds += ["value"] * is_on_device
-            return args[0].dtype.is_floating_point * 0.0 if is_on_device else 1
+            if args[0].dtype == torch.bool:
+                self.num_truths += 1
+                return self.num_truths > 10
+            return 0 if is_on_device else 1
         if is_on_device and func is torch.ops.aten._to_copy.default and str(kwargs.get("device", "cuda")) == "cpu":
             self.kinds.append("copy")
         if is_on_device and func in (torch.ops.aten.nonzero.default, torch.ops.aten.bincount.default):
