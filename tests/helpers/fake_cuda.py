@@ -60,7 +60,7 @@ def cases() -> dict[str, tuple]:
 class Reads(TorchDispatchMode):
     """Answers the host's reads, which fake tensors cannot, and lists those of the device.
 
-    A number is 0, or 1 on the CPU. A truth is no at first, and then yes: generate() asks whether it is at its end.
+    A number is 0, or 1 on the CPU. A bool is False ten times, and then True: generate() asks whether it may stop.
     """
 
     def __init__(self):

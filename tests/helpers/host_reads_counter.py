@@ -1,7 +1,7 @@
 """Counts what a GPU would make the host wait for, on a CPU.
 
 A read is a value or a copy that the host takes of a tensor, or an operation whose output's size depends on values.
-What stands on the CPU on purpose is left out, by the file that reads it.
+Tensors that are on the CPU on purpose are left out, by the file that reads them.
 """
 
 import collections

@@ -1,6 +1,6 @@
 """cuDNN's LSTM over padded rows, as one operation for the compiler, forward and backward.
 
-torch's own `lstm` would be unrolled by the compiler, and under autocast it runs in float16 whatever was asked for.
+The compiler unrolls torch's own `lstm`, and autocast has cuDNN compute it in float16 whatever type was asked for.
 
 Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U units of the cell, L directions.
 """
@@ -37,9 +37,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The type to compute in: autocast's or that of x, but float32 in place of what is not safe or not there.
+    """The type to compute in: autocast's or that of x.
 
-    Autocast's float16 is not: gradients are computed in it too, and no loss scale reaches a recurrence's inside.
+    float32 replaces bfloat16 where cuDNN lacks it, and autocast's float16 everywhere: in float16 gradients that are
+    normalised by a large batch vanish, and a model cannot know whether its loss is scaled.
     """
     dtype, is_autocast = x.dtype, torch.is_autocast_enabled(x.device.type)
     if is_autocast:
@@ -90,7 +91,7 @@ def _cudnn_lstm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns outputs, last h and last c; and with `keep` for the backward pass cuDNN's reserve and weight buffer."""
     rows = OrderedRows(x, mask, lengths)
-    inputs = (rows.pack(x), *_two_biases(weights, h), None, *rows.states(h, c), *_options(h, c, keep))
+    inputs = (rows.data, *_two_biases(weights, h), None, *rows.states(h, c), *_options(h, c, keep))
     with torch.autocast(x.device.type, enabled=False):
         data, last_h, last_c, reserve, buffer = torch._cudnn_rnn(*inputs, rows.batch_sizes, None)
     last_h, last_c = rows.unsorted(last_h, h), rows.unsorted(last_c, c)
@@ -116,26 +117,29 @@ def _cudnn_lstm_backward(
     rows = OrderedRows(x, mask, lengths)
     if mask is not None:
         grad_outputs = grad_outputs * mask[..., None]
-    # cuDNN writes into its reserve, which a second backward pass may need.
-    inputs = (rows.pack(x), *_two_biases(weights, h), buffer, *rows.states(h, c), rows.pack(outputs))
+    inputs = (rows.data, *_two_biases(weights, h), buffer, *rows.states(h, c), rows.pack(outputs))
     grads = (rows.pack(grad_outputs), *rows.states(*map(rows.of_rows_with_tokens, (grad_h, grad_c))))
+    # cuDNN writes into its reserve, which a second backward pass may need: it gets a copy.
     grad_data, grad_first_h, grad_first_c, grad_weights = torch.ops.aten._cudnn_rnn_backward(
         *inputs, *grads, *_options(h, c, True), rows.batch_sizes, None, reserve.clone(), [True] * 4
     )
     grad_first_h, grad_first_c = rows.unsorted(grad_first_h, grad_h), rows.unsorted(grad_first_c, grad_c)
     stride = len(grad_weights) // len(h)
-    # Copies, as cuDNN writes them into one buffer; the second bias is none of ours.
+    # Copies, as cuDNN writes all of them into one buffer. The second bias is not a parameter.
     grad_weights = [grad.clone() for place, grad in enumerate(grad_weights) if place % stride != 3]
     return rows.unpack(grad_data), grad_first_h, grad_first_c, grad_weights
 
 
 class OrderedRows:
-    """Rows in the order that cuDNN reads them in: time first, or under padding packed, the longest row first."""
+    """Rows in the order that cuDNN reads them in: time first, or under padding packed, the longest row first.
+
+    `data` is x in that order, and `batch_sizes` says how many rows have each position; [] without padding.
+    """
 
     def __init__(self, x: torch.Tensor, mask: torch.Tensor | None, lengths: torch.Tensor | None):
         self.mask, self.length = mask, x.shape[1]
         if mask is None:
-            self.batch_sizes = []
+            self.data, self.batch_sizes = self.pack(x), []
             return
         # Real positions first, in their order; a row without any is run for one step that is then forgotten.
         self.order_BS = mask.int().argsort(dim=1, descending=True, stable=True)
@@ -143,13 +147,14 @@ class OrderedRows:
         self.lengths_B = (mask.sum(dim=1) if lengths is None else lengths).cpu().clamp_min(1)
         self.has_tokens_B1 = mask.any(dim=1)[:, None]
         self.packed = self._pack(x)
-        self.batch_sizes = self.packed.batch_sizes.tolist()
+        self.data, self.batch_sizes = self.packed.data, self.packed.batch_sizes.tolist()
 
     def _pack(self, x: torch.Tensor) -> PackedSequence:
         x = x.gather(1, self.order_BS[..., None].expand_as(x))
         return pack_padded_sequence(x, self.lengths_B, batch_first=True, enforce_sorted=False)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """Another tensor (B, S, ...) of these rows, in the order of `data`."""
         return x.transpose(0, 1).contiguous() if self.mask is None else self._pack(x).data
 
     def unpack(self, data: torch.Tensor) -> torch.Tensor:
@@ -161,13 +166,13 @@ class OrderedRows:
         return x.gather(1, self.order_BS.argsort(dim=1)[..., None].expand_as(x)) * self.mask[..., None]
 
     def states(self, *states: torch.Tensor) -> list[torch.Tensor]:
-        """Those of the rows in cuDNN's order, (L, B, ...)."""
+        """States (L, B, ...) with the rows in cuDNN's order."""
         if self.mask is None:
             return [state.contiguous() for state in states]
         return [state.index_select(1, self.packed.sorted_indices) for state in states]
 
     def unsorted(self, state: torch.Tensor, without_tokens: torch.Tensor) -> torch.Tensor:
-        """The states of the rows; those of rows without tokens are taken from `without_tokens`."""
+        """A state with the rows in their own order again; a row without tokens has its state in `without_tokens`."""
         if self.mask is None:
             return state
         state = state.index_select(1, self.packed.unsorted_indices)

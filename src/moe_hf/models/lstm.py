@@ -158,7 +158,7 @@ def run_fused(inputs, mask, h, c, directions, training, lengths=None):
         return torch._VF.lstm(inputs, (h, c), weights, *options, True)
     rows = OrderedRows(inputs, mask, lengths)
     states = tuple(rows.states(h, c))
-    data, last_h, last_c = torch._VF.lstm(rows.pack(inputs), rows.packed.batch_sizes, states, weights, *options)
+    data, last_h, last_c = torch._VF.lstm(rows.data, rows.packed.batch_sizes, states, weights, *options)
     return rows.unpack(data), rows.unsorted(last_h, h), rows.unsorted(last_c, c)
 
 
