@@ -20,9 +20,11 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed
 	$(BIN)/python scripts/demo.py
 
-# One thread a process: there are as many processes as cores.
+# One thread a process: there are as many processes as cores. They take files in the order of tests/conftest.py.
+WORKERS = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 # For whoever edits a gate or a layer: the quick tests of models/, in one process, in under a minute.
 test-fast: $(BIN)/.installed
@@ -35,7 +37,7 @@ test-newest:
 	$(NEWEST_VENV)/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)" setuptools
 	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev,eval]'
 	$(NEWEST_VENV)/bin/pip list --format freeze | grep -E '^(torch|transformers|accelerate|datasets|tokenizers)='
-	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest $(WORKERS)
 
 # What takes several processes minutes; up to four of them at once.
 test-distributed: $(BIN)/.installed

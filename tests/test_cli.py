@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from light_package import LIGHT_PACKAGE
 from tiny_models import tiny_gnmt, tiny_lm
 from tqdm import tqdm
 
-import moe_hf
 from moe_hf import __version__, cli
 from moe_hf.commands import evaluate_lm, evaluate_translation, run_command
 
@@ -80,9 +80,7 @@ def test_bad_input_is_one_line_and_status_1(arguments, named, call):
 def test_a_reader_that_has_read_enough_ends_a_command_quietly(metrics):
     printing = "print('first', flush=True); " if metrics is None else ""
     code = f"def command():\n    {printing}return {metrics}\n"
-    # The package without its __init__.py, which imports torch.
-    code += "import sys, types\nsys.modules['moe_hf'] = package = types.ModuleType('moe_hf')\n"
-    code += f"package.__path__ = {list(moe_hf.__path__)!r}\nfrom moe_hf.commands import run_command\n"
+    code += f"{LIGHT_PACKAGE}from moe_hf.commands import run_command\n"
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(

@@ -2,13 +2,11 @@
 
 import json
 import threading
-from functools import partial
 
 import huggingface_hub
 import pytest
 from bad_inputs import Case, judge
-from fake_hub import FakeHub
-from huggingface_hub import HfApi
+from fake_hub import FakeHub, talk_to
 
 from moe_hf import hub_errors
 
@@ -124,16 +122,9 @@ def test_a_refusal_is_one_line(case, tmp_path, monkeypatch):
     name, command, refusals, words, more = case
     with RefusingHub(refusals, more.get("user", {})) as hub:
         url = more.get("url", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-        monkeypatch.setattr(huggingface_hub.hf_api.constants, "HF_HUB_DISABLE_XET", True)
+        talk_to(url, monkeypatch)
         if "token" in more:
             monkeypatch.setattr(huggingface_hub.hf_api, "get_token", lambda: None)
-        else:
-            monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 20)
-        api = partial(HfApi, endpoint=url)
-        monkeypatch.setattr(huggingface_hub, "HfApi", api)
-        monkeypatch.setattr("moe_hf.hub.HfApi", api)
         monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(hub_errors, "PATIENCE", more.get("patience", 30))
         verdict = judge(Case(name, command, words), tmp_path)

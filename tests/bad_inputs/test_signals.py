@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from bad_inputs import Place
+from light_package import LIGHT_PACKAGE
 
-import moe_hf
 from moe_hf.commands.exit_status import exit_status_of
 from moe_hf.writing import new_folder
 
@@ -35,12 +35,9 @@ def shell(line):
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory):
-    """A command line of `moe-hf` without the package's __init__.py, which imports torch."""
+    """A command line of `moe-hf` without torch."""
     file = tmp_path_factory.mktemp("light") / "light.py"
-    file.write_text(
-        "import sys, types\nsys.modules['moe_hf'] = package = types.ModuleType('moe_hf')\n"
-        f"package.__path__ = {list(moe_hf.__path__)!r}\nfrom moe_hf.cli import main\nsys.exit(main())\n"
-    )
+    file.write_text(f"{LIGHT_PACKAGE}from moe_hf.cli import main\nsys.exit(main())\n")
     return f"{sys.executable} {file}"
 
 
@@ -163,11 +160,9 @@ def test_another_error_on_the_way_out_does_not_hide_the_signal(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_command_that_cannot_end_is_ended(light):
+def test_a_command_that_cannot_end_is_ended(tmp_path):
     code = "import signal, threading; from moe_hf.commands import exit_status; exit_status.GRACE = 0.1\n"
     code += "def command():\n    try: signal.raise_signal(signal.SIGTERM)\n    finally: threading.Event().wait(100)\n"
-    file = Path(light.split()[1]).with_name("stuck.py")
-    file.write_text(
-        Path(light.split()[1]).read_text().partition("from")[0] + code + "exit_status.exit_status_of(command)"
-    )
+    file = tmp_path / "stuck.py"
+    file.write_text(f"{LIGHT_PACKAGE}{code}exit_status.exit_status_of(command)")
     assert shell(f"{sys.executable} {file}").returncode == 143

@@ -2,57 +2,57 @@
 
 import argparse
 import importlib.util
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from processes import on_processes
+from torch.distributed import _functional_collectives as functional
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from moe_hf.distributed.communication import CollectiveCounter
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = dict(hidden_size=16, moe_intermediate_size=24, num_experts=8, vocab_size=96, tokens=128)
-COLLECTIVES = """
-import json
-import torch
-import torch.distributed as dist
-from torch.distributed import _functional_collectives as functional
-from torch.testing._internal.distributed.fake_pg import FakeStore
-from moe_hf.distributed.communication import CollectiveCounter
 
-# Nothing is sent: this process is the second of four, and the others are not there.
-dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
-world, results = dist.group.WORLD, []
-part, whole = torch.ones(6, 5), torch.ones(24, 5)
-for call in (
-    lambda: dist.all_gather_into_tensor(whole, part),
-    lambda: functional.all_gather_tensor(part, 0, world).wait(),
-    lambda: dist.reduce_scatter_tensor(part, whole),
-    lambda: functional.reduce_scatter_tensor(whole, "sum", 0, world).wait(),
-    lambda: dist.all_reduce(whole),
-    lambda: functional.all_reduce(whole, "sum", world).wait(),
-    lambda: dist.all_to_all_single(whole, whole.clone()),
-    lambda: dist.all_to_all_single(whole, whole.clone(), [6] * 4, [2, 1, 7, 14]),
-    lambda: functional.all_to_all_single(whole, [6] * 4, [2, 1, 7, 14], world).wait(),
-    lambda: dist.all_to_all_single(torch.ones(8, dtype=torch.long), torch.ones(8, dtype=torch.long)),
-    lambda: dist.barrier(),
-):
-    with CollectiveCounter() as counter:
-        call()
-    results.append(dict(counter.sent))
-try:
-    with CollectiveCounter():
-        dist.broadcast(whole, 0)
-except NotImplementedError as error:
-    results.append(str(error))
-print(json.dumps(results))
-"""
+
+def count_collectives() -> list:
+    """What the counter says of each collective of a group of four, of whose processes this is the only one."""
+    # Nothing is sent: this process is the second of four, and the others are not there.
+    dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    world, results = dist.group.WORLD, []
+    part, whole = torch.ones(6, 5), torch.ones(24, 5)
+    for call in (
+        lambda: dist.all_gather_into_tensor(whole, part),
+        lambda: functional.all_gather_tensor(part, 0, world).wait(),
+        lambda: dist.reduce_scatter_tensor(part, whole),
+        lambda: functional.reduce_scatter_tensor(whole, "sum", 0, world).wait(),
+        lambda: dist.all_reduce(whole),
+        lambda: functional.all_reduce(whole, "sum", world).wait(),
+        lambda: dist.all_to_all_single(whole, whole.clone()),
+        lambda: dist.all_to_all_single(whole, whole.clone(), [6] * 4, [2, 1, 7, 14]),
+        lambda: functional.all_to_all_single(whole, [6] * 4, [2, 1, 7, 14], world).wait(),
+        lambda: dist.all_to_all_single(torch.ones(8, dtype=torch.long), torch.ones(8, dtype=torch.long)),
+        lambda: dist.barrier(),
+    ):
+        with CollectiveCounter() as counter:
+            call()
+        results.append(dict(counter.sent))
+    try:
+        with CollectiveCounter():
+            dist.broadcast(whole, 0)
+    except NotImplementedError as error:
+        results.append(str(error))
+    return results
 
 
 def test_each_collective_counts_what_leaves_the_rank():
     # In a process of its own: the group would stay.
-    run = subprocess.run([sys.executable, "-c", COLLECTIVES], stdout=subprocess.PIPE, check=True, timeout=120)
+    [counted] = on_processes(1, count_collectives)
     part = 6 * 5 * 4
-    assert json.loads(run.stdout.splitlines()[-1]) == [
+    assert counted == [
         {"all_gather": 3 * part},
         {"all_gather": 3 * part},
         {"reduce_scatter": 3 * part},

@@ -20,18 +20,22 @@ CASES |= {
     "lm strictly balanced, processes without a token": ("lm", {"gate": "balanced", "empty_from": 2}),
 }
 LAYOUTS = {"two": (2, 2), "four": (4, 4), "four, two copies of each expert": (4, 2)}
+# Four processes do without copies what two do. What may differ is who has tokens and experts, and what is tied.
+OF_FOUR = [name for name in CASES if not name.endswith((*GATES, "layers", "optimizer"))] + ["gnmt hierarchical"]
+RUNS = [(layout, case) for layout in LAYOUTS for case in (OF_FOUR if layout == "four" else CASES)]
 
 
-def train_all_cases(size):
-    return {name: train(family, layout=size, **case) for name, (family, case) in CASES.items()}
+def train_all_cases(size, cases):
+    return {name: train(CASES[name][0], layout=size, **CASES[name][1]) for name in cases}
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module")
 def runs(request):
     """{case: what each process recorded} of one layout; all cases in one start of the processes."""
     num_processes, size = LAYOUTS[request.param]
-    results = on_processes(num_processes, train_all_cases, size, timeout=300)
-    return {name: [result[name] for result in results] for name in CASES}
+    cases = [case for layout, case in RUNS if layout == request.param]
+    results = on_processes(num_processes, train_all_cases, size, cases, timeout=300)
+    return {name: [result[name] for result in results] for name in cases}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def single():
     return {}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("runs", "case"), RUNS, indirect=["runs"])
 def test_training_equals_a_single_process(runs, single, case):
     family, arguments = CASES[case]
     if case not in single:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import write_config
 
+from moe_hf.training.arguments import parse_arguments
+from moe_hf.training.lm import train_lm
+
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -61,7 +64,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(folder):
-    finish(launch(sys.executable, *script(folder, "single", 1)))
+    _, *arguments = map(str, script(folder, "single", 1))
+    train_lm(*parse_arguments(arguments))
     return losses(folder, "single")
 
 

@@ -46,10 +46,16 @@ def test_a_run_is_that_of_one_process(corpus, whole, num_processes):
         torch.testing.assert_close(actual[name], weight, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def half(corpus):
+    """The folder of two steps on two processes."""
+    run_on(2, corpus, "half", "--max_steps", 2)
+    return corpus / "half"
+
+
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
-def test_a_run_goes_on_with_any_number_of_processes(corpus, whole, num_processes):
-    run_on(2, corpus, f"half-{num_processes}", "--max_steps", 2)
-    output = shutil.copytree(corpus / f"half-{num_processes}", corpus / f"resumed-{num_processes}")
+def test_a_run_goes_on_with_any_number_of_processes(corpus, whole, half, num_processes):
+    output = shutil.copytree(half, corpus / f"resumed-{num_processes}")
     assert_same_run(run_on(num_processes, corpus, output.name, "--resume_from_checkpoint"), whole)
 
 

@@ -4,6 +4,8 @@
         subprocess.run(..., env=os.environ | hub.environment)
     hub.files["me/model"]["config.json"]  # bytes
 
+`talk_to(url, monkeypatch)` makes the client of this process talk to one.
+
 It makes repositories, tells large files from small ones, takes the former by the LFS protocol, with their SHA-256
 checked, and the latter in commits, and serves all of them again.
 """
@@ -14,6 +16,19 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+
+TOKEN = "hf_" + "x" * 20
+
+
+def talk_to(url: str, monkeypatch) -> None:
+    """Let huggingface_hub's client in this process talk to a server, as FakeHub.environment does for a new process."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # of its functions
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 class FakeHub:
@@ -38,7 +53,7 @@ class FakeHub:
         """Environment variables that make a process's client talk to this server."""
         return {
             "HF_ENDPOINT": self.url,
-            "HF_TOKEN": "hf_" + "x" * 20,
+            "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
         }

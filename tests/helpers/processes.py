@@ -22,6 +22,13 @@ _context.set_forkserver_preload(
 )
 
 
+def start(function, *arguments) -> multiprocessing.Process:
+    """A process of its own, without a group, that runs `function(*arguments)`; its exit code is 1 after an error."""
+    process = _context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
 class Run:
     """Processes that run `function(*arguments)`, with RANK and its like and SHARED_FOLDER in their environment."""
 

@@ -94,8 +94,8 @@ def test_norm_and_step(rows, threads):
     param64, row64, col64 = (tensor[visited.experts] for tensor in before)
     row64 = decay[:, None] * row64 + 0.1 * gradient.square().mean(2)
     col64 = decay[:, None] * col64 + 0.1 * gradient.square().mean(1)
-    v = row64[:, :, None] * col64[:, None] / row64.mean(1)[:, None, None] / 0.4
-    param64 = keep[:, None, None] * param64 - 0.01 * gradient / (v.sqrt() + 1e-3)
+    a, b = (row64 / row64.mean(1, keepdim=True)).sqrt() + 1e-3, (col64 / 0.4).sqrt() + 1e-3
+    param64 = keep[:, None, None] * param64 - 0.01 * gradient / (a[:, :, None] * b[:, None])
     for actual, expected, old in zip((param, row, col), (param64, row64, col64), before):
         torch.testing.assert_close(actual[visited.experts].double(), expected, **TIMES_FLOAT32)
         idle = ~torch.isin(torch.arange(len(counts)), visited.experts)

@@ -169,10 +169,20 @@ MOMENTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """The folder of a run with checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    trainer_of(folder, steps=2).train()
+    return folder
+
+
 @pytest.mark.parametrize("is_there_already", [False, True], ids=["new", "over another"])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_killed_while_saving_goes_on_from_the_checkpoint_before(tmp_path, monkeypatch, moment, is_there_already):
-    trainer_of(tmp_path, steps=2).train()
+def test_a_run_killed_while_saving_goes_on_from_the_checkpoint_before(
+    two_steps, tmp_path, monkeypatch, moment, is_there_already
+):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     if not is_there_already:
         shutil.rmtree(tmp_path / "checkpoint-2")
     place, name, killed = MOMENTS[moment]

@@ -1,19 +1,16 @@
 """A run that is interrupted and resumed ends with the same bits as one that never was."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import start
 from tiny_training import ArrayStream, assert_same_bits, noiseless_lm, tiny_trainer
 from transformers import TrainerCallback, set_seed
 
-import moe_hf
 from moe_hf.data.windows import StreamWindows
 from moe_hf.demo.text_corpus import write_demo_corpus
 from moe_hf.run_folder import list_checkpoints
@@ -22,7 +19,6 @@ from moe_hf.training.callbacks import AuxLossCallback
 from moe_hf.training.checkpoints import prepare_output_dir
 from moe_hf.training.lm import train_lm
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_lm.py"
 STEPS_PER_EPOCH = 6
 TIMEOUT = 240  # seconds
 
@@ -146,22 +142,20 @@ disable_tqdm: true
 """
 
 
-def start_script(config, *overrides):
-    """Start scripts/train_lm.py on this package, whether it is installed or not."""
-    environment = os.environ | {"PYTHONPATH": str(Path(moe_hf.__file__).parents[1])}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(config), *overrides], env=environment)
+def train_lm_of(config, *overrides):
+    train_lm(*parse_arguments([str(config), *overrides]))
 
 
 def kill_within_an_epoch(process, folder):
     """SIGKILL as soon as the first checkpoint is there; the epochs are much longer than that."""
     give_up = time.monotonic() + TIMEOUT
     while not (folder / "checkpoint-10" / "trainer_state.json").exists():
-        assert process.poll() is None, f"the run ended with {process.returncode} before it could be killed"
+        assert process.is_alive(), f"the run ended with {process.exitcode} before it could be killed"
         assert time.monotonic() < give_up
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_run_killed_within_an_epoch_and_resumed_equals_one_never_killed(tmp_path):
@@ -175,22 +169,21 @@ def test_run_killed_within_an_epoch_and_resumed_equals_one_never_killed(tmp_path
     assert steps_per_epoch > 40
 
     folder = tmp_path / "killed"
-    process = start_script(config, "--output_dir", str(folder))
+    process = start(train_lm_of, config, "--output_dir", str(folder))
     try:
         kill_within_an_epoch(process, folder)
     finally:
         process.kill()
-        process.wait()
     killed_after = int(list_checkpoints(folder)[-1].name.removeprefix("checkpoint-"))
     assert killed_after < steps_per_epoch
     assert not (folder / "model.safetensors").exists()
 
-    resumed = start_script(config, "--output_dir", str(folder), "--resume_from_checkpoint")
+    resumed = start(train_lm_of, config, "--output_dir", str(folder), "--resume_from_checkpoint")
     try:
-        assert resumed.wait(TIMEOUT) == 0
+        resumed.join(TIMEOUT)
+        assert resumed.exitcode == 0
     finally:
         resumed.kill()
-        resumed.wait()
     assert_same_run(folder, tmp_path / "whole", trainer.state.max_steps)
     for name in ("model.safetensors", "expert_history.csv", "config.json", "tokenizer.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

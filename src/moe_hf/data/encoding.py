@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Characters that are encoded at once: an encoding has about 180 bytes for each.
 PORTION = 1 << 20
@@ -47,13 +47,28 @@ def _encode_in_portions(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
         portion.append(text)
         size += len(text)
         if size >= PORTION:
-            yield from _encode(tokenizer, portion)
+            yield from encode_as_text(tokenizer, portion)
             portion, size = [], 0
     if portion:
-        yield from _encode(tokenizer, portion)
+        yield from encode_as_text(tokenizer, portion)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens; a text that spells one is text.
+
+    A tokenizer whose call is the library's own is asked for ids alone, without offsets and dictionaries.
+
+    Args:
+        tokenizer: any.
+        texts: at least one.
+    """
+    cls = type(tokenizer)
+    if all(getattr(cls, name) is getattr(PreTrainedTokenizerFast, name) for name in ("__call__", "_encode_plus")):
+        backend = tokenizer.backend_tokenizer  # the library's call sets all of this anew each time
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     encoded = tokenizer(
         texts,
         add_special_tokens=False,

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -326,12 +328,26 @@ def tokenize_to_stream(
     return stream
 
 
-def _tokenize_batch(batch, tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+def _tokenize_batch(batch, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
     lines = batch["text"]
-    return {
-        "input_ids": [ids + [tokenizer.eos_token_id] for ids in encode_lines(tokenizer, lines)],
-        "num_words": [len(line.split()) + 1 for line in lines],
-    }
+    encoded = encode_lines(tokenizer, lines)
+    words = pa.array((len(line.split()) + 1 for line in lines), type=pa.int32())
+    return pa.table({"input_ids": lists_of_ids(encoded, end=tokenizer.eos_token_id), "num_words": words})
+
+
+def lists_of_ids(encoded: Sequence[Sequence[int]], *, end: int) -> pa.ListArray:
+    """Each text's ids, and `end` after them, in Arrow's memory, without an object for each list.
+
+    Args:
+        encoded: the ids of each text.
+        end: the end of sentence.
+    """
+    stops = np.cumsum([len(ids) + 1 for ids in encoded], dtype=np.int64)
+    values = np.full(stops[-1] if len(stops) else 0, end, dtype=np.int32)
+    is_end = np.zeros(len(values), dtype=bool)
+    is_end[stops - 1] = True
+    values[~is_end] = np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=len(values) - len(stops))
+    return pa.ListArray.from_arrays(pa.array([0, *stops.tolist()], type=pa.int32()), pa.array(values))
 
 
 def serialize_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list:

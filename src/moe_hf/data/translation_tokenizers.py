@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InputError
+from .encoding import encode_as_text
 from .tokenizers import load_tokenizer, require_text, train_bpe
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<s>", "</s>"
@@ -176,15 +177,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"text {number} of {len(texts)} is no Unicode text ({error})") from None
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        return_attention_mask=False,
-        split_special_tokens=True,
-        truncation=False,
-        verbose=False,
-    )
-    return [ids + [tokenizer.eos_token_id] for ids in encoded["input_ids"]]
+    return [ids + [tokenizer.eos_token_id] for ids in encode_as_text(tokenizer, list(texts))]
 
 
 def _tag(language: str) -> str:

@@ -51,6 +51,8 @@ class RowGradients(NamedTuple):
         Args:
             above: leaves out experts with as many rows or fewer.
         """
+        if not (self.counts > above).any():
+            return
         matrix_bytes = self.left.shape[1] * self.right.shape[1] * self.left.element_size()
         size = max(1, GROUP_BYTES.get(self.left.device.type, LARGE_GROUP_BYTES) // matrix_bytes)
         expert_R = torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)

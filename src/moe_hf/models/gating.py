@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .balancing import importance, probability_in_top_k, tokens_per_expert
+from .gate_pieces import is_for_pieces, noisy_top_k_in_pieces
 
 
 class GateOutput(NamedTuple):
@@ -111,21 +112,27 @@ class NoisyTopKGate(nn.Module):
             mask: (T,) bool, False for padding: such a token is not routed (all its weights are 0) and not counted.
             output_statistics: also compute importance, load and the token counts.
         """
-        clean_TE = linear_in_float32(hidden_states, self.weight)
-        stddev_TE = None
-        if self.training:
-            raw_stddev_TE = linear_in_float32(hidden_states, self.noise_weight)
-            stddev_TE = nn.functional.softplus(raw_stddev_TE) + self.noise_epsilon
-        top_k_index, top_k_weights, probability_TE = noisy_top_k(
-            clean_TE, stddev_TE, self.num_experts_per_tok, need_probability=output_statistics
-        )
+        k, num_experts = self.num_experts_per_tok, self.num_experts
+        load_E = stddev_TE = None
+        if self.training and output_statistics and k < num_experts and is_for_pieces(hidden_states, num_experts):
+            clean_TE, top_k_index, top_k_weights, load_E = noisy_top_k_in_pieces(
+                hidden_states, self.weight, self.noise_weight, mask, k, self.noise_epsilon
+            )
+        else:
+            clean_TE = linear_in_float32(hidden_states, self.weight)
+            if self.training:
+                raw_stddev_TE = linear_in_float32(hidden_states, self.noise_weight)
+                stddev_TE = nn.functional.softplus(raw_stddev_TE) + self.noise_epsilon
+            top_k_index, top_k_weights, probability_TE = noisy_top_k(clean_TE, stddev_TE, k, output_statistics)
+            if probability_TE is not None:
+                load_E = masked(probability_TE, mask).sum(dim=0)
         top_k_weights = masked(top_k_weights, mask)
         if not output_statistics:
             return GateOutput(top_k_index, top_k_weights, clean_TE)
 
-        counts_E = tokens_per_expert(top_k_index, top_k_weights, self.num_experts)
-        load_E = counts_E if probability_TE is None else masked(probability_TE, mask).sum(dim=0)
-        importance_E = importance(top_k_index, top_k_weights, self.num_experts)
+        counts_E = tokens_per_expert(top_k_index, top_k_weights, num_experts)
+        load_E = counts_E if load_E is None else load_E
+        importance_E = importance(top_k_index, top_k_weights, num_experts)
         return GateOutput(top_k_index, top_k_weights, clean_TE, importance_E, load_E, counts_E)
 
 

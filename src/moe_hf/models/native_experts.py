@@ -7,16 +7,14 @@ Shape suffixes: T tokens, D width, E experts, H expert hidden size, R rows, V vi
 """
 
 import ctypes
-import json
 import os
-import platform
-import statistics
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from .measured_choice import kept_choice, largest_faster
 
 KERNELS = Path(__file__).parent.parent / "native"
 ROWS_TRIED = (4, 8, 16, 32, 64)
@@ -46,54 +44,30 @@ def few_rows(dtype: torch.dtype, device: torch.device, hidden_dim: int, intermed
 
 @cache
 def measured_limit(hidden_dim: int, intermediate_dim: int) -> int:
-    """The limit of `few_rows` on this machine, measured once and kept in a file.
-
-    A second process reads the file, since a run that is resumed must compute the same bits.
-    """
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe_hf"
-    file = folder / f"few_rows-{platform.machine()}-{platform.node()}-{hidden_dim}-{intermediate_dim}.json"
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        limit = _measure_limit(hidden_dim, intermediate_dim)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(json.dumps(limit))
-    except FileExistsError:  # another process was first
-        return int(json.loads(file.read_text(encoding="utf-8")))
-    except OSError:
-        return ROWS_UNMEASURED  # no measurement can be kept, and one that differs by process would change results
-    return limit
+    """The limit of `few_rows` on this machine, measured once and kept in a file."""
+    name = f"few_rows-{hidden_dim}-{intermediate_dim}"
+    return kept_choice(name, lambda: _measure_limit(hidden_dim, intermediate_dim), ROWS_UNMEASURED)
 
 
-def _measure_limit(hidden_dim: int, intermediate_dim: int, num_experts: int = 8) -> int:
-    up = torch.randn(num_experts, intermediate_dim, hidden_dim)
-    down = torch.randn(num_experts, hidden_dim, intermediate_dim)
-    limit = 0
-    for count in ROWS_TRIED:
-        x = torch.randn(num_experts * count, hidden_dim)
-        visited = Visited(torch.full((num_experts,), count), ROWS_TRIED[-1])
+def _measure_limit(hidden_dim: int, intermediate_dim: int) -> int:
+    # As many experts as fill 32 MiB: a few would stay in a cache.
+    num_experts = min(64, max(8, 2**22 // (hidden_dim * intermediate_dim)))
+    # Ones, as random numbers would advance the generator of the run.
+    up = torch.ones(num_experts, intermediate_dim, hidden_dim)
+    down = torch.ones(num_experts, hidden_dim, intermediate_dim)
+
+    def ways(count: int):
+        x = torch.ones(num_experts * count, hidden_dim)
+        visited = Visited(torch.full((num_experts,), count), count)
         hidden, output = x.new_empty(len(x), intermediate_dim), torch.empty_like(x)
 
         def by_products():
             for expert, rows in enumerate(x.split(count)):
                 torch.mm(torch.mm(rows, up[expert].t()).relu_(), down[expert].t())
 
-        def by_kernels():
-            visited.forward(up, down, x, hidden, output)
+        return lambda: visited.forward(up, down, x, hidden, output), by_products
 
-        times = {by_products: [], by_kernels: []}
-        for _ in range(5):
-            for function, seconds in times.items():
-                start = time.perf_counter()
-                function()
-                seconds.append(time.perf_counter() - start)
-        products, kernels = (statistics.median(seconds) for seconds in times.values())
-        if kernels > products:
-            break
-        limit = count
-    return limit
+    return largest_faster(ROWS_TRIED, ways)
 
 
 class Visited:
@@ -108,40 +82,53 @@ class Visited:
         self.experts = ((counts > 0) & (counts <= limit)).nonzero()[:, 0]
         self.starts = (counts.cumsum(0) - counts)[self.experts]
         self.counts = counts[self.experts]
+        self.limit = limit
 
     def __len__(self) -> int:
         return len(self.experts)
 
     def forward(self, up, down, rows_RD, hidden_RH, output_RD) -> None:
         """Write relu(x up') to `hidden_RH` and its product with down' to `output_RD`."""
-        self._call("experts_forward", self.experts, *_sizes(up), up, down, rows_RD, hidden_RH, output_RD)
+        self._call("experts_forward", *_sizes(up), up, down, rows_RD, hidden_RH, output_RD)
 
     def backward(self, up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD) -> None:
         """Weigh `grad_RD` in place, and write the three gradients after it."""
         tensors = (up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD)
-        self._call("experts_backward", self.experts, *_sizes(up), *tensors)
+        self._call("experts_backward", *_sizes(up), *tensors)
 
     def squared_norm(self, left_RM, right_RN) -> float:
         """The sum of |left' right|^2 over these experts."""
-        return sum(self._call("rows_squared_norm", left_RM.shape[1], right_RN.shape[1], left_RM, right_RN))
+        return sum(self._call("rows_squared_norm", self.limit, left_RM.shape[1], right_RN.shape[1], left_RM, right_RN))
 
     def step(self, param, left, right, row, col, decay_V, keep_V, *, beta2, bias_correction, lr, eps) -> None:
         """Make the step of `row_step.step_rows` for these experts, in place."""
         tensors = (param, left, right, row, col, decay_V, keep_V)
-        self._call("rows_step", self.experts, *param.shape[1:], *tensors, beta2, bias_correction, lr, eps)
+        self._call("rows_step", self.limit, *param.shape[1:], *tensors, beta2, bias_correction, lr, eps)
 
     def _call(self, name: str, *arguments) -> list:
-        """Call a kernel for all of the experts, in as many threads as torch has."""
-        function, arguments = getattr(library(), name), list(arguments)
-        at = 1 if isinstance(arguments[0], torch.Tensor) else 0  # the kernels' order: experts, starts, counts
-        converted = [_as_c(value) for value in [*arguments[:at], self.starts, self.counts, *arguments[at:]]]
-        num_parts = max(1, min(torch.get_num_threads(), len(self) // 16))
-        limits = [len(self) * part // num_parts for part in range(num_parts + 1)]
-        parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]
-        if num_parts == 1:
-            return [function(*parts[0], *converted)]
-        with ThreadPoolExecutor(num_parts) as pool:
-            return list(pool.map(lambda part: function(*part, *converted), parts))
+        """Call a kernel for all of the experts."""
+        return call_kernel(name, len(self), self.experts, self.starts, self.counts, *arguments)
+
+
+def call_kernel(name: str, number: int, *arguments) -> list:
+    """Call a kernel for `number` experts, in as many threads as torch has.
+
+    Args:
+        name: of a function of `library()`.
+        number: the experts; the function's first two arguments are the first and the last one of a thread.
+        *arguments (Any): the other arguments: contiguous tensors, and numbers.
+
+    Returns:
+        What the function returned in each thread.
+    """
+    function, converted = getattr(library(), name), [_as_c(value) for value in arguments]
+    num_parts = max(1, min(torch.get_num_threads(), number // 16))
+    limits = [number * part // num_parts for part in range(num_parts + 1)]
+    parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]
+    if num_parts == 1:
+        return [function(*parts[0], *converted)]
+    with ThreadPoolExecutor(num_parts) as pool:
+        return list(pool.map(lambda part: function(*part, *converted), parts))
 
 
 def _sizes(up: torch.Tensor) -> tuple[int, int]:

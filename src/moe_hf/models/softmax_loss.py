@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .few_rows_linear import few_rows_linear
 from .host_reads import host_reads_are_free
-from .quantization import dequantized, linear
+from .quantization import dequantized
 from .task_loss import IGNORED
 
 
@@ -55,7 +56,7 @@ class SoftmaxHead(nn.Linear):
             ValueError: the weight is spread over devices here, by tensor parallelism.
         """
         if targets is None:
-            return linear(hidden_states, self.weight)
+            return few_rows_linear(hidden_states, self.weight)
         # Under tensor parallelism it is a DTensor, or without gradients the local part. FSDP has made it whole by now.
         if hasattr(self.weight, "device_mesh") or len(self.weight) != self.out_features:
             raise ValueError(

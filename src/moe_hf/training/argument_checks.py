@@ -101,8 +101,8 @@ def _check_reports(report_to) -> None:
 
 def _check_together(args: TrainingArguments) -> None:
     optim = plain(args.optim)
-    if optim == FACTORED_ADAM and not args.adam_epsilon > 0:
-        raise InputError(f"adam_epsilon={args.adam_epsilon} must be above 0 with optim={FACTORED_ADAM}")
+    if optim == FACTORED_ADAM and not args.adam_epsilon >= 1e-38:
+        raise InputError(f"adam_epsilon={args.adam_epsilon} must be at least 1e-38 with optim={FACTORED_ADAM}")
     if optim == FACTORED_ADAM and args.optim_args:
         raise InputError(f"optim_args={shown(args.optim_args)} is not used by optim={FACTORED_ADAM}, leave it out")
     if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):

@@ -4,25 +4,20 @@ Shape suffixes: E experts (any number of leading dimensions), H rows and D colum
 """
 
 import logging
-from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 from transformers import TrainerCallback
 
 from ..models.experts import MoeExperts
 from ..models.factored_gradients import clear_row_gradients, merge_rows, row_gradients, settle_weights
+from .dense_step import step_dense
 from .row_step import settle_moments, step_rows
 
 logger = logging.getLogger(__name__)
 
 FACTORED_ADAM = "factored_adam"
-# A factored step goes through a parameter in pieces, so that its temporaries have this size and not that of all
-# experts. On a CPU they fit into its cache.
-CHUNK_BYTES = {"cpu": 2**19}
-LARGE_CHUNK_BYTES = 2**28
 
 
 class FactoredAdam(torch.optim.Optimizer):
@@ -31,11 +26,12 @@ class FactoredAdam(torch.optim.Optimizer):
     For every matrix g (H, D) of a gradient's last two dimensions, at step t:
 
         R_i = beta2 R_i + (1 - beta2) mean_j g_ij^2        C_j = beta2 C_j + (1 - beta2) mean_i g_ij^2
-        v_ij = R_i C_j / mean_i R_i / (1 - beta2^t)        p_ij -= lr g_ij / (sqrt(v_ij) + eps)
+        a_i = sqrt(R_i / mean_i R_i)    b_j = sqrt(C_j / (1 - beta2^t))    p_ij -= lr g_ij / ((a_i + eps) (b_j + eps))
 
-    after the decoupled weight decay p_ij *= 1 - lr weight_decay. Where each g^2 is of rank one this is AdamW with
-    betas = (0, beta2). Only the weight decay moves an expert without tokens (g = 0), and its moments decay. After a
-    long rest its first step is at most lr / sqrt(1 - beta2) long where g^2 is of rank one.
+    after the decoupled weight decay p_ij *= 1 - lr weight_decay. (a_i b_j)^2 is appendix D's estimate of E[g_ij^2].
+    Each factor has its own eps, so that the denominator stays a product. Where each g^2 is of rank one this is AdamW
+    with betas = (0, beta2), but for eps. Only the weight decay moves an expert without tokens (g = 0), and its moments
+    decay. After a long rest its first step is at most lr / sqrt(1 - beta2) long where g^2 is of rank one.
 
     R and C are float32 (float64 for float64 parameters), whatever the parameter's dtype. Their size over the
     parameters' is 1 / H + 1 / D, which is under 1 % for matrices larger than 200 x 200.
@@ -48,7 +44,8 @@ class FactoredAdam(torch.optim.Optimizer):
         params (Iterable): parameters or groups of them. Sharding of the leading dimensions is fine.
         lr: as in AdamW.
         betas: as in AdamW; a factored group uses the second alone.
-        eps: as in AdamW.
+        eps: as in AdamW, and at least 1e-38, which is invertible in float32; a factored group adds it to a_i, whose
+            mean square is 1, and to b_j.
         weight_decay: as in AdamW.
         factored: the default of groups that do not say it themselves; for stacked matrices (..., H, D).
 
@@ -90,8 +87,8 @@ class FactoredAdam(torch.optim.Optimizer):
         for name in ("lr", "weight_decay"):
             if group[name] < 0:
                 raise ValueError(f"{name}={group[name]} must not be negative")
-        if not group["eps"] > 0:  # an expert without tokens is updated by 0 / eps
-            raise ValueError(f"eps={group['eps']} must be above 0")
+        if not group["eps"] >= 1e-38:  # an expert without tokens is updated by 0 / eps / eps
+            raise ValueError(f"eps={group['eps']} must be at least 1e-38")
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas={group['betas']} must be at least 0 and below 1")
         super().add_param_group(param_group)
@@ -146,9 +143,7 @@ class FactoredAdam(torch.optim.Optimizer):
         state = self._factored_state(param)
         settle_weights(param)
         settle_moments(state, group["betas"][1])
-        beta2 = group["betas"][1]
-        for matrices in _chunks(param, param.grad, state["row"], state["col"]):
-            _update(*matrices, beta2, 1 - beta2 ** state["step"], group["lr"], group["eps"], group["weight_decay"])
+        step_dense(param, param.grad, state, group)
 
     def _adam_step(self, params: list[nn.Parameter], group: dict) -> None:
         for param in params:
@@ -190,57 +185,6 @@ class FactoredAdam(torch.optim.Optimizer):
                 factor = state_dict["state"].get(key, {}).get(name)
                 if factor is not None:
                     self.state[param][name] = factor.to(param.device)
-
-
-def _chunks(*tensors: torch.Tensor) -> Iterator[tuple]:
-    """Views of (param, grad, row, col), each (E, H, D), (E, H) or (E, D), and how many rows to treat at once.
-
-    A sharded parameter is one piece: to cut a DTensor would gather it.
-    """
-    param, _, row, _ = tensors
-    if param.dim() == 2 or isinstance(param, DTensor):
-        yield *tensors, param.shape[-2]
-    elif param.dim() > 3:
-        for parts in zip(*(tensor.unbind(0) for tensor in tensors)):
-            yield from _chunks(*parts)
-    else:
-        num_rows = CHUNK_BYTES.get(param.device.type, LARGE_CHUNK_BYTES) // (param.shape[-1] * row.element_size())
-        num_matrices = max(1, num_rows // param.shape[-2])
-        for parts in zip(*(tensor.split(num_matrices) for tensor in tensors)):
-            yield *parts, max(1, min(num_rows, param.shape[-2]))
-
-
-def _update(
-    param: torch.Tensor,
-    grad: torch.Tensor,
-    row_EH: torch.Tensor,
-    col_ED: torch.Tensor,
-    num_rows: int,
-    beta2: float,
-    bias_correction: float,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """The formulas of `FactoredAdam`, in place, for `num_rows` rows of each matrix at a time."""
-    row_means, col_sum_ED = [], torch.zeros_like(col_ED)
-    for piece in grad.split(num_rows, dim=-2):
-        squares = piece.to(row_EH.dtype).square()
-        row_means.append(squares.mean(dim=-1))
-        col_sum_ED += squares.sum(dim=-2)
-    row_EH.lerp_(torch.cat(row_means, dim=-1), 1 - beta2)
-    col_ED.lerp_(col_sum_ED / grad.shape[-2], 1 - beta2)
-
-    # sqrt(v_ij) = a_i b_j: neither a large square root nor a product R_i C_j that underflows. The mean is zero for an
-    # expert that never had a token.
-    mean_E1 = row_EH.mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(row_EH.dtype).tiny)
-    a_EH1 = (row_EH / mean_E1).sqrt_().unsqueeze(-1)
-    b_E1D = (col_ED / bias_correction).sqrt_().unsqueeze(-2)
-    eps_E1D = torch.full_like(b_E1D, eps)  # a scalar's addcmul is slow
-    if weight_decay:
-        param.mul_(1 - lr * weight_decay)
-    for target, piece, a in zip(*(tensor.split(num_rows, dim=-2) for tensor in (param, grad, a_EH1))):
-        target.addcdiv_(piece.to(a.dtype), torch.addcmul(eps_E1D, a, b_E1D), value=-lr)
 
 
 def expert_parameters(model: nn.Module) -> list[nn.Parameter]:

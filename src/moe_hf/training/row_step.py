@@ -14,7 +14,10 @@ from ..models.factored_gradients import RowGradients
 
 
 def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict) -> None:
-    """Make one step of the formulas of `FactoredAdam`, in place.
+    """Make one step of the formulas of `FactoredAdam`, in place, without the gradient left' right.
+
+    Its factored second moments follow from the rows' Gram matrices, and since both factors of the denominator have
+    their own eps, the update is a product of scaled rows: lr (left / (a + eps))' (right / (b + eps)).
 
     Args:
         param: (E, H, D).
@@ -41,22 +44,35 @@ def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict)
     for name in ("row", "col"):
         state[name][visited] = state[name][visited] * decay_V1
     state["visited"][visited] = step
-    scratch = None
     for experts, left_GrH, right_GrD in rows.groups(above=limit):
-        grad = torch.bmm(left_GrH.mT, right_GrD).to(state["row"].dtype)
-        if scratch is None or len(scratch) < len(grad):
-            scratch = torch.empty_like(grad)
-        squares = torch.mul(grad, grad, out=scratch[: len(grad)])
-        row = state["row"][experts].add_(squares.sum(dim=-1), alpha=(1 - beta2) / grad.shape[-1])
-        col = state["col"][experts].add_(squares.sum(dim=-2), alpha=(1 - beta2) / grad.shape[-2])
+        row, col = state["row"][experts], state["col"][experts]
+        squares_GH, squares_GD = _mean_squares(left_GrH, right_GrD)
+        row += (1 - beta2) * squares_GH.to(row.dtype)
+        col += (1 - beta2) * squares_GD.to(col.dtype)
         state["row"][experts], state["col"][experts] = row, col
         mean_G1 = row.mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(row.dtype).tiny)
-        a_GH1 = (row / mean_G1).sqrt_().unsqueeze(-1)
-        b_G1D = (col / (1 - beta2**step)).sqrt_().unsqueeze(-2)
-        root = torch.mul(a_GH1, b_G1D, out=squares).add_(group["eps"])
+        a_GH = (row / mean_G1).sqrt_().add_(group["eps"])
+        b_GD = (col / (1 - beta2**step)).sqrt_().add_(group["eps"])
         if decay is not None:
             decay.settle(param, experts)
-        param.index_add_(0, experts, grad.div_(root).to(param.dtype), alpha=-group["lr"])
+        update = torch.bmm((left_GrH / a_GH[:, None]).mT, right_GrD / b_GD[:, None])
+        param.index_add_(0, experts, update.to(param.dtype), alpha=-group["lr"])
+
+
+def _mean_squares(left_GrH: torch.Tensor, right_GrD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means over the columns (G, H) and over the rows (G, D) of the squares of left' right.
+
+    With K = right right', sum_j (left' right)_ij^2 = sum_r left_ri (K left)_ri, which is less work than the product
+    unless there are many rows. In float64, since what cancels in the gradient must cancel in its squares.
+    """
+    left, right = left_GrH.double(), right_GrD.double()
+    if left.shape[1] > min(left.shape[2], right.shape[2]):
+        squares = torch.bmm(left.mT, right).square_()
+        return squares.mean(-1), squares.mean(-2)
+    by_left, by_right = torch.bmm(right, right.mT), torch.bmm(left, left.mT)
+    squares_GH = (torch.bmm(by_left, left) * left).sum(1).clamp_(min=0) / right.shape[2]
+    squares_GD = (torch.bmm(by_right, right) * right).sum(1).clamp_(min=0) / left.shape[2]
+    return squares_GH, squares_GD
 
 
 def settle_moments(state: dict, beta2: float) -> None:
