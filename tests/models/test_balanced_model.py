@@ -1,8 +1,11 @@
 """Models with strictly balanced gating: the block, padding, generation, checkpoints, and what training makes of T."""
 
+from contextlib import nullcontext
+
 import naive_moe
 import pytest
 import torch
+from device_path import device_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import aligned, assert_same, dense, gradients, random_ids, randomize, tiny_lm, tiny_lm_config
@@ -39,6 +42,7 @@ def pad(input_ids, left, right):
     return ids, torch.nn.functional.pad(torch.ones_like(input_ids), (left, right), value=0)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 @settings(deadline=None, max_examples=12)
 @given(
@@ -47,11 +51,12 @@ def pad(input_ids, left, right):
     threshold=st.sampled_from([0.1, 0.2, 0.4]),
     seed=st.integers(0, 999),
 )
-def test_block_is_appendix_f_with_all_gradients_and_skips_padding(training, mask, k, threshold, seed):
+def test_block_is_appendix_f_with_all_gradients_and_skips_padding(training, on_device, mask, k, threshold, seed):
     mask = torch.tensor(mask).view(2, 4)
     module = block(seed, threshold, num_experts_per_tok=k).train(training)
     hidden = draw(2, 4, 8, seed=seed).requires_grad_()
-    output, importance, load, counts, threshold_loss = module(hidden, mask)
+    with device_path() if on_device else nullcontext():
+        output, importance, load, counts, threshold_loss = module(hidden, mask)
     parameters = dict(module.named_parameters())
     rows, gating = naive_moe.moe_block(list(hidden[mask]), parameters, k, training=training)
     assert_same(output[mask], torch.stack(rows))

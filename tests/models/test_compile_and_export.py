@@ -13,8 +13,8 @@ FAMILIES = {"lm": LM, "gnmt": GNMT}
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
-def model_and_batch(family, with_padding=True):
-    model = FAMILIES[family].model()
+def model_and_batch(family, with_padding=True, **changes):
+    model = FAMILIES[family].model(**changes)
     model.set_experts_implementation("moe_hf")
     if family == "lm":
         ids, mask = random_ids(3, 7), torch.ones(3, 7, dtype=torch.long)
@@ -28,9 +28,13 @@ def model_and_batch(family, with_padding=True):
 
 
 @FAMILY
-@pytest.mark.parametrize("with_padding", [True, False])
-def test_evaluation_is_one_graph(family, with_padding):
-    model, inputs = model_and_batch(family, with_padding)
+@pytest.mark.parametrize(
+    ("with_padding", "changes"),
+    [(True, {}), (False, {}), (True, {"num_experts": 8, "num_expert_groups": 4, "num_experts_per_tok": 4})],
+    ids=["padded", "full", "hierarchical"],
+)
+def test_evaluation_is_one_graph(family, with_padding, changes):
+    model, inputs = model_and_batch(family, with_padding, **changes)
     torch.compiler.reset()
     with torch.no_grad():
         output = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)

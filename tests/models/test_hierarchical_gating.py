@@ -1,10 +1,12 @@
 """The hierarchical gate against the per-token reference, and what it promises beyond it."""
 
 import warnings
+from contextlib import nullcontext
 
 import naive_moe
 import pytest
 import torch
+from device_path import device_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import (
@@ -27,6 +29,7 @@ from moe_hf.models.hierarchical_gating import HierarchicalGate
 
 EPSILON = 0.05
 WIDTH = 4
+ON_DEVICE = pytest.mark.parametrize("on_device", [False, True])
 HIERARCHY = {"num_experts": 12, "num_expert_groups": 4, "num_groups_per_tok": 2, "num_experts_per_tok": 4}
 
 
@@ -43,8 +46,11 @@ def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def naive(gate, hidden, mask, seed):
-    """The reference on the real tokens, with the noise that the gate draws: by token, then by (group, token)."""
+def naive(gate, hidden, mask, seed, on_device=False):
+    """The reference on the real tokens, with the noise that the gate draws: by token, then by (group, token).
+
+    On a device it draws for padding too, which comes last.
+    """
     real = list(range(len(hidden))) if mask is None else mask.nonzero().flatten().tolist()
     parameters, groups, k_groups = dict(gate.named_parameters()), len(gate.weight), gate.primary.num_experts_per_tok
     tokens, noises = [hidden[t] for t in real], None
@@ -55,21 +61,23 @@ def naive(gate, hidden, mask, seed):
             tokens, gate.primary.weight, k_groups, gate.primary.noise_weight, primary_noise, EPSILON
         )
         pairs = sorted((group, t) for t, chosen in enumerate(primary.gates) for group in chosen)
-        draws = torch.randn(len(pairs), gate.weight.shape[1], dtype=torch.float64)
+        num_draws = len(hidden) * k_groups if on_device else len(pairs)
+        draws = torch.randn(num_draws, gate.weight.shape[1], dtype=torch.float64)
         noises = primary_noise, {(t, group): noise for (group, t), noise in zip(pairs, draws)}
     return naive_moe.hierarchical_gate(tokens, parameters, k_groups, gate.num_chosen_per_group, noises, EPSILON)
 
 
-def run(gate, hidden, mask=None, seed=7):
-    expected = naive(gate, hidden, mask, seed)
+def run(gate, hidden, mask=None, seed=7, on_device=False):
+    expected = naive(gate, hidden, mask, seed, on_device)
     torch.manual_seed(seed)
-    return gate(hidden, mask), expected
+    with device_path() if on_device else nullcontext():
+        return gate(hidden, mask), expected
 
 
-def check(gate, hidden, mask=None, seed=7):
+def check(gate, hidden, mask=None, seed=7, on_device=False):
     """Indices, weights, statistics, loss and all gradients are the reference's."""
     num_experts, real = gate.num_experts, slice(None) if mask is None else mask
-    output, expected = run(gate, hidden.requires_grad_(), mask, seed)
+    output, expected = run(gate, hidden.requires_grad_(), mask, seed, on_device)
     assert [set(row.tolist()) for row in output.top_k_index[real]] == [set(g) for g in expected.gates]
     assert (output.top_k_weights.diff(dim=-1) <= 0).all()
     assert_same(dense(output, num_experts)[real], naive_dense(expected, num_experts))
@@ -85,7 +93,8 @@ def check(gate, hidden, mask=None, seed=7):
     inputs = {"hidden": hidden} | {
         name: parameter for name, parameter in gate.named_parameters() if gate.training or "noise" not in name
     }
-    actual = gradients((dense(output, num_experts)[real] * probe).sum() + loss, inputs)
+    with device_path() if on_device else nullcontext():
+        actual = gradients((dense(output, num_experts)[real] * probe).sum() + loss, inputs)
     expected_total = (naive_dense(expected, num_experts) * probe).sum() + expected_loss
     assert_same(actual, gradients(expected_total, inputs))
     return output, actual
@@ -105,27 +114,32 @@ def test_gate_is_appendix_b_with_all_gradients(training, tokens, groups, per_gro
     check(gate, draw(seed + 1, tokens, WIDTH), seed=seed)
 
 
+@ON_DEVICE
 @pytest.mark.parametrize(("k_groups", "k_per_group"), [(2, 3), (4, 2), (4, 3)])
-def test_every_expert_of_a_group_or_every_group_is_appendix_b_too(k_groups, k_per_group):
-    check(hierarchical_gate(k_groups=k_groups, k_per_group=k_per_group), draw(1, 6, WIDTH))
+def test_every_expert_of_a_group_or_every_group_is_appendix_b_too(k_groups, k_per_group, on_device):
+    gate = hierarchical_gate(k_groups=k_groups, k_per_group=k_per_group)
+    check(gate, draw(1, 6, WIDTH), on_device=on_device)
 
 
+@ON_DEVICE
 @pytest.mark.parametrize("training", [True, False])
 @settings(deadline=None, max_examples=8)
 @given(mask=st.lists(st.booleans(), min_size=1, max_size=7).filter(any), seed=st.integers(0, 999))
-def test_masked_tokens_are_neither_routed_nor_counted(training, mask, seed):
-    mask = torch.tensor(mask)
-    output, grads = check(hierarchical_gate(seed=seed).train(training), draw(seed, len(mask), WIDTH), mask, seed)
+def test_masked_tokens_are_neither_routed_nor_counted(training, on_device, mask, seed):
+    gate, mask = hierarchical_gate(seed=seed).train(training), torch.tensor(mask)
+    output, grads = check(gate, draw(seed, len(mask), WIDTH), mask, seed, on_device)
     assert (output.top_k_weights[~mask] == 0).all()
     assert ((output.top_k_index >= 0) & (output.top_k_index < 12)).all()
     assert (grads["hidden"][~mask] == 0).all()
 
 
+@ON_DEVICE
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("mask", [None, torch.zeros(5, dtype=torch.bool)])
-def test_without_any_token_all_is_zero_and_no_gradient_is_none(training, mask):
+def test_without_any_token_all_is_zero_and_no_gradient_is_none(training, mask, on_device):
     gate = hierarchical_gate().train(training)
-    output = gate(draw(0, 0 if mask is None else 5, WIDTH), mask)
+    with device_path() if on_device else nullcontext():
+        output = gate(draw(0, 0 if mask is None else 5, WIDTH), mask)
     assert output.top_k_index.shape == output.top_k_weights.shape == (0 if mask is None else 5, 4)
     for statistic in (output.importance, output.load, output.tokens_per_expert):
         assert statistic.tolist() == [0] * 12
@@ -135,11 +149,12 @@ def test_without_any_token_all_is_zero_and_no_gradient_is_none(training, mask):
         assert (grad == 0).all()
 
 
-def test_all_tokens_in_the_same_groups_leave_the_others_a_zero_gradient():
+@ON_DEVICE
+def test_all_tokens_in_the_same_groups_leave_the_others_a_zero_gradient(on_device):
     gate = hierarchical_gate()
     gate.primary.weight.data[:] = torch.tensor([0.0, 50.0, -50.0, 45.0])[:, None]
     hidden = draw(0, 6, WIDTH).abs()
-    output, grads = check(gate, hidden)
+    output, grads = check(gate, hidden, on_device=on_device)
     counts_GM = output.tokens_per_expert.view(4, 3)
     assert counts_GM.sum(dim=1).tolist() == [0, 12, 0, 12]
     assert output.load.view(4, 3)[[0, 2]].abs().sum() == 0

@@ -4,9 +4,11 @@ Shape suffixes: T tokens, D width, V vocabulary, N sampled classes.
 """
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from device_path import device_path
 from tiny_models import assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from moe_hf.models.softmax_loss import SoftmaxHead, chunked_cross_entropy, sampled_softmax_loss
 
 TOKENS, WIDTH, VOCAB = 11, 4, 30
+ON_DEVICE = pytest.mark.parametrize("on_device", [False, True])
 SAMPLE = torch.tensor([0, 1, 4, 5, 12, 29])
 LOG_COUNT = torch.tensor([0.99, 0.9, 0.5, 0.4, 0.125, 0.05], dtype=torch.float64).log()
 # Classes in the sample, at its ends and outside of it, one of them several times; the third token is not scored.
@@ -56,12 +59,15 @@ def sampled(hidden_TD, weight_VD, targets_T, chunk_size=None):
 LOSSES = {"full": (chunked_cross_entropy, naive_full), "sampled": (sampled, naive_sampled)}
 
 
+@ON_DEVICE
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 10, 1000])
 @pytest.mark.parametrize("kind", LOSSES)
-def test_loss_and_gradients_are_those_of_the_loops(kind, chunk_size):
+def test_loss_and_gradients_are_those_of_the_loops(kind, chunk_size, on_device):
     loss, naive = LOSSES[kind]
     inputs = problem()
-    actual, expected = loss(*inputs, TARGETS, chunk_size), naive(*inputs, TARGETS)
+    with device_path() if on_device else nullcontext():
+        actual = loss(*inputs, TARGETS, chunk_size)
+    expected = naive(*inputs, TARGETS)
     assert actual.dtype == torch.float64
     assert_same(actual, expected)
     # Not 1, as neither in gradient accumulation nor under a loss scale.
@@ -99,10 +105,12 @@ def test_backward_may_be_called_twice(kind):
     assert_same(torch.autograd.grad(value, inputs), tuple(grad / 2 for grad in first))
 
 
+@ON_DEVICE
 @pytest.mark.parametrize("kind", LOSSES)
-def test_nothing_scored_is_zero_with_zero_gradients(kind):
+def test_nothing_scored_is_zero_with_zero_gradients(kind, on_device):
     inputs = problem()
-    value = LOSSES[kind][0](*inputs, torch.full((TOKENS,), -100), 4)
+    with device_path() if on_device else nullcontext():
+        value = LOSSES[kind][0](*inputs, torch.full((TOKENS,), -100), 4)
     assert value.item() == 0
     for grad, tensor in zip(torch.autograd.grad(value, inputs), inputs):
         assert torch.equal(grad, torch.zeros_like(tensor))

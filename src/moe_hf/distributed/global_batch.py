@@ -114,8 +114,12 @@ def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, o
 
 @torch.no_grad()
 def _choose_by_global_batch(
-    gate: StrictlyBalancedGate, group, gates_TE: torch.Tensor, is_token_T1: torch.Tensor, num_tokens: int
-) -> torch.Tensor:
+    gate: StrictlyBalancedGate,
+    group,
+    gates_TE: torch.Tensor,
+    is_token_T1: torch.Tensor,
+    num_tokens: int | torch.Tensor,
+) -> tuple[torch.Tensor, int | None]:
     """In place of `StrictlyBalancedGate.choose_by_batch`: each expert keeps the best tokens of all processes.
 
     Among equal values those of the lower rank are kept, and of one rank the earlier ones: the order of the global
@@ -123,11 +127,11 @@ def _choose_by_global_batch(
     """
     if not gate.training:
         return type(gate).choose_by_batch(gate, gates_TE, is_token_T1, num_tokens)
-    total = torch.tensor(num_tokens, device=gates_TE.device)
+    total = torch.zeros((), dtype=torch.long, device=gates_TE.device) + num_tokens
     dist.all_reduce(total, group=group)
     m = tokens_for_each_expert(int(total), gate.num_experts, gate.num_experts_per_tok)
     if m == 0:
-        return torch.zeros_like(gates_TE, dtype=torch.bool)
+        return torch.zeros_like(gates_TE, dtype=torch.bool), None
     # Read as integers, values that are not negative keep their order; padding, which is negative, comes before them.
     keys_TE = gates_TE.masked_fill(~is_token_T1, -1).view(INTEGERS[gates_TE.dtype])
     best_EM = keys_TE.topk(min(m, len(keys_TE)), dim=0).values.flip(0).t().contiguous().long()
@@ -139,7 +143,7 @@ def _choose_by_global_batch(
     above_WE, equal_WE = torch.stack(counts).unbind(1)
     places_left_E = m - above_WE.sum(dim=0) - equal_WE[: dist.get_rank(group)].sum(dim=0)
     equal_TE = keys_TE == last_kept_E
-    return (keys_TE > last_kept_E) | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E))
+    return (keys_TE > last_kept_E) | (equal_TE & (equal_TE.cumsum(dim=0) <= places_left_E)), None
 
 
 def _highest_with(m: int, sorted_EM: torch.Tensor, num_bits: int, group: dist.ProcessGroup | None) -> torch.Tensor:

@@ -19,7 +19,7 @@ from .gate_pieces import is_for_pieces, noisy_top_k_in_pieces
 
 
 class GateOutput(NamedTuple):
-    """What a gate decides and reports. The last four are None when no balancing statistics were asked for.
+    """What a gate decides and reports. The four statistics are None when they were not asked for.
 
     top_k_index: (T, K) int64, global expert ids, the highest weight first.
     top_k_weights: (T, K), at least float32; 0 for an unused slot (a padding token has only such).
@@ -27,6 +27,7 @@ class GateOutput(NamedTuple):
     importance: (E,), differentiable. load: (E,), differentiable where there is noise, else the token counts.
     tokens_per_expert: (E,), how many tokens each expert gets.
     threshold_loss: a scalar, L_batchwise per token, from `StrictlyBalancedGate` only.
+    most_per_expert: at most how many tokens an expert gets, where `StrictlyBalancedGate` knows it beforehand.
     """
 
     top_k_index: torch.Tensor
@@ -36,6 +37,7 @@ class GateOutput(NamedTuple):
     load: torch.Tensor | None = None
     tokens_per_expert: torch.Tensor | None = None
     threshold_loss: torch.Tensor | None = None
+    most_per_expert: int | None = None
 
 
 def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

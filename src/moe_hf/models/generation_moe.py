@@ -12,6 +12,7 @@ from transformers.generation import (
 )
 
 from .cache import CACHE_NAME
+from .pretrained_moe import check_ids
 
 
 class MoeGenerationMixin(GenerationMixin):
@@ -20,6 +21,8 @@ class MoeGenerationMixin(GenerationMixin):
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs: dict, *args, **kwargs) -> dict:
         """Drops `labels`: `Seq2SeqTrainer` hands the whole batch to generate(), and the library to the encoder."""
         model_kwargs.pop("labels", None)
+        if not inputs_tensor.is_floating_point():  # else embeddings
+            check_ids("input_ids", inputs_tensor, self.config.vocab_size, may_wait=True)
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
     def _expand_inputs_for_generation(self, *args, encoder_outputs=None, **kwargs):
@@ -52,6 +55,8 @@ class MoeGenerationMixin(GenerationMixin):
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} is for the prompt of a language model, "
                 "leave it out for a translation"
             )
+        name = "decoder_input_ids" if self.config.is_encoder_decoder else "input_ids"
+        check_ids(name, input_ids, self.config.vocab_size, may_wait=True)
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_filled_cache(cache, input_ids, generation_config, model_kwargs)

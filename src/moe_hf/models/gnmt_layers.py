@@ -39,18 +39,20 @@ class BidirectionalLstmLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             hidden_states: (B, S, D).
             mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
+            lengths: see `row_lengths`.
 
         Returns:
             the mean of both directions (B, S, D), and both, the forward one first (B, S, 2D).
         """
         directions, h, c = zip(self.forward_lstm(hidden_states), self.backward_lstm(hidden_states))
-        output, _, _ = run_lstm(hidden_states, mask, torch.stack(h), torch.stack(c), directions, self.training)
+        states = torch.stack(h), torch.stack(c)
+        output, _, _ = run_lstm(hidden_states, mask, *states, directions, self.training, lengths=lengths)
         both = torch.cat([hidden_states, hidden_states], dim=-1) + self.dropout(output)
         return torch.stack(both.chunk(2, dim=-1)).mean(dim=0), both
 
@@ -172,6 +174,7 @@ class AttentionLstmLayer(LstmLayer):
         mask: torch.Tensor | None = None,
         h: torch.Tensor | None = None,
         c: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """
         Args:
@@ -182,22 +185,21 @@ class AttentionLstmLayer(LstmLayer):
             mask: (B, T) bool, False for padding of the target; None when there is none.
             h: (B, D), the output before the first position; None for zeros.
             c: (B, U), the cell before the first position; None for zeros.
+            lengths: of the target, see `row_lengths`.
 
         Returns:
             hidden_states (B, T, D), context (B, T, D), attention weights (B, 1, T, S), h, c and keys.
         """
         h, c = self.start(hidden_states, h, c)
-        if self.self_feeding:
-            run = self._run_step_by_step
-        else:
-            run = self._run_at_once
-        output, context, weights, h, c, keys = run(hidden_states, source, keys, source_mask, mask, h, c)
+        inputs = (hidden_states, source, keys, source_mask, mask, h, c)
+        run = self._run_step_by_step(*inputs) if self.self_feeding else self._run_at_once(*inputs, lengths)
+        output, context, weights, h, c, keys = run
         dtype = hidden_states.dtype  # autocast would leave the state in the lower precision, or only a part of it
         hidden_states = hidden_states + self.dropout(output)
         return hidden_states, context, weights[:, None], h.to(dtype), c.to(dtype), keys
 
-    def _run_at_once(self, hidden_states, source, keys, source_mask, mask, h, c):
-        output, h, c = run_lstm(hidden_states, mask, h[None], c[None], [self], self.training)
+    def _run_at_once(self, hidden_states, source, keys, source_mask, mask, h, c, lengths):
+        output, h, c = run_lstm(hidden_states, mask, h[None], c[None], [self], self.training, lengths=lengths)
         context, weights, keys = self.attention(output, keys, source, source_mask)
         return output, context, weights, h[0], c[0], keys
 

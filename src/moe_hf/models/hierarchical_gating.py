@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from .balancing import importance, tokens_per_expert
-from .gating import GateOutput, NoisyTopKGate, check_top_k, linear_in_float32, noisy_top_k
+from .gating import GateOutput, NoisyTopKGate, check_top_k, noisy_top_k
+from .grouped_linear import grouped_linear
+from .host_reads import host_reads_are_free
 
 
 class HierarchicalGate(nn.Module):
@@ -67,21 +69,21 @@ class HierarchicalGate(nn.Module):
     ) -> GateOutput:
         """Route tokens; arguments as for `NoisyTopKGate`. `router_logits` are the primary gate's, (T, G)."""
         primary = self.primary(hidden_states, mask, output_statistics)
-        order_R, group_R, counts = self._rows_by_group(primary)
+        order_R, group_R, ends_G = self._rows_by_group(primary)
         rows_RD = hidden_states.index_select(0, order_R // primary.top_k_index.shape[-1])
-        clean_RM = self._secondary(rows_RD, self.weight, counts)
+        clean_RM = self._secondary(rows_RD, self.weight, ends_G)
         stddev_RM = None
         if self.training:
-            raw_stddev_RM = self._secondary(rows_RD, self.noise_weight, counts)
+            raw_stddev_RM = self._secondary(rows_RD, self.noise_weight, ends_G)
             stddev_RM = nn.functional.softplus(raw_stddev_RM) + self.noise_epsilon
         index_RQ, weights_RQ, probability_RM = noisy_top_k(
             clean_RM, stddev_RM, self.num_chosen_per_group, need_probability=output_statistics
         )
 
         weights_RQ = primary.top_k_weights.reshape(-1).index_select(0, order_R)[:, None] * weights_RQ
-        top_k_index, top_k_weights = self._per_token(
-            order_R, group_R[:, None] * self.num_experts_per_group + index_RQ, weights_RQ, len(hidden_states)
-        )
+        is_unused_R1 = (group_R == len(self.weight))[:, None]
+        index_RQ = (group_R[:, None] * self.num_experts_per_group + index_RQ).masked_fill(is_unused_R1, 0)
+        top_k_index, top_k_weights = self._per_token(order_R, index_RQ, weights_RQ, len(hidden_states))
         if not output_statistics:
             return GateOutput(top_k_index, top_k_weights, primary.router_logits)
         importance_E = importance(top_k_index, top_k_weights, self.num_experts)
@@ -89,24 +91,28 @@ class HierarchicalGate(nn.Module):
         load_E = self._load(primary, group_R, probability_RM, counts_E) if self.training else counts_E
         return GateOutput(top_k_index, top_k_weights, primary.router_logits, importance_E, load_E, counts_E)
 
-    def _rows_by_group(self, primary: GateOutput) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """The pairs with G_primary(x)_i > 0, so none of padding: place (R,) in T * P, group (R,), number per group."""
+    def _rows_by_group(self, primary: GateOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The pairs of a token and a group: place in T * P (R,), group (R,), and where each group's rows end (G,).
+
+        Pairs with G_primary(x)_i = 0, as all of padding, are unused: they have group G and come last. Where a host
+        read is free they are cut off.
+        """
         num_groups = len(self.weight)
         used = primary.top_k_weights.reshape(-1) > 0
-        group = primary.top_k_index.reshape(-1).masked_fill(~used, num_groups)  # unused ones come last
-        counts = group.bincount(minlength=num_groups)[:num_groups].tolist()
-        order_R = group.argsort(stable=True)[: sum(counts)]
-        return order_R, group.index_select(0, order_R), counts
+        group = primary.top_k_index.reshape(-1).masked_fill(~used, num_groups)
+        order_R = group.argsort(stable=True)
+        group_R = group.index_select(0, order_R)
+        ends_G = torch.searchsorted(group_R, torch.arange(num_groups, device=group.device), right=True)
+        if host_reads_are_free(group.device):
+            num_used = int(ends_G[-1])
+            order_R, group_R = order_R[:num_used], group_R[:num_used]
+        return order_R, group_R, ends_G
 
     @staticmethod
-    def _secondary(rows_RD: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """(R, M): each row by the matrix of its group."""
-        # `unbind` once and not `weight[group]` in the loop, as in `MoeExperts`: a select's backward would build a zero
-        # gradient for all groups. Through it an idle group gets a zero gradient, as long as one group is computed.
-        matrices = weight.unbind(0)
-        chosen = [group for group, count in enumerate(counts) if count] or [0]
-        rows = rows_RD.split(counts)
-        return torch.cat([linear_in_float32(rows[group], matrices[group]) for group in chosen])
+    def _secondary(rows_RD: torch.Tensor, weight: torch.Tensor, ends_G: torch.Tensor) -> torch.Tensor:
+        """(R, M), in at least float32: each row by the matrix of its group, 0 for an unused row."""
+        dtype = torch.promote_types(rows_RD.dtype, torch.float32)
+        return grouped_linear(rows_RD.to(dtype), weight.to(dtype), ends_G)
 
     def _per_token(
         self, order_R: torch.Tensor, index_RQ: torch.Tensor, weights_RQ: torch.Tensor, num_tokens: int
@@ -129,6 +135,7 @@ class HierarchicalGate(nn.Module):
         """Load_H(X)_ij = Load_primary(X)_i * Load_i(X^(i))_j / |X^(i)|, (E,); 0 for a group that nobody chose."""
         load_GM = counts_E.view(len(self.weight), -1)
         if probability_RM is not None:
-            load_GM = torch.zeros_like(load_GM).index_add(0, group_R, probability_RM)
+            # One row more, for the unused pairs.
+            load_GM = load_GM.new_zeros(len(load_GM) + 1, load_GM.shape[1]).index_add(0, group_R, probability_RM)[:-1]
         group_size_G = primary.tokens_per_expert.clamp_min(1)
         return ((primary.load / group_size_G)[:, None] * load_GM).view(-1)

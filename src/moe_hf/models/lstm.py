@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_moe import MoeConfig
+from .cudnn_lstm import OrderedRows, cudnn_lstm, uses_cudnn
+from .host_reads import is_on_host
 from .lstm_kernel import lstm_sequence
 from .packing import DocumentLanes
 from .quantization import dequantized, is_int8, linear
@@ -35,6 +36,7 @@ def run_lstm(
     directions: "Sequence[Lstm | LstmWeights]",
     training: bool,
     starts: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run an LSTM in one direction or two. Padding is skipped: it changes no other position and no state.
 
@@ -46,6 +48,7 @@ def run_lstm(
         directions: the weights that read forward, and those that read backward if there are two.
         training: whether the fused kernel is to keep what a backward pass needs.
         starts: (B, S) bool, where the state starts anew from zero; on a CPU only, and for one direction.
+        lengths: see `row_lengths`.
 
     Returns:
         outputs (B, S, L * D), 0 at padding, and the state after the last real step, like h and c.
@@ -59,7 +62,7 @@ def run_lstm(
         output, h, c = lstm_sequence(directions[0], inputs, mask, h[0], c[0], starts=starts)
         return output, h[None], c[None]
     if not is_elementary and is_fused(inputs, mask, directions[0]):
-        return run_fused(inputs, mask, h, c, directions, training)
+        return run_fused(inputs, mask, h, c, directions, training, lengths)
     run = lstm_step if is_elementary else lstm_sequence
     runs = [run(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
     if len(runs) == 1:
@@ -107,15 +110,44 @@ def lstm_step(
     return new_h[:, None] * mask[..., None], torch.where(mask, new_h, h), torch.where(mask, new_c, c)
 
 
+def row_lengths(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The mask, or None after all when nothing is padding, and what the LSTMs need to know of it on the host.
+
+    cuDNN takes the lengths of padded rows from the host. All layers of a stack share one read of them.
+
+    Args:
+        mask: (B, S) bool, False for padding; None when there is none.
+
+    Returns:
+        mask, and the number of real positions of each row, (B,) int64 on the CPU; None where no LSTM needs it.
+    """
+    if mask is None or mask.shape[1] == 1 or mask.is_meta or is_on_host(mask.device):
+        return mask, None
+    lengths = mask.sum(dim=1).cpu()
+    if not torch.compiler.is_compiling() and set(lengths.tolist()) == {mask.shape[1]}:
+        return None, None
+    return mask, lengths
+
+
 def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm | LstmWeights") -> bool:
     """Whether torch has a fused kernel: on a GPU, and on a CPU for whole float32 sequences without a projection."""
     if inputs.device.type != "cpu":
         return True
+    if torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False  # autocast would have it computed in bfloat16
     return mask is None and lstm.weight_hr is None and inputs.dtype == torch.float32 and inputs.shape[1] > 1
 
 
-def run_fused(inputs, mask, h, c, directions, training):
+def run_fused(inputs, mask, h, c, directions, training, lengths=None):
     """`run_lstm` by torch's kernel for the device, oneDNN's or cuDNN's; padding becomes packed sequences."""
+    if mask is not None and inputs.shape[1] == 1:
+        # One position needs no packing, and so no host read.
+        output, last_h, last_c = run_fused(inputs, None, h, c, directions, training)
+        return output * mask[..., None], torch.where(mask, last_h, h), torch.where(mask, last_c, c)
+    if uses_cudnn(inputs.device):
+        weights = [(lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr) for lstm in directions]
+        weights = [weight for direction in weights for weight in direction if weight is not None]
+        return cudnn_lstm(inputs, mask, lengths, h, c, weights)
     weights = []
     for lstm in directions:
         # The kernels expect two bias vectors; the paper's parameter counts have one.
@@ -124,27 +156,10 @@ def run_fused(inputs, mask, h, c, directions, training):
     options = (True, 1, 0.0, training, len(h) == 2)  # biases, layers, dropout, training, bidirectional
     if mask is None:
         return torch._VF.lstm(inputs, (h, c), weights, *options, True)
-
-    lengths_B = mask.sum(dim=1)
-    # Real positions first, in their order; a row without any is run for one step that is then forgotten.
-    order_BS = mask.int().argsort(dim=1, descending=True, stable=True)
-    packed = pack_padded_sequence(
-        inputs.gather(1, order_BS[..., None].expand_as(inputs)),
-        lengths_B.clamp_min(1).cpu(),
-        batch_first=True,
-        enforce_sorted=False,
-    )
-    data, batch_sizes, sorted_B, unsorted_B = packed
-    state = (h[:, sorted_B], c[:, sorted_B])
-    data, last_h, last_c = torch._VF.lstm(data, batch_sizes, state, weights, *options)
-    output, _ = pad_packed_sequence(
-        PackedSequence(data, batch_sizes, sorted_B, unsorted_B), batch_first=True, total_length=inputs.shape[1]
-    )
-    output = output.gather(1, order_BS.argsort(dim=1)[..., None].expand_as(output))
-    has_tokens_B1 = (lengths_B > 0)[:, None]
-    h = torch.where(has_tokens_B1, last_h[:, unsorted_B], h)
-    c = torch.where(has_tokens_B1, last_c[:, unsorted_B], c)
-    return output * mask[..., None], h, c
+    rows = OrderedRows(inputs, mask, lengths)
+    states = tuple(rows.states(h, c))
+    data, last_h, last_c = torch._VF.lstm(rows.data, rows.packed.batch_sizes, states, weights, *options)
+    return rows.unpack(data), rows.unsorted(last_h, h), rows.unsorted(last_c, c)
 
 
 class Lstm(nn.Module):
@@ -223,6 +238,7 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
         c: torch.Tensor | None = None,
         inputs: torch.Tensor | None = None,
         documents: DocumentLanes | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -232,6 +248,7 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
             c: (B, U), the cell before the first position; None for zeros.
             inputs: (B, S, I), what the LSTM reads; None: hidden_states.
             documents: the documents of packed rows, each of which starts from a zero state; None: a row is one.
+            lengths: see `row_lengths`.
 
         Returns:
             hidden_states (B, S, D), and the state after each row's last real position, in the dtype of hidden_states;
@@ -241,13 +258,12 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
         if documents is not None:
             lanes = documents.to_lanes(inputs)
             h, c = self.start(lanes, None, None)
-            output, h, c = run_lstm(
-                lanes, documents.mask_NL, h[None], c[None], [self], self.training, documents.starts_NL
-            )
+            how = (self.training, documents.starts_NL, documents.lengths_N)
+            output, h, c = run_lstm(lanes, documents.mask_NL, h[None], c[None], [self], *how)
             output = documents.to_rows(output)
             output = output if mask is None else output * mask[..., None]
             return hidden_states + self.dropout(output), h[0], c[0]
         h, c = self.start(hidden_states, h, c)
-        output, h, c = run_lstm(inputs, mask, h[None], c[None], [self], self.training)
+        output, h, c = run_lstm(inputs, mask, h[None], c[None], [self], self.training, lengths=lengths)
         # Autocast would leave the state in the lower precision, or only a part of it.
         return hidden_states + self.dropout(output), h[0].to(hidden_states.dtype), c[0].to(hidden_states.dtype)

@@ -26,7 +26,7 @@ from .configuration_gnmt_moe import GnmtMoeConfig
 from .configuration_moe import EXPERTS_EP_PLAN, EXPERTS_TP_PLAN, FSDP_PLAN
 from .generation_moe import MoeGenerationMixin
 from .gnmt_layers import AttentionLstmLayer, BidirectionalLstmLayer, GnmtAttention
-from .lstm import LstmLayer
+from .lstm import LstmLayer, row_lengths
 from .moe import MoeBlock
 from .pretrained_moe import MoePreTrainedModel, TokenEmbedding, padding_mask
 from .softmax_loss import SoftmaxHead
@@ -152,16 +152,16 @@ class GnmtMoeEncoder(GnmtMoeStack):
         """
         self._check_keywords(kwargs)
         inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
-        mask = padding_mask("attention_mask", attention_mask, inputs_embeds, has_past=False)
+        mask, lengths = row_lengths(padding_mask("attention_mask", attention_mask, inputs_embeds, has_past=False))
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         both_directions = None  # what the bidirectional layer gives besides their mean, for an LSTM right after it
         for index, (name, layer) in enumerate(zip(self.config.encoder_layer_pattern, self.layers)):
             if index == 0 and self.config.encoder_bidirectional_first:
-                hidden_states, both_directions = layer(hidden_states, mask)
+                hidden_states, both_directions = layer(hidden_states, mask, lengths)
                 continue
             if name == "lstm":
-                hidden_states, _, _ = layer(hidden_states, mask, None, None, both_directions)
+                hidden_states, _, _ = layer(hidden_states, mask, None, None, both_directions, lengths=lengths)
             else:
                 hidden_states, aux_loss = self._run_moe(layer, hidden_states, mask, aux_loss)
             both_directions = None  # layers further up read hidden_states
@@ -219,7 +219,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         """
         self._check_keywords(kwargs)
         past_key_values = self._usable_cache(one_cache(past_key_values, cache), use_cache)
-        mask = padding_mask("decoder_attention_mask", attention_mask, inputs_embeds)
+        mask, lengths = row_lengths(padding_mask("decoder_attention_mask", attention_mask, inputs_embeds))
         source_mask = padding_mask("attention_mask", encoder_attention_mask, encoder_hidden_states, has_past=False)
         keys, source = self._keys_and_source(past_key_values, encoder_hidden_states)
         states = self._states(past_key_values)
@@ -228,14 +228,15 @@ class GnmtMoeDecoder(GnmtMoeStack):
         aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         h, c = states[0]
         # What is left out here are the attention weights, which the library records (`_can_record_outputs`).
-        hidden_states, context, _, h, c, keys = self.layers[0](hidden_states, source, keys, source_mask, mask, h, c)
+        inputs = (hidden_states, source, keys, source_mask, mask, h, c, lengths)
+        hidden_states, context, _, h, c, keys = self.layers[0](*inputs)
         states[0] = h, c
         for index, (name, layer) in list(enumerate(zip(self.config.decoder_layer_pattern, self.layers)))[1:]:
             if name == "moe":
                 hidden_states, aux_loss = self._run_moe(layer, hidden_states, mask, aux_loss)
             else:
                 inputs = torch.cat([hidden_states, context.to(hidden_states)], dim=-1)
-                hidden_states, h, c = layer(hidden_states, mask, *states[index], inputs)
+                hidden_states, h, c = layer(hidden_states, mask, *states[index], inputs, lengths=lengths)
                 states[index] = h, c
         if past_key_values is not None:
             self._keep(past_key_values, states, keys, source, num_tokens=hidden_states.shape[1])

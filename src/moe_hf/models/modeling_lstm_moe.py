@@ -17,7 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache import CACHE_NAME, cache_of, keeps_lstm_state, one_cache
 from .configuration_lstm_moe import LstmMoeConfig
 from .generation_moe import MoeGenerationMixin
-from .lstm import LstmLayer
+from .lstm import LstmLayer, row_lengths
 from .moe import MoeBlock
 from .packing import DocumentLanes, document_starts, lay_out
 from .pretrained_moe import MoePreTrainedModel, TokenEmbedding, padding_mask
@@ -116,7 +116,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         if kwargs.get("output_attentions"):
             raise ValueError("output_attentions=True: this model has no attention, only False is allowed")
         inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
-        mask = padding_mask("attention_mask", attention_mask, inputs_embeds)
+        mask, lengths = row_lengths(padding_mask("attention_mask", attention_mask, inputs_embeds))
         documents = self._documents(inputs_embeds, mask, position_ids, seq_idx, cu_seq_lens_q)
         past_key_values = one_cache(past_key_values, cache)
         if documents is not None:
@@ -134,7 +134,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         for index, (name, layer) in enumerate(zip(self.config.layer_pattern, self.layers)):
             if name == "lstm":
                 h, c = (None, None) if past_key_values is None else past_key_values.layers[index].state
-                hidden_states, h, c = layer(hidden_states, mask, h, c, documents=documents)
+                hidden_states, h, c = layer(hidden_states, mask, h, c, documents=documents, lengths=lengths)
                 if past_key_values is not None:
                     past_key_values.update(h, c, index, num_tokens=hidden_states.shape[1])
             else:

@@ -47,6 +47,17 @@ def layer_balancing_loss(
     return config.importance_loss_coef * cv_squared(importance) + config.threshold_loss_coef * threshold_loss
 
 
+def _used_slots(routed: GateOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each used slot its token (R,), expert (R, 1) and weight (R, 1); slots of weight 0 may be among them."""
+    if routed.most_per_expert is None:
+        token_R, slot_R = (routed.top_k_weights > 0).nonzero(as_tuple=True)
+        return token_R, routed.top_k_index[token_R, slot_R, None], routed.top_k_weights[token_R, slot_R, None]
+    # The slots are all experts in their order. That each has at most so many tokens saves the host read of `nonzero`.
+    weights_EM, token_EM = routed.top_k_weights.t().topk(routed.most_per_expert, dim=1)
+    expert_EM = torch.arange(len(token_EM), device=token_EM.device)[:, None].expand_as(token_EM)
+    return token_EM.flatten(), expert_EM.reshape(-1, 1), weights_EM.reshape(-1, 1)
+
+
 class MoeBlock(GradientCheckpointingLayer):
     """x + dropout(sigmoid(sum_i G(x)_i E_i(x))), applied to all positions of all sequences at once.
 
@@ -98,9 +109,7 @@ class MoeBlock(GradientCheckpointingLayer):
             return self._run_experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
         # The experts compute every slot, and there most are unused: one token with many experts gives slots to all. So
         # they get each used slot as a token of its own (benchmarks/results/balanced-slots.md).
-        token_R, slot_R = (routed.top_k_weights > 0).nonzero(as_tuple=True)
-        index_R1 = routed.top_k_index[token_R, slot_R, None]
-        weights_R1 = routed.top_k_weights[token_R, slot_R, None]
+        token_R, index_R1, weights_R1 = _used_slots(routed)
         rows_RD = self._run_experts(hidden_TD.index_select(0, token_R), index_R1, weights_R1)
         zeros_TD = torch.zeros_like(hidden_TD, dtype=weights_R1.dtype)  # summed in at least float32
         return zeros_TD.index_add(0, token_R, rows_RD.to(zeros_TD.dtype)).to(hidden_TD.dtype)

@@ -19,12 +19,14 @@ class DocumentLanes(NamedTuple):
     mask_NL: (N, L) bool, False for what fills up a lane; None when nothing does.
     starts_NL: (N, L) bool, where a document begins behind another one; None when every lane has one document.
     place_BS: (B, S) int64, the place in the flattened lanes (N * L) of each position of a row.
+    lengths_N: (N,) int64 on the CPU, the positions of a lane that `mask_NL` does not leave out; None with `starts_NL`.
     """
 
     gather_NL: torch.Tensor
     mask_NL: torch.Tensor | None
     starts_NL: torch.Tensor | None
     place_BS: torch.Tensor
+    lengths_N: torch.Tensor | None = None
 
     def to_lanes(self, x: torch.Tensor) -> torch.Tensor:
         """(B, S, D) -> (N, L, D)."""
@@ -123,7 +125,8 @@ def lay_out(starts_BS: torch.Tensor, mask_BS: torch.Tensor | None, one_a_lane: b
     if num_documents_of_rows <= 0:
         return None
     longest = int(lengths.max())
-    lane, offset, num_lanes = _fill_lanes(lengths.tolist(), longest, one_a_lane)
+    numbers = lengths.tolist()
+    lane, offset, num_lanes = _fill_lanes(numbers, longest, one_a_lane)
 
     first_N = torch.tensor(lane, device=device) * longest + torch.tensor(offset, device=device)
     within_R = torch.arange(len(document_R), device=device) - (lengths.cumsum(0) - lengths)[document_R]
@@ -142,7 +145,8 @@ def lay_out(starts_BS: torch.Tensor, mask_BS: torch.Tensor | None, one_a_lane: b
         starts[:, 0] = False
     place = torch.zeros(rows * length, dtype=torch.long, device=device)
     place[real_R] = place_R
-    return DocumentLanes(gather.view(num_lanes, longest), mask, starts, place.view(rows, length))
+    lengths_N = None if starts is not None else torch.tensor(numbers)[torch.tensor(lane).argsort()]
+    return DocumentLanes(gather.view(num_lanes, longest), mask, starts, place.view(rows, length), lengths_N)
 
 
 def _fill_lanes(lengths: list[int], longest: int, one_a_lane: bool) -> tuple[list[int], list[int], int]:

@@ -21,6 +21,7 @@ from .experts_choice import OWN_IMPLEMENTATION, TRITON_IMPLEMENTATION, has_trito
 from .finite import NonFiniteWeightsError, first_non_finite
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
+from .host_reads import host_reads_are_free
 from .lstm import Lstm
 from .moe import MoeBlock, layer_balancing_loss
 from .quantization import embedding, int8_quantization
@@ -50,20 +51,29 @@ class TokenEmbedding(nn.Embedding):
         return embedding(input_ids, self.weight) * self.embed_scale
 
 
-def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
+def check_ids(name: str, ids: torch.Tensor, vocab_size: int, may_wait: bool = False) -> None:
     """Refuse an id outside of the vocabulary, which a GPU would answer with a crash of the whole process.
+
+    The ids of a sequence on a GPU are checked there, without a host read: a wrong one still ends the process, but
+    with this message.
 
     Args:
         name: what the error calls the ids.
         ids: integers of any shape.
         vocab_size: the number of tokens.
+        may_wait: read ids on a GPU nevertheless.
 
     Raises:
         ValueError: an id is negative, or is not below `vocab_size`.
     """
     if torch.compiler.is_compiling() or ids.numel() == 0 or ids.device.type == "meta":
         return
-    low, high = (int(value) for value in ids.aminmax())
+    if not (may_wait or host_reads_are_free(ids.device)):
+        if ids.device.type == "cuda" and ids.shape[-1] > 1:
+            allowed = f"{name} holds an id that is not allowed: 0 to vocab_size - 1 = {vocab_size - 1}"
+            torch._assert_async(((ids >= 0) & (ids < vocab_size)).all(), allowed)
+        return
+    low, high = torch.stack(ids.aminmax()).tolist()
     if low < 0 or high >= vocab_size:
         raise ValueError(
             f"{name} holds {low if low < 0 else high}, allowed are 0 to vocab_size - 1 = {vocab_size - 1}"
@@ -74,6 +84,8 @@ def padding_mask(
     name: str, mask: torch.Tensor | None, hidden_states: torch.Tensor, has_past: bool = True
 ) -> torch.Tensor | None:
     """(B, S) bool for the positions of `hidden_states` (B, S, D), or None when there is no padding among them.
+
+    On a device, where finding out would be a host read, a mask without padding stays.
 
     Args:
         name: what the error calls the mask.
@@ -93,8 +105,8 @@ def padding_mask(
         expected = f"({batch}, {length} or more)" if has_past else f"({batch}, {length})"
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected}")
     mask = mask[:, mask.shape[1] - length :].to(hidden_states.device, torch.bool)
-    # A compiled or exported graph serves every mask.
-    return None if not torch.compiler.is_compiling() and mask.all() else mask
+    # A compiled or exported graph serves every mask, too.
+    return None if host_reads_are_free(mask.device) and mask.all() else mask
 
 
 class MoePreTrainedModel(PreTrainedModel):

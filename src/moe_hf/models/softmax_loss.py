@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .few_rows_linear import few_rows_linear
+from .host_reads import host_reads_are_free
 from .quantization import dequantized
 from .task_loss import IGNORED
 
@@ -142,10 +143,10 @@ def sampled_softmax_loss(
     Returns:
         a scalar in at least float32. It can be differentiated once.
     """
-    hidden_TD, targets_T = _scored(hidden_TD, targets_T)
-    sample_N, log_count_N = sample_N.to(hidden_TD.device), log_count_N.to(hidden_TD.device)
+    hidden_TD, targets_T, unscored_T = _scored(hidden_TD, targets_T)
+    sample = sample_N.to(hidden_TD.device), log_count_N.to(hidden_TD.device)
     with_grad = torch.is_grad_enabled()
-    return _SampledSoftmax.apply(hidden_TD, weight_VD, targets_T, sample_N, log_count_N, chunk_size, with_grad)
+    return _SampledSoftmax.apply(hidden_TD, weight_VD, targets_T, unscored_T, *sample, chunk_size, with_grad)
 
 
 def chunked_cross_entropy(
@@ -172,13 +173,14 @@ def chunked_cross_entropy(
     Returns:
         a scalar in at least float32. It can be differentiated once.
     """
-    hidden_TD, targets_T = _scored(hidden_TD, targets_T)
-    return _ChunkedSoftmax.apply(hidden_TD, weight_VD, targets_T, chunk_size, label_smoothing, torch.is_grad_enabled())
+    hidden_TD, targets_T, unscored_T = _scored(hidden_TD, targets_T)
+    options = (chunk_size, label_smoothing, torch.is_grad_enabled())
+    return _ChunkedSoftmax.apply(hidden_TD, weight_VD, targets_T, unscored_T, *options)
 
 
 class _ChunkedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_TD, weight_VD, targets_T, chunk_size, label_smoothing, with_grad):
+    def forward(ctx, hidden_TD, weight_VD, targets_T, unscored_T, chunk_size, label_smoothing, with_grad):
         need_hidden, need_weight = (with_grad and needed for needed in ctx.needs_input_grad[:2])
         dtype, wide = _dtypes(hidden_TD)
         grad_hidden_TD = torch.empty_like(hidden_TD) if need_hidden else None
@@ -189,7 +191,9 @@ class _ChunkedSoftmax(torch.autograd.Function):
             for chunk, buffer_CV in _chunks(hidden_TD, len(weight_VD), chunk_size, wide):
                 hidden_CD = hidden_TD[chunk].to(dtype)
                 logits_CV = _matmul_into(buffer_CV, hidden_CD, rows_VD.T)
-                loss += _cross_entropy_(logits_CV, targets_T[chunk, None], need_hidden or need_weight, label_smoothing)
+                unscored_C1 = None if unscored_T is None else unscored_T[chunk, None]
+                options = (unscored_C1, need_hidden or need_weight, label_smoothing)
+                loss += _cross_entropy_(logits_CV, targets_T[chunk, None], *options)
                 if need_hidden:
                     grad_hidden_TD[chunk] = logits_CV.to(dtype) @ rows_VD
                 if need_weight:
@@ -200,12 +204,12 @@ class _ChunkedSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), *[None] * 4
+        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), *[None] * 5
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_TD, weight_VD, targets_T, sample_N, log_count_N, chunk_size, with_grad):
+    def forward(ctx, hidden_TD, weight_VD, targets_T, unscored_T, sample_N, log_count_N, chunk_size, with_grad):
         dtype, wide = _dtypes(hidden_TD)
         num_sampled = len(sample_N)
         # The sample is ascending: each target's place in it, or where it would be.
@@ -221,10 +225,13 @@ class _SampledSoftmax(torch.autograd.Function):
             for chunk, buffer in _chunks(hidden_TD, num_sampled + 1, chunk_size, wide):
                 hidden_CD, target_rows_CD = hidden_TD[chunk].to(dtype), weight_VD[targets_T[chunk]].to(dtype)
                 logits_CN = _matmul_into(buffer[:, :-1], hidden_CD, rows_ND.T).sub_(log_count_N)
-                hit_C = is_hit_T[chunk].nonzero()[:, 0]
-                logits_CN[hit_C, place_T[chunk][hit_C]] = -torch.inf
+                place_C1 = place_T[chunk, None]
+                without_hit_C1 = logits_CN.gather(1, place_C1).masked_fill(is_hit_T[chunk, None], -torch.inf)
+                logits_CN.scatter_(1, place_C1, without_hit_C1)
                 buffer[:, -1] = (hidden_CD.to(wide) * target_rows_CD.to(wide)).sum(-1)
-                loss += _cross_entropy_(buffer, torch.full_like(targets_T[chunk, None], num_sampled), with_grad)
+                unscored_C1 = None if unscored_T is None else unscored_T[chunk, None]
+                last_C1 = torch.full_like(targets_T[chunk, None], num_sampled)
+                loss += _cross_entropy_(buffer, last_C1, unscored_C1, with_grad)
                 if with_grad:
                     grad_CN, grad_target_C1 = logits_CN.to(dtype), buffer[:, -1:].to(dtype)
                     grad_hidden_TD[chunk] = grad_CN @ rows_ND + grad_target_C1 * target_rows_CD
@@ -245,14 +252,22 @@ class _SampledSoftmax(torch.autograd.Function):
             grad_weight = grad_rows_ND.new_zeros(ctx.weight_shape, dtype=ctx.weight_dtype)
             grad_weight[sample_N] = (grad_rows_ND * grad).to(ctx.weight_dtype)
             grad_weight.index_add_(0, targets_T, (grad_targets_TD * grad).to(ctx.weight_dtype))
-        return grad_hidden, grad_weight, *[None] * 5
+        return grad_hidden, grad_weight, *[None] * 6
 
 
-def _scored(hidden_TD: torch.Tensor, targets_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that are scored, and their targets on the hidden states' device."""
+def _scored(
+    hidden_TD: torch.Tensor, targets_T: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The tokens that are scored, and their targets on the hidden states' device.
+
+    On a device, where their number would be a host read, all tokens stay, and (T,) bool tells which are not scored;
+    their targets are 0.
+    """
     targets_T = targets_T.to(hidden_TD.device)
     scored_T = targets_T != IGNORED
-    return hidden_TD[scored_T], targets_T[scored_T]
+    if host_reads_are_free(hidden_TD.device):
+        return hidden_TD[scored_T], targets_T[scored_T], None
+    return hidden_TD, targets_T.masked_fill(~scored_T, 0), ~scored_T
 
 
 def _dtypes(hidden: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
@@ -290,9 +305,16 @@ def _add_matmul_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 
 def _cross_entropy_(
-    logits: torch.Tensor, column: torch.Tensor, with_grad: bool, label_smoothing: float = 0.0
+    logits: torch.Tensor,
+    column: torch.Tensor,
+    unscored: torch.Tensor | None,
+    with_grad: bool,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Summed cross-entropy of the columns (C, 1); the logits are overwritten, `with_grad` by their gradient."""
+    """Summed cross-entropy of the columns (C, 1); the logits are overwritten, `with_grad` by their gradient.
+
+    Where `unscored` (C, 1) is True, nothing is added to the sum, and the gradient is 0.
+    """
     wanted = (1 - label_smoothing) * logits.gather(1, column)
     if label_smoothing:
         wanted += label_smoothing * logits.mean(1, keepdim=True)
@@ -303,4 +325,7 @@ def _cross_entropy_(
         if label_smoothing:
             logits.sub_(label_smoothing / logits.shape[1])
         logits.scatter_add_(1, column, torch.full_like(wanted, label_smoothing - 1))
-    return (total.log() + top - wanted).sum()
+        if unscored is not None:
+            logits.masked_fill_(unscored, 0)
+    nats = total.log() + top - wanted
+    return nats.sum() if unscored is None else nats.masked_fill(unscored, 0).sum()

@@ -10,6 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import InputError, NonFiniteLossError
 from ..models.finite import first_non_finite
+from ..models.host_reads import is_on_host
 from ..run_folder import list_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -23,14 +24,20 @@ class FiniteTrainerMixin:
     and so leave their losses finite.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._unread_losses: list[torch.Tensor] = []
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._stop_unless_finite("loss", loss)
+        self._unread_losses.append(loss)
+        if is_on_host(loss.device):
+            self._stop_unless_finite()
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        self._stop_unless_finite("gradient norm", torch.as_tensor(grad_norm))
+        self._stop_unless_finite(grad_norm)
         return grad_norm
 
     def _skips_the_step(self) -> bool:
@@ -41,12 +48,20 @@ class FiniteTrainerMixin:
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= 1
 
-    def _stop_unless_finite(self, name: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value) and not self._skips_the_step():
-            raise NonFiniteLossError(
-                f"{name} is {value.item()} at step {self.state.global_step + 1}; stopped before the update, "
-                f"{self._what_is_kept()}"
-            )
+    def _stop_unless_finite(self, grad_norm: torch.Tensor | float | None = None) -> None:
+        """Checks the losses since the last call, and the gradient's norm, in one host read before the update."""
+        losses, self._unread_losses = self._unread_losses, []
+        named = [("loss", loss) for loss in losses] + ([] if grad_norm is None else [("gradient norm", grad_norm)])
+        if not named:
+            return
+        device = named[0][1].device if losses else None
+        values = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for _, value in named])
+        for (name, _), value in zip(named, values.tolist()):
+            if not math.isfinite(value) and not self._skips_the_step():
+                raise NonFiniteLossError(
+                    f"{name} is {value} at step {self.state.global_step + 1}; stopped before the update, "
+                    f"{self._what_is_kept()}"
+                )
 
     def _what_is_kept(self) -> str:
         whole = [path for path in list_checkpoints(self.args.output_dir) if (path / TRAINER_STATE_NAME).is_file()]

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from ..distributed.global_batch import GlobalBatchCallback
 from ..errors import InputError
 from ..model_code import add_code
+from ..models.host_reads import is_on_host
 from ..run_folder import is_checkpoint_name
 from ..writing import naming, whole_files
 from .checkpoint_trainer import WholeCheckpointMixin
@@ -36,8 +37,10 @@ class MoeTrainerMixin(FiniteTrainerMixin, FactoredGradientsMixin, WholeCheckpoin
 
     def __init__(self, model=None, args=None, **kwargs):
         super().__init__(model=model, args=copy.copy(args), **kwargs)  # the caller's arguments stay as they are
-        if self.args.device.type == "cpu":  # there is nothing to pin memory for, and torch warns about it
+        if is_on_host(self.args.device):  # there is nothing to pin memory for, and torch warns about it
             self.args.dataloader_pin_memory = False
+        else:
+            self.args.logging_nan_inf_filter = False  # two host reads; a loss that is not finite ends the training
         if self.args.label_smoothing_factor:
             raise InputError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
