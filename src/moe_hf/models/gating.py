@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .autocast import autocast_dtype
 from .balancing import importance, probability_in_top_k, tokens_per_expert
 
 
@@ -39,6 +40,8 @@ class GateOutput(NamedTuple):
 def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x W^T in at least float32, also under autocast."""
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    if autocast_dtype(hidden_states.device) is None:
+        return nn.functional.linear(hidden_states.to(dtype), weight.to(dtype))
     with torch.autocast(hidden_states.device.type, enabled=False):
         return nn.functional.linear(hidden_states.to(dtype), weight.to(dtype))
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .autocast import autocast_dtype
 from .configuration_moe import MoeConfig
 from .lstm_kernel import lstm_sequence
 from .packing import DocumentLanes
@@ -50,9 +51,7 @@ def run_lstm(
     Returns:
         outputs (B, S, L * D), 0 at padding, and the state after the last real step, like h and c.
     """
-    # An exported step is made of operations that every runtime has; neither kernel is. Nor does either read 8 bits.
-    is_elementary = torch.compiler.is_exporting() or _has_int8(directions[0])
-    is_elementary = is_elementary and inputs.shape[1] == 1 and starts is None
+    is_elementary = inputs.shape[1] == 1 and starts is None and _is_step_elementary(inputs, directions[0])
     if not is_elementary:
         directions = [float_weights(lstm) for lstm in directions]
     if starts is not None:
@@ -67,6 +66,17 @@ def run_lstm(
         return outputs, h[None], c[None]
     outputs, h, c = zip(*runs)
     return torch.cat(outputs, dim=-1), torch.stack(h), torch.stack(c)
+
+
+def _is_step_elementary(inputs: torch.Tensor, lstm: "Lstm | LstmWeights") -> bool:
+    """Whether one position is computed by `lstm_step`.
+
+    An exported step is made of operations that every runtime has, a compiled one of those that a compiler joins; the
+    kernels are neither, and do not read 8 bits. Without a gradient our own kernel has more to do before it starts.
+    """
+    if torch.compiler.is_compiling() or _has_int8(lstm):
+        return True
+    return inputs.device.type == "cpu" and not torch.is_grad_enabled() and autocast_dtype(inputs.device) is None
 
 
 def _has_int8(lstm: "Lstm | LstmWeights") -> bool:
@@ -100,8 +110,12 @@ def lstm_step(
     reverse: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`lstm_sequence` for one position, in elementary operations."""
-    from_x = linear(x[:, 0], lstm.weight_ih, lstm.bias)
-    new_h, new_c = lstm_cell(from_x + linear(h, lstm.weight_hh), c, lstm.weight_hr)
+    gates = linear(x[:, 0], lstm.weight_ih, lstm.bias)
+    if is_int8(lstm.weight_hh):
+        gates = gates + linear(h, lstm.weight_hh)
+    else:
+        gates = torch.addmm(gates, h, lstm.weight_hh.t())
+    new_h, new_c = lstm_cell(gates, c, lstm.weight_hr)
     if mask is None:
         return new_h[:, None], new_h, new_c
     return new_h[:, None] * mask[..., None], torch.where(mask, new_h, h), torch.where(mask, new_c, c)
@@ -109,7 +123,7 @@ def lstm_step(
 
 def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm | LstmWeights") -> bool:
     """Whether torch has a fused kernel: on a GPU, and on a CPU for whole float32 sequences without a projection."""
-    if inputs.device.type != "cpu":
+    if inputs.device.type not in ("cpu", "meta"):
         return True
     return mask is None and lstm.weight_hr is None and inputs.dtype == torch.float32 and inputs.shape[1] > 1
 

@@ -93,8 +93,8 @@ def padding_mask(
         expected = f"({batch}, {length} or more)" if has_past else f"({batch}, {length})"
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected}")
     mask = mask[:, mask.shape[1] - length :].to(hidden_states.device, torch.bool)
-    # A compiled or exported graph serves every mask.
-    return None if not torch.compiler.is_compiling() and mask.all() else mask
+    # A compiled or exported graph serves every mask, and one on the meta device has no values.
+    return mask if torch.compiler.is_compiling() or mask.is_meta or not mask.all() else None
 
 
 class MoePreTrainedModel(PreTrainedModel):

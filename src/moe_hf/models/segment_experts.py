@@ -11,12 +11,16 @@ Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidd
 
 import torch
 from torch import nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_experts_forward, grouped_mm_experts_forward
 
+from .autocast import autocast_dtype
 from .factored_gradients import RowGradients, check_parameters, row_gradients, will_be_accumulated
+from .few_tokens import few_tokens, is_few_on_cpu
 from .native_experts import Visited, few_rows
 
 OWN_IMPLEMENTATION = "moe_hf"
+# Up to so many slots a compiled step takes each slot's expert by itself, which the compiler joins with its neighbours.
+COMPILED_SLOTS = 32
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
 _NAMESPACE = __name__.replace(".", "_")
 
@@ -29,7 +33,9 @@ def experts_forward(
     On a CPU the segments (benchmarks/results/experts.md); elsewhere the library's grouped matrix products, not
     measured yet, whose kernel wants multiples of 8 and at most 32 bits.
     """
-    is_grouped = module.up_proj.device.type != "cpu" and module.up_proj.element_size() <= 4
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and top_k_index.numel() <= COMPILED_SLOTS:
+        return batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
+    is_grouped = module.up_proj.device.type not in ("cpu", "meta") and module.up_proj.element_size() <= 4
     is_grouped = is_grouped and module.hidden_dim % 8 == 0 and module.intermediate_dim % 8 == 0
     is_grouped = is_grouped and not module.factored_gradients
     forward = grouped_mm_experts_forward if is_grouped else segment_experts_forward
@@ -44,14 +50,14 @@ def segment_experts_forward(
     A slot whose weight is exactly 0 is skipped, and so has no gradient for that weight. There is no second derivative.
     """
     dtype = hidden_states.dtype
-    compute_dtype = dtype
-    if torch.is_autocast_enabled(hidden_states.device.type):
-        compute_dtype = torch.get_autocast_dtype(hidden_states.device.type)
+    compute_dtype = autocast_dtype(hidden_states.device) or dtype
     if module.factored_gradients and torch.is_grad_enabled() and module.up_proj.requires_grad:
         check_parameters(module)
         x = hidden_states.to(compute_dtype)
         return _run_factored(x, top_k_index, top_k_weights, module.up_proj, module.down_proj).to(dtype)
     up, down = module.up_proj.to(compute_dtype), module.down_proj.to(compute_dtype)
+    if is_few_on_cpu(hidden_states, top_k_index):
+        return few_tokens(hidden_states.to(compute_dtype), top_k_index, top_k_weights, up, down).to(dtype)
     tensors = (hidden_states, top_k_weights, up, down)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     output, *_ = _experts(hidden_states.to(compute_dtype), top_k_index, top_k_weights, up, down, keep)
