@@ -92,11 +92,11 @@ class MoeGenerationMixin(GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor | None:
-        """The mask as it is: the library makes one of 4 dimensions for a compiled step, and an LSTM has no use for it."""
+        """The mask as it is; the library's own has 4 dimensions, for attention."""
         return attention_mask
 
     def _prepare_cache_for_generation(self, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
-        """As the library's; a `compile_config` alone asks for a static cache too, without which nothing is compiled."""
+        """As the library's; `compile_config` asks for a static cache too, without which nothing is compiled."""
         if generation_config.compile_config is not None and model_kwargs.get("past_key_values") is None:
             generation_config.cache_implementation = generation_config.cache_implementation or "static"
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)

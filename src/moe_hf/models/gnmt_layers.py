@@ -19,7 +19,6 @@ from .configuration_gnmt_moe import GnmtMoeConfig
 from .lstm import Lstm, LstmLayer, float_weights, lstm_cell, run_lstm
 from .quantization import is_int8, linear
 
-
 # From so many target positions on, the decoder's step is compiled on CUDA. Not measured yet.
 COMPILED_POSITIONS = 8
 
@@ -257,13 +256,12 @@ class AttentionLstmLayer(LstmLayer):
         return output, context, weights, new_h, new_c, keys
 
     def _compiled_step(self, hidden_states: torch.Tensor) -> Callable:
-        """`_step`, on CUDA compiled where many positions follow: each would take some 50 launches, and then takes 12.
+        """`_step`, compiled on CUDA where many positions follow: a position takes 12 launches at most, not some 50.
 
-        A compiled step serves all lengths of the target. Sources and batches of other sizes are compiled once more,
-        for all sizes. `TORCH_COMPILE_DISABLE=1`, torch's own switch, turns it off.
+        Other lengths and batches are compiled once more, for all sizes. `TORCH_COMPILE_DISABLE=1`, torch's own switch,
+        turns it off.
         """
-        if hidden_states.device.type != "cuda" or hidden_states.shape[1] < COMPILED_POSITIONS or not has_triton():
-            return self._step
-        if torch.compiler.is_compiling():
+        is_compiled = hidden_states.device.type == "cuda" and hidden_states.shape[1] >= COMPILED_POSITIONS
+        if not is_compiled or torch.compiler.is_compiling() or not has_triton():
             return self._step
         return torch.compile(self._step)
