@@ -5,6 +5,7 @@ import torch
 from tiny_models import GNMT, LM, assert_same, padded, sentences, tiny_lm, tiny_lm_config
 from transformers import CompileConfig, DynamicCache, StaticCache
 
+from moe_hf.generation import gnmt_beam_search
 from moe_hf.models.cache import StaticLstmCacheLayer
 
 FAMILIES = pytest.mark.parametrize("models", [LM, GNMT], ids=["lm", "gnmt"])
@@ -73,6 +74,19 @@ def test_a_step_of_generate_is_compiled_as_one_graph(models):
     assert not any(
         "segment_experts" in str(node.target) or "lstm" in str(node.target) for node in graphs[0].graph.nodes
     )
+
+
+def test_a_step_of_gnmt_beam_search_is_compiled():
+    model, graphs = GNMT.model(experts="moe_hf"), Graphs()
+    ids, mask = padded(sentences(5, 3), 5)
+    options = {"max_new_tokens": 6, "num_beams": 3, "custom_generate": gnmt_beam_search, "attention_mask": mask}
+    options |= {"return_dict_in_generate": True}
+    torch.compiler.reset()
+    expected = model.generate(ids, **options)
+    compiled = model.generate(ids, compile_config=CompileConfig(backend=graphs, fullgraph=True), **options)
+    assert torch.equal(compiled.sequences, expected.sequences)
+    assert_same(compiled.sequences_scores, expected.sequences_scores)
+    assert len(graphs) == 1
 
 
 def test_a_mask_that_grows_does_not_reach_a_step():

@@ -110,8 +110,8 @@ class StaticLstmCacheLayer(LstmCacheLayer, StaticLayer):
     """A `LstmCacheLayer` whose tensors keep their addresses, so that a step can be compiled or be a CUDA graph.
 
     `StaticCache(config=model.config, max_cache_len=...)` builds one for each layer, as the library registers each
-    subclass of its `StaticLayer` for that. A state does not grow: `max_cache_len` limits nothing. It is written over in
-    place, so that no gradient goes through more than one call.
+    subclass of its `StaticLayer` for that. A state does not grow: `max_cache_len` limits nothing. The state is written
+    over in place, so that no gradient goes through more than one call.
     """
 
     @property

@@ -57,7 +57,7 @@ def run_lstm(
     if starts is not None:
         output, h, c = lstm_sequence(directions[0], inputs, mask, h[0], c[0], starts=starts)
         return output, h[None], c[None]
-    if not is_elementary and is_fused(inputs, mask, directions[0]):
+    if not is_elementary and not inputs.is_meta and is_fused(inputs, mask, directions[0]):
         return run_fused(inputs, mask, h, c, directions, training)
     run = lstm_step if is_elementary else lstm_sequence
     runs = [run(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
@@ -123,7 +123,7 @@ def lstm_step(
 
 def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm | LstmWeights") -> bool:
     """Whether torch has a fused kernel: on a GPU, and on a CPU for whole float32 sequences without a projection."""
-    if inputs.device.type not in ("cpu", "meta"):
+    if inputs.device.type != "cpu":
         return True
     return mask is None and lstm.weight_hr is None and inputs.dtype == torch.float32 and inputs.shape[1] > 1
 
