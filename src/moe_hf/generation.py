@@ -190,7 +190,9 @@ def _run_model(
     else:
         new = 1 if model_kwargs.get("use_cache") else None
         inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=new, **model_kwargs)
-        outputs = model(**inputs, return_dict=True)
+        is_compiled = model._valid_auto_compile_criteria(model_kwargs, generation_config)
+        forward = model.get_compiled_call(generation_config.compile_config) if is_compiled else model
+        outputs = forward(**inputs, return_dict=True)
     if not outputs.cross_attentions:
         raise ValueError(f"gnmt_beam_search needs cross-attention, {type(model).__name__} gives none")
     return outputs

@@ -170,6 +170,15 @@ def test_a_row_of_padding_keeps_its_state_exactly():
     assert not torch.equal(h[1], h0[1])
 
 
+@pytest.mark.parametrize("units", [None, 6])
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True], [False], [True]])])
+def test_one_position_without_gradients_gives_what_the_kernel_gives(units, mask):
+    x, (h, c) = draw(3, 1, 8), state(3, units)
+    with_gradients = layer(units)(x, mask, h, c)
+    with torch.no_grad():
+        assert_same(layer(units)(x, mask, h, c), tuple(output.detach() for output in with_gradients))
+
+
 def test_dropout_falls_on_the_output_but_not_on_the_recurrence():
     module, x = layer(dropout=0.5), draw(2, 20, 8)
     expected, h, c = module.eval()(x)

@@ -1,7 +1,7 @@
 """The LSTM's state as a layer of a Transformers cache, and the cache's name."""
 
 import torch
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 # What the library calls the cache, in the outputs of a model and when it hands one over: "cache" from 5.24 on.
@@ -30,7 +30,7 @@ class LstmCacheLayer(CacheLayerMixin):
     `keys` holds h (B, D), `values` holds c (B, units), so that the library's beam reordering applies.
     Registered under the layer type "lstm": `DynamicCache(config=model.config)` builds one for each layer, also for MoE
     layers, whose stay empty. The translation model's decoder keeps two other tensors in one of them, which follow the
-    beams just so: the attention's keys and the source. A `StaticCache` has the same layers: their size is fixed.
+    beams just so: the attention's keys and the source.
     """
 
     _layer_type = "lstm"
@@ -106,8 +106,47 @@ class LstmCacheLayer(CacheLayerMixin):
             self.keys, self.values = self.keys[indices, ...], self.values[indices, ...]
 
 
-# The library enters a class here by itself only if its tensors are allocated at the longest sequence's length.
-STATIC_LAYER_TYPE_MAPPING[LstmCacheLayer._layer_type] = LstmCacheLayer
+class StaticLstmCacheLayer(LstmCacheLayer, StaticLayer):
+    """A `LstmCacheLayer` whose tensors keep their addresses, so that a step can be compiled or be a CUDA graph.
+
+    `StaticCache(config=model.config, max_cache_len=...)` builds one for each layer, as the library registers each
+    subclass of its `StaticLayer` for that. A state does not grow: `max_cache_len` limits nothing. The state is written
+    over in place, so that no gradient goes through more than one call.
+    """
+
+    @property
+    def state(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return (self.keys, self.values) if self.is_initialized else (None, None)
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        if self.keys is not None and self.keys.shape == key_states.shape:
+            return  # after `reset`
+        self.keys, self.values = torch.empty_like(key_states), torch.empty_like(value_states)
+        self.cumulative_length = self.cumulative_length.to(self.device)
+        if not torch.compiler.is_compiling():
+            for tensor in (self.keys, self.values, self.cumulative_length):
+                torch._dynamo.mark_static_address(tensor)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, num_tokens: int = 1, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys.copy_(key_states)
+        self.values.copy_(value_states)
+        self.cumulative_length.add_(num_tokens)
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        self.is_initialized = False
+        self.cumulative_length.zero_()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        if self.is_initialized:
+            beam_idx = beam_idx.to(self.keys.device)
+            self.keys.copy_(self.keys.index_select(0, beam_idx))
+            self.values.copy_(self.values.index_select(0, beam_idx))
 
 
 def keeps_lstm_state(layer: CacheLayerMixin) -> bool:

@@ -23,6 +23,8 @@ OWN_IMPLEMENTATION = "moe_hf"
 TRITON_IMPLEMENTATION = "triton"
 # The kernel behind the library's grouped_mm refuses 1,024 groups and more in bfloat16.
 GROUPED_MM_EXPERTS = 1023
+# Up to so many slots a compiled step takes each slot's expert by itself, which the compiler joins with its neighbours.
+COMPILED_SLOTS = 32
 
 
 class Limits(NamedTuple):
@@ -58,6 +60,8 @@ def experts_forward(
 
 def fastest(module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor) -> str:
     """The name of the implementation that `experts_forward` takes: "segments", or one of `fastest_on_gpu`."""
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and top_k_index.numel() <= COMPILED_SLOTS:
+        return "batched_mm"
     device, dtype = hidden_states.device, compute_dtype(hidden_states)
     is_small = dtype != torch.float64 and module.up_proj.dtype != torch.float64
     if device.type in ("cpu", "meta") or not is_small or module.factored_gradients:

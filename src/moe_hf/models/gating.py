@@ -8,11 +8,13 @@ Shape suffixes: T tokens, D width, E experts, K experts per token.
 """
 
 import warnings
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .autocast import autocast_dtype
 from .balancing import importance, probability_in_top_k, tokens_per_expert
 from .float32_products import full_float32
 from .gate_pieces import is_for_pieces, noisy_top_k_in_pieces
@@ -43,7 +45,9 @@ class GateOutput(NamedTuple):
 def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x W^T in at least float32, also under autocast and where other products are TF32."""
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-    with torch.autocast(hidden_states.device.type, enabled=False), full_float32(hidden_states.device):
+    device = hidden_states.device
+    no_autocast = nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+    with no_autocast, full_float32(device):
         return nn.functional.linear(hidden_states.to(dtype), weight.to(dtype))
 
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import (
     GenerationConfig,
@@ -41,6 +42,9 @@ class MoeGenerationMixin(GenerationMixin):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         if "cache" in inputs:
             inputs["past_key_values"] = inputs.pop("cache")
+        if kwargs.get("next_sequence_length") == 1 and not kwargs.get("is_first_iteration"):
+            # What was generated is no padding. A mask that grows would change the shapes of a compiled step.
+            inputs.pop("decoder_attention_mask" if self.config.is_encoder_decoder else "attention_mask", None)
         return {name: value for name, value in inputs.items() if name not in ("tokenizer", "assistant_tokenizer")}
 
     def _prefill(self, input_ids, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
@@ -90,6 +94,24 @@ class MoeGenerationMixin(GenerationMixin):
                 f"{ids_name} has {length} tokens, {CACHE_NAME} has seen {past} already: give the whole text, seen "
                 f"tokens included{instead}"
             )
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor | None:
+        """The mask as it is; the library's own has 4 dimensions, for attention."""
+        return attention_mask
+
+    def _prepare_cache_for_generation(self, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs):
+        """As the library's; `compile_config` asks for a static cache too, without which nothing is compiled."""
+        if generation_config.compile_config is not None and model_kwargs.get("past_key_values") is None:
+            generation_config.cache_implementation = generation_config.cache_implementation or "static"
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config: GenerationConfig) -> bool:
+        """As the library's; on a CPU a `compile_config` decides, which the library keeps for its own tests there."""
+        if generation_config.compile_config is not None:
+            generation_config.compile_config = copy.copy(generation_config.compile_config)
+            generation_config.compile_config._compile_all_devices = True
+        return super()._valid_auto_compile_criteria(model_kwargs, generation_config)
 
     def _get_static_cache_init_shape(self) -> None:
         """Returns None: the library then lets the first forward make the state."""

@@ -11,12 +11,16 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_gnmt_moe import GnmtMoeConfig
 from .lstm import Lstm, LstmLayer, float_weights, lstm_cell, run_lstm
 from .quantization import is_int8, linear
+
+# From so many target positions on, the decoder's step is compiled on CUDA. Not measured yet.
+COMPILED_POSITIONS = 8
 
 
 class BidirectionalLstmLayer(GradientCheckpointingLayer):
@@ -204,7 +208,7 @@ class AttentionLstmLayer(LstmLayer):
         return output, context, weights, h[0], c[0], keys
 
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
-        dtype, width = hidden_states.dtype, hidden_states.shape[-1]
+        width = hidden_states.shape[-1]
         if hidden_states.shape[1] == 1 and is_int8(self.weight_ih):
             # A part of the columns would have to be copied, so x goes in together with the context.
             lstm, from_x, x = self, (self.bias,), hidden_states[:, 0]
@@ -216,16 +220,13 @@ class AttentionLstmLayer(LstmLayer):
             from_x = nn.functional.linear(hidden_states, lstm.weight_ih[:, :width], lstm.bias).unbind(1)
             project = recurrent_projection(lstm.weight_ih[:, width:], lstm.weight_hh, num_steps=len(from_x))
         is_real = [None] * len(from_x) if mask is None else mask[..., None].unbind(1)
+        compiled_step = self._compiled_step(hidden_states)
         outputs, contexts, all_weights = [], [], []
         for gates_x, is_real_B1 in zip(from_x, is_real):
-            context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
-            new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, lstm.weight_hr)
-            new_h, new_c = new_h.to(dtype), new_c.to(dtype)
-            output = new_h
-            if is_real_B1 is not None:
-                output = output * is_real_B1
-                new_h, new_c = torch.where(is_real_B1, new_h, h), torch.where(is_real_B1, new_c, c)
-            h, c = new_h, new_c
+            step = self._step if keys is None else compiled_step  # one graph serves every position that has keys
+            output, context, weights, h, c, keys = step(
+                gates_x, project, lstm.weight_hr, h, c, keys, source, source_mask, is_real_B1
+            )
             outputs.append(output[:, None])
             contexts.append(context)
             all_weights.append(weights)
@@ -233,3 +234,36 @@ class AttentionLstmLayer(LstmLayer):
             context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
             contexts, all_weights = [*contexts[1:], context], [*all_weights[1:], weights]
         return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys
+
+    def _step(self, gates_x, project, weight_hr, h, c, keys, source, source_mask, is_real_B1):
+        """One target position of recurrent or input feeding.
+
+        Args:
+            gates_x: (B, 4U), the part of the gates that x gives.
+            project: (context, h) -> the other part.
+            weight_hr: (D, U), or None if D = U.
+            is_real_B1: (B, 1) bool, False for padding; None when there is none.
+            The others are as for `forward`.
+
+        Returns:
+            output (B, D), context (B, 1, D), attention weights (B, 1, S), h, c and keys.
+        """
+        context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
+        new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, weight_hr)
+        output = new_h = new_h.to(h.dtype)
+        new_c = new_c.to(c.dtype)
+        if is_real_B1 is not None:
+            output = output * is_real_B1
+            new_h, new_c = torch.where(is_real_B1, new_h, h), torch.where(is_real_B1, new_c, c)
+        return output, context, weights, new_h, new_c, keys
+
+    def _compiled_step(self, hidden_states: torch.Tensor) -> Callable:
+        """`_step`, compiled on CUDA where many positions follow: a position takes 12 launches at most, not some 50.
+
+        Other lengths and batches are compiled once more, for all sizes. `TORCH_COMPILE_DISABLE=1`, torch's own switch,
+        turns it off.
+        """
+        is_compiled = hidden_states.device.type == "cuda" and hidden_states.shape[1] >= COMPILED_POSITIONS
+        if not is_compiled or torch.compiler.is_compiling() or not has_triton():
+            return self._step
+        return torch.compile(self._step)

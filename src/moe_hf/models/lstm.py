@@ -11,6 +11,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .autocast import autocast_dtype
 from .configuration_moe import MoeConfig
 from .cudnn_lstm import OrderedRows, cudnn_lstm, uses_cudnn
 from .host_reads import is_on_host
@@ -53,15 +54,13 @@ def run_lstm(
     Returns:
         outputs (B, S, L * D), 0 at padding, and the state after the last real step, like h and c.
     """
-    # An exported step is made of operations that every runtime has; neither kernel is. Nor does either read 8 bits.
-    is_elementary = torch.compiler.is_exporting() or _has_int8(directions[0])
-    is_elementary = is_elementary and inputs.shape[1] == 1 and starts is None
+    is_elementary = inputs.shape[1] == 1 and starts is None and _is_step_elementary(inputs, directions[0])
     if not is_elementary:
         directions = [float_weights(lstm) for lstm in directions]
     if starts is not None:
         output, h, c = lstm_sequence(directions[0], inputs, mask, h[0], c[0], starts=starts)
         return output, h[None], c[None]
-    if not is_elementary and is_fused(inputs, mask, directions[0]):
+    if not is_elementary and not inputs.is_meta and is_fused(inputs, mask, directions[0]):
         return run_fused(inputs, mask, h, c, directions, training, lengths)
     run = lstm_step if is_elementary else lstm_sequence
     runs = [run(lstm, inputs, mask, h[i], c[i], reverse=i == 1) for i, lstm in enumerate(directions)]
@@ -70,6 +69,17 @@ def run_lstm(
         return outputs, h[None], c[None]
     outputs, h, c = zip(*runs)
     return torch.cat(outputs, dim=-1), torch.stack(h), torch.stack(c)
+
+
+def _is_step_elementary(inputs: torch.Tensor, lstm: "Lstm | LstmWeights") -> bool:
+    """Whether one position is computed by `lstm_step`.
+
+    An exported step is made of operations that every runtime has, a compiled one of those that a compiler joins; the
+    kernels are neither, and do not read 8 bits. Without a gradient our own kernel has more to do before it starts.
+    """
+    if torch.compiler.is_compiling() or _has_int8(lstm):
+        return True
+    return inputs.device.type == "cpu" and not torch.is_grad_enabled() and autocast_dtype(inputs.device) is None
 
 
 def _has_int8(lstm: "Lstm | LstmWeights") -> bool:
@@ -103,8 +113,12 @@ def lstm_step(
     reverse: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`lstm_sequence` for one position, in elementary operations."""
-    from_x = linear(x[:, 0], lstm.weight_ih, lstm.bias)
-    new_h, new_c = lstm_cell(from_x + linear(h, lstm.weight_hh), c, lstm.weight_hr)
+    gates = linear(x[:, 0], lstm.weight_ih, lstm.bias)
+    if is_int8(lstm.weight_hh):
+        gates = gates + linear(h, lstm.weight_hh)
+    else:
+        gates = torch.addmm(gates, h, lstm.weight_hh.t())
+    new_h, new_c = lstm_cell(gates, c, lstm.weight_hr)
     if mask is None:
         return new_h[:, None], new_h, new_c
     return new_h[:, None] * mask[..., None], torch.where(mask, new_h, h), torch.where(mask, new_c, c)

@@ -10,6 +10,8 @@ Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U unit
 import torch
 from torch import nn
 
+from .autocast import autocast_dtype
+
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
 _NAMESPACE = __name__.replace(".", "_")
 
@@ -38,8 +40,8 @@ def lstm_sequence(
         outputs (B, S, D), 0 at padding, and the last h and c.
     """
     tensors = [x, h, c, lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr]
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x.device)
+    if dtype is not None:
         tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     x, h, c, *weights = tensors
     outputs, h, c, *_ = _lstm(x, mask, h, c, *weights, reverse, starts)

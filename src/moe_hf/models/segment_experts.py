@@ -14,7 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from .autocast import autocast_dtype
 from .factored_gradients import RowGradients, row_gradients, row_owners, will_be_accumulated
+from .few_tokens import few_tokens, is_few_on_cpu
 from .native_experts import Visited, few_rows
 
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
@@ -23,9 +25,7 @@ _NAMESPACE = __name__.replace(".", "_")
 
 def compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
     """What experts compute in: autocast's dtype, or without it that of their inputs."""
-    device = hidden_states.device.type
-    has_autocast = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if has_autocast else hidden_states.dtype
+    return autocast_dtype(hidden_states.device) or hidden_states.dtype
 
 
 def segment_experts_forward(
@@ -40,6 +40,8 @@ def segment_experts_forward(
         weights, owners = (module.up_proj, module.down_proj), row_owners(module)
         return _run_factored(hidden_states.to(work_dtype), top_k_index, top_k_weights, *weights, owners).to(dtype)
     up, down = module.up_proj.to(work_dtype), module.down_proj.to(work_dtype)
+    if is_few_on_cpu(hidden_states, top_k_index):
+        return few_tokens(hidden_states.to(work_dtype), top_k_index, top_k_weights, up, down).to(dtype)
     tensors = (hidden_states, top_k_weights, up, down)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     output, *_ = _experts(hidden_states.to(work_dtype), top_k_index, top_k_weights, up, down, keep)

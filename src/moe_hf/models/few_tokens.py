@@ -1,0 +1,36 @@
+"""The experts of one or two tokens on a CPU, as a decoding step has them: a product for each slot, and nothing sorted.
+
+Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size.
+"""
+
+import torch
+
+FEW_TOKENS = 2
+
+
+def is_few_on_cpu(x: torch.Tensor, index: torch.Tensor) -> bool:
+    """Whether `few_tokens` is the fastest: at 4 tokens experts that several of them chose would be read repeatedly.
+
+    Its result has no gradient, and a compiler or a fake tensor cannot follow the ids that it reads.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or len(x) > FEW_TOKENS:
+        return False
+    return type(x) is torch.Tensor and x.device.type == "cpu" and type(index) is torch.Tensor
+
+
+def few_tokens(
+    x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """sum_i G(x)_i W_down,i relu(W_up,i x), (T, D).
+
+    Args:
+        x: (T, D). index: (T, K) int64, an id of E or more is another rank's. weights: (T, K), 0 for an unused slot.
+        up: (E, H, D). down: (E, D, H).
+    """
+    output_TD = torch.zeros_like(x)
+    for token, experts, values in zip(range(len(x)), index.tolist(), weights.tolist()):
+        for expert, value in zip(experts, values):
+            if value != 0 and expert < len(up):
+                hidden_H = torch.mv(up[expert], x[token]).relu_()
+                output_TD[token].addmv_(down[expert], hidden_H, alpha=value)
+    return output_TD

@@ -1,0 +1,22 @@
+"""A forward on the meta device, where nothing is computed: shapes, and so sizes, are known before weights are made."""
+
+import pytest
+import torch
+from tiny_models import GNMT, LM
+
+FAMILIES = pytest.mark.parametrize("models", [LM, GNMT], ids=["lm", "gnmt"])
+
+
+@FAMILIES
+@pytest.mark.parametrize("gating", ["noisy_top_k", "softmax_top_k"])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_forward_on_the_meta_device(models, gating, is_training):
+    with torch.device("meta"):
+        model = models.model(torch.float32, experts="moe_hf", gating=gating).train(is_training)
+        ids = torch.zeros(2, 5, dtype=torch.long)
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
+    assert output.loss.is_meta and output.loss.shape == ()
+    assert output.logits is None or (output.logits.is_meta and output.logits.shape == (2, 5, 23))
+    if is_training:
+        output.loss.backward()
+        assert all(parameter.grad.shape == parameter.shape for parameter in model.parameters())
