@@ -64,7 +64,7 @@ def _mean_squares(left_GrH: torch.Tensor, right_GrD: torch.Tensor) -> tuple[torc
     unless there are many rows. In float64, since what cancels in the gradient must cancel in its squares.
     """
     left, right = left_GrH.double(), right_GrD.double()
-    if left.shape[1] > min(left.shape[2], right.shape[2]):
+    if left.shape[1] * (left.shape[2] + right.shape[2]) > left.shape[2] * right.shape[2]:
         squares = torch.bmm(left.mT, right).square_()
         return squares.mean(-1), squares.mean(-2)
     by_left, by_right = torch.bmm(right, right.mT), torch.bmm(left, left.mT)
