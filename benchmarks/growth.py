@@ -34,7 +34,6 @@ from moe_hf import (
     clip_grad_norm_,
     use_factored_gradients,
 )
-from moe_hf.freed_memory import keep_freed_memory
 from moe_hf.models.balancing import balancing_loss
 from moe_hf.models.native_experts import library
 
@@ -66,11 +65,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to; the plot gets its name")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
     arguments = parser.parse_args()
-    allocator = "freed memory kept" if keep_freed_memory() else "default allocator"
     if arguments.step:
         print(json.dumps(measure_step(arguments)))
         return
-    facts = f"{arguments.tokens} tokens, k = {K}, {allocator}"
+    facts = f"{arguments.tokens} tokens, k = {K}"
     lines = [*heading("Growth with the number of experts", facts)]
     if not arguments.no_gates:
         lines += [*gate_table(arguments.tokens, arguments.rounds), ""]

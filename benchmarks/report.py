@@ -11,6 +11,11 @@ from pathlib import Path
 import torch
 import transformers
 
+from moe_hf.freed_memory import keep_freed_memory
+
+# As the training commands do; MOE_HF_KEEP_MEMORY=0 leaves the allocator as it is.
+ALLOCATOR = "freed memory kept" if keep_freed_memory() else "default allocator"
+
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Arguments for a benchmark that runs on an accelerator too."""
@@ -31,7 +36,7 @@ def seconds_now(device: torch.device | None = None) -> float:
 
 
 def heading(title: str, facts: str, arguments: argparse.Namespace | None = None) -> list[str]:
-    """Title, command, machine and versions, and the `facts` that all numbers share.
+    """Title, command, machine, allocator and versions, and the `facts` that all numbers share.
 
     Args:
         arguments: those of `add_placement`, if the benchmark has them.
@@ -43,8 +48,8 @@ def heading(title: str, facts: str, arguments: argparse.Namespace | None = None)
         f"# {title}",
         "",
         f"`python {' '.join(sys.argv)}`",
-        f"{machine}, {arguments.dtype if arguments else 'float32'}, {facts}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}",
+        f"{machine}, {arguments.dtype if arguments else 'float32'}, {facts}, {ALLOCATOR}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}",
         "",
     ]
 
