@@ -22,7 +22,8 @@ class MoeGenerationMixin(GenerationMixin):
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs: dict, *args, **kwargs) -> dict:
         """Drops `labels`: `Seq2SeqTrainer` hands the whole batch to generate(), and the library to the encoder."""
         model_kwargs.pop("labels", None)
-        if not inputs_tensor.is_floating_point():  # else embeddings
+        reads_ids = model_kwargs.get("encoder_outputs") is None and not inputs_tensor.is_floating_point()
+        if reads_ids:
             check_ids("input_ids", inputs_tensor, self.config.vocab_size, may_wait=True)
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
