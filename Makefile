@@ -9,7 +9,7 @@ RESULTS = benchmarks/results
 # What a function returns is one text without a name, however many lines it has.
 DOCSTRINGS = {"returns_multiple_items": false, "returns_named_value": false}
 
-.PHONY: demo test test-fast test-newest test-distributed test-browser test-ecosystem quality style bench bench-full bench-gpu-tiny hf-suite clean
+.PHONY: demo test test-fast test-newest test-distributed test-gpu-path test-browser test-ecosystem quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,12 @@ test-newest:
 # What takes several processes minutes; up to four of them at once.
 test-distributed: $(BIN)/.installed
 	$(BIN)/python -m pytest -m distributed
+
+# What a GPU runs, on a CPU: Triton's interpreter, fake CUDA tensors, compiled steps, and benchmarks/gpu.py at tiny sizes.
+test-gpu-path: $(BIN)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval,gpu-path]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu_path
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py --device cpu --tiny --again --output build/gpu-tiny.md
 
 # Pages in a headless Chromium, which has to be there: apt-get install chromium chromium-driver.
 test-browser: $(BIN)/.installed
@@ -86,10 +92,6 @@ bench-full: $(BIN)/.installed
 	$(BIN)/python benchmarks/offload.py --output $(RESULTS)/offload.md
 	$(BIN)/python benchmarks/sharding.py --output $(RESULTS)/sharding.md
 	$(BIN)/python benchmarks/compile.py --output $(RESULTS)/compile.md
-
-# Tries benchmarks/gpu.py, all of it, at sizes that a CPU computes in half a minute.
-bench-gpu-tiny: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py --device cpu --tiny --again --output build/gpu-tiny.md
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

@@ -20,7 +20,7 @@ from moe_hf.data.windows import StreamWindows
 from moe_hf.distributed.gathered_rows import gather_rows
 from moe_hf.distributed.sharding import distributed_config, shard_new_model
 from moe_hf.models.factored_gradients import row_gradients
-from moe_hf.training import optimizer
+from moe_hf.training import dense_step
 from moe_hf.training.optimizer import expert_parameters
 
 PROCESSES, STEPS, MICRO = 2, 8, 2
@@ -104,20 +104,20 @@ def step_dense(sharding):
     torch.manual_seed(0)
     pieces, weight = [], torch.randn(6, 8, 4)
     parameter = torch.nn.Parameter(distribute_tensor(weight, *sharding) if sharding else weight)
-    adam, cut = FactoredAdam([parameter], lr=0.1, weight_decay=0.1, factored=True), optimizer._chunks
-    optimizer._chunks = lambda *tensors: (pieces.append((type(p[0]), len(p[0]))) or p for p in cut(*tensors))
+    adam, cut = FactoredAdam([parameter], lr=0.1, weight_decay=0.1, factored=True), dense_step._chunks
+    dense_step._chunks = lambda *tensors: (pieces.append((type(p[0]), len(p[0]))) or p for p in cut(*tensors))
     try:
         for _ in range(3):
             gradient = torch.randn(weight.shape)
             parameter.grad = distribute_tensor(gradient, *sharding) if sharding else gradient
             adam.step()
     finally:
-        optimizer._chunks = cut
+        dense_step._chunks = cut
     return whole(parameter), pieces
 
 
 def steps_with_and_without_sharding():
-    optimizer.CHUNK_BYTES = {"cpu": 2 * 8 * 4 * 4}
+    dense_step.CHUNK_BYTES = {"cpu": 2 * 8 * 4 * 4}
     mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("ep",))
     return step_dense((mesh, [Shard(0)])), step_dense(None)
 

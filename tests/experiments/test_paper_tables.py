@@ -1,5 +1,6 @@
 """The configurations of configs/ are the paper's models: parameters, operations and training settings."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -44,8 +45,14 @@ def test_training_settings_are_the_papers(name):
     assert (training.warmup_steps, training.lr_scheduler_type) == (1000, "inverse_sqrt")
     if "moe" in model.layer_pattern:
         assert model.importance_loss_coef == model.load_loss_coef == 0.1
-    saves_memory = name.startswith("100b-") and "moe" in model.layer_pattern  # appendix D; appendix C is plain Adam
-    assert (training.optim == "factored_adam") == bool(model.recompute_experts) == saves_memory
+    saves_memory = name.startswith("100b-") and "moe" in model.layer_pattern  # appendix D
+    assert bool(model.recompute_experts) == saves_memory
+    assert training.optim == "factored_adam"  # one optimizer for all that are compared
+    # Rows, where they are fewer values than a gradient.
+    rows = words * model.num_experts_per_tok / model.num_experts if "moe" in model.layer_pattern else math.inf
+    width, hidden = model.hidden_size, model.moe_intermediate_size or 1
+    is_factored = rows * (width + hidden) < width * hidden
+    assert training.expert_gradients == ("factored" if is_factored else "dense")
 
 
 def test_table_prints_each_row_with_its_mark(capsys):

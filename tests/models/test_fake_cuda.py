@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 import moe_hf
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.gpu_path
 HELPERS = Path(fake_cuda.__file__).parent
 
 

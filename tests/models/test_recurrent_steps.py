@@ -44,7 +44,7 @@ def count_launches(function, *arguments) -> int:
     return len(CALL.findall(written[0].split("def call(")[-1]))
 
 
-@pytest.mark.slow
+@pytest.mark.gpu_path
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled:UserWarning")
 @pytest.mark.parametrize("attention_type", ["product", "additive"])
 @torch.no_grad()
