@@ -240,7 +240,7 @@ def plot(times: dict[str, dict[int, float]], file: Path) -> None:
     """The steps' times over the dense layer's, against the number of experts."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     for name, by_size in times.items():
         axes.plot(list(by_size), list(by_size.values()), marker="o", label=name)
@@ -248,7 +248,7 @@ def plot(times: dict[str, dict[int, float]], file: Path) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("experts (hidden size 128, from 16,384 on 32)")
     axes.set_ylabel("time of a step over the dense layer's")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(file, dpi=110)
 
 
