@@ -236,17 +236,11 @@ class AttentionLstmLayer(LstmLayer):
         return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys
 
     def _step(self, gates_x, project, weight_hr, h, c, keys, source, source_mask, is_real_B1):
-        """One target position of recurrent or input feeding.
+        """One target position of recurrent or input feeding: output (B, D), context (B, 1, D), attention weights
+        (B, 1, S), h, c and keys.
 
-        Args:
-            gates_x: (B, 4U), the part of the gates that x gives.
-            project: (context, h) -> the other part.
-            weight_hr: (D, U), or None if D = U.
-            is_real_B1: (B, 1) bool, False for padding; None when there is none.
-            The others are as for `forward`.
-
-        Returns:
-            output (B, D), context (B, 1, D), attention weights (B, 1, S), h, c and keys.
+        `gates_x` (B, 4U) is the part of the gates that x gives, `project` computes the other part of context and h.
+        `weight_hr` is None if D = U, and `is_real_B1`, False for padding, when there is none.
         """
         context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
         new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, weight_hr)
