@@ -6,6 +6,7 @@ from itertools import chain
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import InputError, NonFiniteLossError
@@ -51,6 +52,8 @@ class FiniteTrainerMixin:
     def _stop_unless_finite(self, grad_norm: torch.Tensor | float | None = None) -> None:
         """Checks the losses since the last call, and the gradient's norm, in one host read before the update."""
         losses, self._unread_losses = self._unread_losses, []
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
         named = [("loss", loss) for loss in losses] + ([] if grad_norm is None else [("gradient norm", grad_norm)])
         if not named:
             return
