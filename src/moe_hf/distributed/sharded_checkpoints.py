@@ -130,6 +130,7 @@ class ShardedCheckpointMixin:
             model = self.accelerator.unwrap_model(self.model)
             folder.mkdir(parents=True, exist_ok=True)
             model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+            model.config.dtype = str(model.dtype).removeprefix("torch.")  # as save_pretrained does
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
             if self.processing_class is not None:
