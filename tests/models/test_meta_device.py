@@ -7,12 +7,17 @@ from tiny_models import GNMT, LM
 FAMILIES = pytest.mark.parametrize("models", [LM, GNMT], ids=["lm", "gnmt"])
 
 
+HIERARCHICAL = dict(num_experts=6, num_experts_per_tok=4, num_expert_groups=2, num_groups_per_tok=2)
+# In evaluation the strictly balanced gate chooses as many experts as reach their thresholds: the shape follows values.
+CASES = [({"gating": gating}, training) for gating in ("noisy_top_k", "softmax_top_k") for training in (False, True)]
+CASES += [(HIERARCHICAL, False), (HIERARCHICAL, True), ({"gating": "strictly_balanced"}, True)]
+
+
 @FAMILIES
-@pytest.mark.parametrize("gating", ["noisy_top_k", "softmax_top_k"])
-@pytest.mark.parametrize("is_training", [False, True])
-def test_a_forward_on_the_meta_device(models, gating, is_training):
+@pytest.mark.parametrize("changes, is_training", CASES, ids=str)
+def test_a_forward_on_the_meta_device(models, changes, is_training):
     with torch.device("meta"):
-        model = models.model(torch.float32, experts="moe_hf", gating=gating).train(is_training)
+        model = models.model(torch.float32, experts="moe_hf", **changes).train(is_training)
         ids = torch.zeros(2, 5, dtype=torch.long)
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
     assert output.loss.is_meta and output.loss.shape == ()

@@ -5,6 +5,7 @@ Shape suffixes: R rows, sorted by group, D width, G groups, M outputs of a group
 
 import torch
 
+from .float32_products import full_float32
 from .host_reads import host_reads_are_free
 
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
@@ -24,7 +25,8 @@ def grouped_linear(rows_RD: torch.Tensor, weight_GMD: torch.Tensor, ends_G: torc
         (R, M), 0 for a row of no group. It is differentiable; an idle group's gradient is 0.
     """
     if not host_reads_are_free(rows_RD.device):
-        return _blockwise(rows_RD, weight_GMD, ends_G)
+        with full_float32(rows_RD.device):
+            return _blockwise(rows_RD, weight_GMD, ends_G)
     output_RM = rows_RD.new_empty(len(rows_RD), weight_GMD.shape[1])
     start = 0
     for group, end in enumerate(ends_G.tolist()):
