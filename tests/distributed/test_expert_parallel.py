@@ -38,12 +38,19 @@ def train_all_cases(size, cases):
 
 
 @pytest.fixture(scope="module")
-def runs(request):
-    """{case: what each process recorded} of one layout; all cases in one start of the processes."""
-    num_processes, size = LAYOUTS[request.param]
-    cases = [case for layout, case in RUNS if layout == request.param]
-    results = on_processes(num_processes, train_all_cases, size, cases, timeout=300)
-    return {name: [result[name] for result in results] for name in cases}
+def runs():
+    """{case: what each process recorded} of a layout; all its cases in one start of the processes."""
+    made = {}
+
+    def of_layout(layout):
+        if layout not in made:
+            num_processes, size = LAYOUTS[layout]
+            cases = [case for other, case in RUNS if other == layout]
+            results = on_processes(num_processes, train_all_cases, size, cases, timeout=300)
+            made[layout] = {name: [result[name] for result in results] for name in cases}
+        return made[layout]
+
+    return of_layout
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +58,14 @@ def single():
     return {}
 
 
-@pytest.mark.parametrize(("runs", "case"), RUNS, indirect=["runs"])
-def test_training_equals_a_single_process(runs, single, case):
+@pytest.mark.parametrize(("layout", "case"), RUNS)
+def test_training_equals_a_single_process(runs, single, layout, case):
+    parts = runs(layout)[case]
     family, arguments = CASES[case]
     if case not in single:
         single[case] = train(family, **arguments)
-    assert all(part["sharded"] for part in runs[case]) and not single[case]["sharded"]
+    assert all(part["sharded"] for part in parts) and not single[case]["sharded"]
     if GATES[arguments.get("gate", "softmax")] != GATES["balanced"]:
         assert min(single[case]["grad_norm"]) > 0.2  # clipping matters
-    assert_same_training(runs[case], single[case])
+    assert_same_training(parts, single[case])
     assert not dist.is_initialized()
