@@ -31,6 +31,9 @@ LAYOUTS = {"two": (2, 2), "four": (4, 4), "four, two copies of each expert": (4,
 # Four processes do without copies what two do. What may differ is who has tokens and experts, and what is tied.
 OF_FOUR = [name for name in CASES if not name.endswith((*GATES, "layers", "optimizer"))] + ["gnmt hierarchical"]
 RUNS = [(layout, case) for layout in LAYOUTS for case in (OF_FOUR if layout == "four" else CASES)]
+# Equal tokens tie in a strictly balanced gate. On CPUs without AVX-512 their rounding, and so the choice, follows the
+# shape of a process's batch in this layout.
+RUNS.remove(("four, two copies of each expert", "lm balanced"))
 
 
 def train_all_cases(size, cases):
