@@ -28,32 +28,18 @@ CASES |= {
     "lm strictly balanced, processes without a token": ("lm", {"gate": "balanced", "empty_from": 2}),
 }
 LAYOUTS = {"two": (2, 2), "four": (4, 4), "four, two copies of each expert": (4, 2)}
-# Four processes do without copies what two do. What may differ is who has tokens and experts, and what is tied.
-OF_FOUR = [name for name in CASES if not name.endswith((*GATES, "layers", "optimizer"))] + ["gnmt hierarchical"]
-RUNS = [(layout, case) for layout in LAYOUTS for case in (OF_FOUR if layout == "four" else CASES)]
-# Equal tokens tie in a strictly balanced gate. On CPUs without AVX-512 their rounding, and so the choice, follows the
-# shape of a process's batch in this layout.
-RUNS.remove(("four, two copies of each expert", "lm balanced"))
 
 
-def train_all_cases(size, cases):
-    return {name: train(CASES[name][0], layout=size, **CASES[name][1]) for name in cases}
+def train_all_cases(size):
+    return {name: train(family, layout=size, **case) for name, (family, case) in CASES.items()}
 
 
-@pytest.fixture(scope="module")
-def runs():
-    """{case: what each process recorded} of a layout; all its cases in one start of the processes."""
-    made = {}
-
-    def of_layout(layout):
-        if layout not in made:
-            num_processes, size = LAYOUTS[layout]
-            cases = [case for other, case in RUNS if other == layout]
-            results = on_processes(num_processes, train_all_cases, size, cases, timeout=300)
-            made[layout] = {name: [result[name] for result in results] for name in cases}
-        return made[layout]
-
-    return of_layout
+@pytest.fixture(scope="module", params=LAYOUTS)
+def runs(request):
+    """{case: what each process recorded} of one layout; all cases in one start of the processes."""
+    num_processes, size = LAYOUTS[request.param]
+    results = on_processes(num_processes, train_all_cases, size, timeout=300)
+    return {name: [result[name] for result in results] for name in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +47,13 @@ def single():
     return {}
 
 
-@pytest.mark.parametrize(("layout", "case"), RUNS)
-def test_training_equals_a_single_process(runs, single, layout, case):
-    parts = runs(layout)[case]
+@pytest.mark.parametrize("case", CASES)
+def test_training_equals_a_single_process(runs, single, case):
     family, arguments = CASES[case]
     if case not in single:
         single[case] = train(family, **arguments)
-    assert all(part["sharded"] for part in parts) and not single[case]["sharded"]
+    assert all(part["sharded"] for part in runs[case]) and not single[case]["sharded"]
     if GATES[arguments.get("gate", "softmax")] != GATES["balanced"]:
         assert min(single[case]["grad_norm"]) > 0.2  # clipping matters
-    assert_same_training(parts, single[case])
+    assert_same_training(runs[case], single[case])
     assert not dist.is_initialized()
