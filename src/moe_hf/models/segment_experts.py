@@ -5,6 +5,8 @@ It sorts once, works on contiguous segments, and has a backward pass written by 
 - A gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept or scaled.
 - Gradients are written into memory that is not cleared first, except the idle experts' part.
 - The k results of a token are summed by `embedding_bag`, once forward and once backward.
+- In bfloat16 or float16 on a CPU, zero rows fill long segments up to a multiple of 32: for each number of rows that it
+  has not seen, oneDNN generates code, which takes longer than the product.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R = T * K routed rows.
 """
@@ -21,6 +23,8 @@ from .native_experts import Visited, few_rows
 
 # A name of its own for every copy of this file: a checkpoint from the Hub brings one.
 _NAMESPACE = __name__.replace(".", "_")
+_ROWS_MULTIPLE = 32
+_MIN_ROWS_TO_FILL = 128  # an expert, on average; shorter segments have few lengths
 
 
 def compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
@@ -35,17 +39,43 @@ def segment_experts_forward(
 
     A slot whose weight is exactly 0 is skipped, and so has no gradient for that weight. There is no second derivative.
     """
-    dtype, work_dtype = hidden_states.dtype, compute_dtype(hidden_states)
+    dtype, work_dtype, num_tokens = hidden_states.dtype, compute_dtype(hidden_states), len(hidden_states)
+    is_half_on_cpu = hidden_states.device.type == "cpu" and work_dtype in (torch.bfloat16, torch.float16)
+    if is_half_on_cpu and top_k_index.numel() >= _MIN_ROWS_TO_FILL * module.num_experts:
+        filled = _fill_segments(hidden_states, top_k_index, top_k_weights, module.num_experts)
+        hidden_states, top_k_index, top_k_weights = filled
+    return _run(module, hidden_states.to(work_dtype), top_k_index, top_k_weights)[:num_tokens].to(dtype)
+
+
+def _fill_segments(
+    x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, num_experts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Appends tokens of zeros whose slots bring the number of rows of each expert to a multiple of 32.
+
+    How many are appended does not depend on the routing; the slots that are not needed name no expert.
+    """
+    k, experts_E = index.shape[1], torch.arange(num_experts)
+    counts_E = index.masked_fill(weights == 0, num_experts).view(-1).bincount(minlength=num_experts)[:num_experts]
+    is_needed = torch.arange(_ROWS_MULTIPLE - 1) < (-counts_E % _ROWS_MULTIPLE)[:, None]
+    ids = torch.where(is_needed, experts_E[:, None], num_experts).view(-1)
+    ids = nn.functional.pad(ids, (0, -len(ids) % k), value=num_experts).view(-1, k)
+    return (
+        torch.cat([x, x.new_zeros(len(ids), x.shape[1])]),
+        torch.cat([index, ids]),
+        torch.cat([weights, weights.new_ones(ids.shape)]),
+    )
+
+
+def _run(module: nn.Module, x: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
     if module.factored_gradients and torch.is_grad_enabled() and module.up_proj.requires_grad:
         weights, owners = (module.up_proj, module.down_proj), row_owners(module)
-        return _run_factored(hidden_states.to(work_dtype), top_k_index, top_k_weights, *weights, owners).to(dtype)
-    up, down = module.up_proj.to(work_dtype), module.down_proj.to(work_dtype)
-    if is_few_on_cpu(hidden_states, top_k_index):
-        return few_tokens(hidden_states.to(work_dtype), top_k_index, top_k_weights, up, down).to(dtype)
-    tensors = (hidden_states, top_k_weights, up, down)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    output, *_ = _experts(hidden_states.to(work_dtype), top_k_index, top_k_weights, up, down, keep)
-    return output.to(dtype)
+        return _run_factored(x, top_k_index, top_k_weights, *weights, owners)
+    up, down = module.up_proj.to(x.dtype), module.down_proj.to(x.dtype)
+    if is_few_on_cpu(x, top_k_index):
+        return few_tokens(x, top_k_index, top_k_weights, up, down)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, top_k_weights, up, down))
+    output, *_ = _experts(x, top_k_index, top_k_weights, up, down, keep)
+    return output
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::segment_experts", mutates_args=())
