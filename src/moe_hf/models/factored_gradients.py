@@ -9,13 +9,15 @@ Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidd
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .native_experts import Visited, few_rows
+from .measured_choice import kept_choice, largest_faster
+from .native_experts import ROWS_TRIED, ROWS_UNMEASURED, Visited, has_kernels, num_measured
 
 SWITCH = "use_factored_gradients"
 # What a group of experts with equally many rows has in memory at once, so that it stays in a cache.
@@ -42,8 +44,9 @@ class RowGradients(NamedTuple):
 
     @property
     def limit(self) -> int:
-        """Up to how many rows an expert is computed by the compiled kernels."""
-        return few_rows(self.left.dtype, self.left.device, self.left.shape[1], self.right.shape[1])
+        """Up to how many rows an expert's norm and step are computed by the compiled kernels."""
+        sizes = self.left.shape[1], self.right.shape[1]
+        return _measured_limit(*sizes) if has_kernels(self.left.dtype, self.left.device, *sizes) else 0
 
     def groups(self, above: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Experts with equally many rows, a few at a time: their ids (G,), left (G, r, M) and right (G, r, N).
@@ -73,7 +76,12 @@ class RowGradients(NamedTuple):
         total = torch.zeros((), dtype=torch.float64, device=self.left.device)
         if self.limit:
             total += self.for_kernels().squared_norm(self.left, self.right)
-        for _, left, right in self.groups(above=self.limit):
+        return total + self.squared_norm_by_products(above=self.limit)
+
+    def squared_norm_by_products(self, above: int = 0) -> torch.Tensor:
+        """The same in plain torch, of the experts with more than `above` rows."""
+        total = torch.zeros((), dtype=torch.float64, device=self.left.device)
+        for _, left, right in self.groups(above):
             if left.shape[1] <= min(left.shape[2], right.shape[2]):
                 products = torch.bmm(left, left.mT) * torch.bmm(right, right.mT)
             else:
@@ -87,6 +95,25 @@ class RowGradients(NamedTuple):
         for experts, left, right in self.groups():
             gradient[experts] = torch.bmm(left.mT, right)
         return gradient
+
+
+@cache
+def _measured_limit(num_left: int, num_right: int) -> int:
+    name = f"few_rows_norm-{num_left}-{num_right}"
+    return kept_choice(name, lambda: _measure_limit(num_left, num_right), ROWS_UNMEASURED)
+
+
+def _measure_limit(num_left: int, num_right: int) -> int:
+    """Times the norm; a step has the same Gram matrices and more, and gains more by kernels."""
+    num_experts = num_measured(num_left, num_right)
+
+    def ways(count: int):
+        left, right = torch.ones(num_experts * count, num_left), torch.ones(num_experts * count, num_right)
+        rows = RowGradients(left, right, torch.full((num_experts,), count))
+        visited = Visited(rows.counts, count)
+        return lambda: visited.squared_norm(left, right), rows.squared_norm_by_products
+
+    return largest_faster(ROWS_TRIED, ways)
 
 
 def merge_rows(parts: list[RowGradients]) -> RowGradients:

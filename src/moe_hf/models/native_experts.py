@@ -36,10 +36,16 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def has_kernels(dtype: torch.dtype, device: torch.device, hidden_dim: int, intermediate_dim: int) -> bool:
+    """Whether there are kernels for experts of this dtype and size."""
+    fits = dtype == torch.float32 and device.type == "cpu" and hidden_dim % 16 == 0 and intermediate_dim % 16 == 0
+    return fits and library() is not None
+
+
 def few_rows(dtype: torch.dtype, device: torch.device, hidden_dim: int, intermediate_dim: int) -> int:
     """The number of rows up to which an expert's kernels are faster than matrix products; 0 where there are none."""
-    fits = dtype == torch.float32 and device.type == "cpu" and hidden_dim % 16 == 0 and intermediate_dim % 16 == 0
-    return measured_limit(*sorted((hidden_dim, intermediate_dim))) if fits and library() is not None else 0
+    is_possible = has_kernels(dtype, device, hidden_dim, intermediate_dim)
+    return measured_limit(*sorted((hidden_dim, intermediate_dim))) if is_possible else 0
 
 
 @cache
@@ -49,9 +55,13 @@ def measured_limit(hidden_dim: int, intermediate_dim: int) -> int:
     return kept_choice(name, lambda: _measure_limit(hidden_dim, intermediate_dim), ROWS_UNMEASURED)
 
 
+def num_measured(hidden_dim: int, intermediate_dim: int) -> int:
+    """As many experts as fill 32 MiB, 64 at most: a few would stay in a cache."""
+    return min(64, max(8, 2**22 // (hidden_dim * intermediate_dim)))
+
+
 def _measure_limit(hidden_dim: int, intermediate_dim: int) -> int:
-    # As many experts as fill 32 MiB: a few would stay in a cache.
-    num_experts = min(64, max(8, 2**22 // (hidden_dim * intermediate_dim)))
+    num_experts = num_measured(hidden_dim, intermediate_dim)
     # Ones, as random numbers would advance the generator of the run.
     up = torch.ones(num_experts, intermediate_dim, hidden_dim)
     down = torch.ones(num_experts, hidden_dim, intermediate_dim)
