@@ -9,6 +9,7 @@ import torch
 
 from moe_hf.models import factored_gradients, native_experts
 from moe_hf.models.native_experts import Visited
+from moe_hf.training import row_step
 
 D, H = 48, 32
 TIMES_FLOAT32 = dict(rtol=2e-5, atol=2e-5)
@@ -106,10 +107,10 @@ def test_norm_and_step(rows, threads):
         assert torch.equal(actual[idle].double(), old[idle])
 
 
-LIMITS = [native_experts.measured_limit, factored_gradients._measured_limit]
+LIMITS = [native_experts.measured_limit, factored_gradients._measured_limit, row_step.measured_limit]
 
 
-@pytest.mark.parametrize("limit_of", LIMITS, ids=["products", "norm and step"])
+@pytest.mark.parametrize("limit_of", LIMITS, ids=["products", "norm", "step"])
 def test_the_limit_is_measured_once_and_kept(limit_of, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     limit_of.cache_clear()

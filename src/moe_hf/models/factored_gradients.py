@@ -38,13 +38,9 @@ class RowGradients(NamedTuple):
     right: torch.Tensor
     counts: torch.Tensor
 
-    def for_kernels(self) -> Visited:
-        """The experts that the compiled kernels take; the others are those of `groups(above=...)`."""
-        return Visited(self.counts, self.limit)
-
     @property
     def limit(self) -> int:
-        """Up to how many rows an expert's norm and step are computed by the compiled kernels."""
+        """Up to how many rows an expert's norm is computed by the compiled kernels."""
         sizes = self.left.shape[1], self.right.shape[1]
         return _measured_limit(*sizes) if has_kernels(self.left.dtype, self.left.device, *sizes) else 0
 
@@ -75,7 +71,7 @@ class RowGradients(NamedTuple):
         """The sum of all squared elements, a float64 scalar: |left' right|^2 = sum(left left' * right right')."""
         total = torch.zeros((), dtype=torch.float64, device=self.left.device)
         if self.limit:
-            total += self.for_kernels().squared_norm(self.left, self.right)
+            total += Visited(self.counts, self.limit).squared_norm(self.left, self.right)
         return total + self.squared_norm_by_products(above=self.limit)
 
     def squared_norm_by_products(self, above: int = 0) -> torch.Tensor:
@@ -104,7 +100,6 @@ def _measured_limit(num_left: int, num_right: int) -> int:
 
 
 def _measure_limit(num_left: int, num_right: int) -> int:
-    """Times the norm; a step has the same Gram matrices and more, and gains more by kernels."""
     num_experts = num_measured(num_left, num_right)
 
     def ways(count: int):

@@ -6,14 +6,17 @@ Shape suffixes: E experts, H rows and D columns of an expert's matrix, G experts
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import nn
 
 from ..models.factored_gradients import RowGradients, local
+from ..models.measured_choice import kept_choice, largest_faster
+from ..models.native_experts import ROWS_TRIED, ROWS_UNMEASURED, Visited, has_kernels, num_measured
 
 
-def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict) -> None:
+def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict, limit: int | None = None) -> None:
     """Make one step of the formulas of `FactoredAdam`, in place, without the gradient left' right.
 
     Its factored second moments follow from the rows' Gram matrices, and since both factors of the denominator have
@@ -25,12 +28,14 @@ def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict)
         state: of this step: step, row (E, H), col (E, D), and visited (E,) int64, the last step at which an expert had
             tokens.
         group: the hyperparameters.
+        limit: up to how many rows an expert is stepped by the compiled kernels; None: as far as they are faster.
     """
     step, beta2 = state["step"], group["betas"][1]
     decay = idle_decay(param, group["lr"] * group["weight_decay"])
-    limit = rows.limit if param.dtype == rows.left.dtype and param.is_contiguous() else 0
+    if limit is None:
+        limit = _limit(rows) if param.dtype == rows.left.dtype and param.is_contiguous() else 0
     if limit:
-        visited = rows.for_kernels()
+        visited = Visited(rows.counts, limit)
         gap = (step - state["visited"][visited.experts]).to(param.dtype)
         keep = torch.ones_like(gap) if decay is None else decay.take(visited.experts).to(param.dtype)
         factors = (param, rows.left, rows.right, state["row"], state["col"], beta2**gap, keep)
@@ -55,6 +60,33 @@ def step_rows(param: nn.Parameter, rows: RowGradients, state: dict, group: dict)
             decay.settle(param, experts)
         update = torch.bmm((left_GrH / a_GH[:, None]).mT, right_GrD / b_GD[:, None])
         param.index_add_(0, experts, update.to(param.dtype), alpha=-group["lr"])
+
+
+def _limit(rows: RowGradients) -> int:
+    sizes = rows.left.shape[1], rows.right.shape[1]
+    return measured_limit(*sizes) if has_kernels(rows.left.dtype, rows.left.device, *sizes) else 0
+
+
+@cache
+def measured_limit(num_left: int, num_right: int) -> int:
+    """Up to how many rows the kernels are faster for a matrix of this shape, measured once on a machine."""
+    name = f"few_rows_step-{num_left}-{num_right}"
+    return kept_choice(name, lambda: _measure_limit(num_left, num_right), ROWS_UNMEASURED)
+
+
+def _measure_limit(num_left: int, num_right: int) -> int:
+    number = num_measured(num_left, num_right)
+    group = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+
+    def ways(count: int):
+        left, right = torch.ones(number * count, num_left), torch.ones(number * count, num_right)
+        rows = RowGradients(left, right, torch.full((number,), count))
+        state = {"step": 1, "visited": torch.zeros(number, dtype=torch.int64)}
+        state |= {"row": torch.ones(number, num_left), "col": torch.ones(number, num_right)}
+        inputs = (torch.ones(number, num_left, num_right), rows, state, group)
+        return (lambda: step_rows(*inputs, limit=count)), (lambda: step_rows(*inputs, limit=0))
+
+    return largest_faster(ROWS_TRIED, ways)
 
 
 def _mean_squares(left_GrH: torch.Tensor, right_GrD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
