@@ -2,8 +2,8 @@
 
     moe-hf average runs/en-de runs/en-de-averaged --last 10
 
-The training must have kept that many checkpoints (--save_total_limit). With --load_best_model_at_end, the checkpoints
-that were kept include the best one, which may be older than the others. The command prints the names of the checkpoints.
+The training must have kept that many checkpoints (--save_total_limit). With --load_best_model_at_end, the kept
+checkpoints include the best one, which may be older than the others. The command prints the checkpoints' names.
 
 The output folder also gets the tokenizer, the generation settings and the training's records for a model card. It does
 not get the optimizer state or the training's results. Compare the average with the last checkpoint on validation data,

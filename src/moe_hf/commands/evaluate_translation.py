@@ -2,8 +2,8 @@
 
     moe-hf evaluate-translation MODEL SOURCE_FILE TARGET_FILE [--num_beams 4] [--output translations.txt]
 
-Pairs with an empty side are skipped; the --output file has an empty line for each. Evaluations during training use greedy
-search (--eval_num_beams 1), so use --num_beams 1 to compare with them.
+Pairs with an empty side are skipped; the --output file has an empty line for each. Evaluations during training use
+greedy search (--eval_num_beams 1), so use --num_beams 1 to compare with them.
 """
 
 import sys

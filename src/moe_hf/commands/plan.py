@@ -4,7 +4,8 @@
     moe-hf plan --num_experts 131072 --num_expert_groups 256 --hidden_size 512 --devices 1024
     moe-hf plan --paper_table
 
-The model is never allocated, whatever its size. Units are decimal: 1 GB is 10^9 bytes. docs/scale.md explains the columns.
+The model is never allocated, whatever its size. Units are decimal: 1 GB is 10^9 bytes. docs/scale.md explains the
+columns.
 """
 
 from pathlib import Path

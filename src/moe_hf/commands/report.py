@@ -6,9 +6,10 @@ with the highest gate value, as in the paper's table 9.
     moe-hf report LANGUAGE_MODEL FILE [FILE ...] -o report.html
     moe-hf report TRANSLATOR SOURCE_FILE TARGET_FILE -o report.html
 
-The page is one file that needs neither a server nor a network. PNG files of its charts are written beside it. The model
-runs without noise. The encoder of a translation model reads SOURCE_FILE, and the decoder reads the translations in
-TARGET_FILE, as in training. The balance over the training comes from expert_history.csv in the model's folder.
+The page is one file that needs neither a server nor a network. PNG files of the charts are written beside the page.
+The model runs without noise. The encoder of a translation model reads SOURCE_FILE, and the decoder reads the
+translations in TARGET_FILE, as in training. The balance over the training comes from expert_history.csv in the model's
+folder.
 """
 
 from ..routing.report import routing_report

@@ -1,4 +1,4 @@
-"""Print the size and cost of the paper's models (its tables 7 and 8, and its translation models) beside this package's.
+"""Print the size and cost of the paper's models (tables 7 and 8, and the translation models) beside this package's.
 
     moe-hf table [CONFIGS]
 

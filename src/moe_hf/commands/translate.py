@@ -3,8 +3,8 @@
     moe-hf translate MODEL [FILE|-] [--num_beams 4] [--length_alpha 0.2 --coverage_beta 0.2]
 
 With --num_return_sequences N, each input line gives N output lines, best first. --scores prints the score and a tab
-before each translation. The command reads --buffer_lines lines at a time and sorts them by length for efficient batches;
-with --buffer_lines 1 it answers each line at once. A line break inside a translation is printed as a space.
+before each translation. The command reads --buffer_lines lines at a time and sorts them by length, for efficient
+batches; with --buffer_lines 1 it answers each line at once. A line break inside a translation is printed as a space.
 """
 
 import argparse

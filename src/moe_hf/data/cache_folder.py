@@ -13,7 +13,7 @@ def cached_in(cache_dir: str | None) -> Iterator[None]:
     """Load and tokenise text inside: errors of writing name the folder.
 
     Args:
-        cache_dir: None for that of `datasets`.
+        cache_dir: None for the default of `datasets`.
 
     Raises:
         InputError: the folder cannot be written.

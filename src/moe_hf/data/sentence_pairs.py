@@ -69,9 +69,9 @@ def load_sentence_pairs(
     Args:
         sources: where the pairs are.
         max_pairs: read only the first pairs of each source; None for all.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
         num_proc: processes that read files.
-        argument: what the user calls a field of the sources, such as "train_{}".
+        argument: name of a field of the sources in error messages, such as "train_{}".
 
     Raises:
         InputError: no source, languages missing where there are several directions or the data are keyed by language,

@@ -49,9 +49,9 @@ def load_text_dataset(
         text_column: column of that data set.
         keep_empty_lines: whether empty lines become rows.
         max_lines: keep only the first lines (empty ones count if they are kept); None for all.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
         num_proc: processes that read files.
-        argument: what the user calls `files`.
+        argument: the argument's name in error messages.
 
     Raises:
         InputError: not exactly one source; no, unreadable, empty or not UTF-8 files, or one that changes while it is
@@ -118,7 +118,7 @@ def dataset_of_rows(
         paths: its first argument; each process gets a part of them.
         features: columns of the rows.
         fingerprint: name under which the dataset is cached.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
         num_proc: processes at most.
         **options: further arguments of `generate`.
 
@@ -215,7 +215,7 @@ def load_hub_dataset(
         hub_name: its first argument.
         hub_config: configuration of the data set.
         split: split of the data set.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
         num_proc: processes that load.
 
     Raises:

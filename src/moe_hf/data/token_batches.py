@@ -25,7 +25,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         source_lengths: tokens of each pair's source, (N,).
         target_lengths: tokens of each pair's target, (N,).
         tokens_per_batch: the paper's, per process: tokens, padding included.
-        seed: of the random order.
+        seed: seed of the random order.
         directions: the direction of each pair, (N,) integers; None is one direction.
         temperature: 1 draws the directions as the data have them, and every pair exactly once an epoch. With T > 1
             direction d makes up a part proportional to n_d^(1/T) of the epoch's N pairs, so small directions are
@@ -111,7 +111,7 @@ def _make_slots(lengths: np.ndarray, directions, temperature: float, seed: int) 
     """As many slots as pairs: each direction gets its share, whole copies of its pairs first.
 
     The rest of the share has fewer slots than pairs. Each of these slots takes turns among neighbours in the pairs
-    sorted by length, so that no pair is left out for ever.
+    sorted by length, so that no pair is left out forever.
     """
     directions = np.zeros(len(lengths), dtype=int) if directions is None else np.asarray(directions)
     random = np.random.default_rng(seed)

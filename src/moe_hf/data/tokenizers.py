@@ -105,7 +105,7 @@ def load_or_train_tokenizer(
         vocab_size: as for `train_tokenizer`.
         lowercase: as for `train_tokenizer`.
         extra_special_tokens: as for `train_tokenizer`.
-        argument: what the user calls `name_or_path`.
+        argument: the argument's name in error messages.
 
     Raises:
         InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
@@ -126,7 +126,7 @@ def load_tokenizer(name_or_path: str, argument: str = "tokenizer_name_or_path") 
 
     Args:
         name_or_path: the folder or name.
-        argument: what the user calls it.
+        argument: the argument's name in error messages.
 
     Raises:
         InputError: it cannot be loaded, would run code of its own, or has no eos token.

@@ -89,7 +89,7 @@ def load_or_train_translation_tokenizer(
         lines: as for `train_translation_tokenizer`.
         vocab_size: as for `train_translation_tokenizer`.
         languages: those that the tokenizer has, or gets, a tag for.
-        argument: what the user calls `name_or_path`.
+        argument: the argument's name in error messages.
 
     Raises:
         InputError: the errors of `load_translation_tokenizer` and `train_translation_tokenizer`.
@@ -107,7 +107,7 @@ def load_translation_tokenizer(
     Args:
         name_or_path: its folder or Hub name.
         languages: those that it has to have a tag for.
-        argument: what the user calls `name_or_path`.
+        argument: the argument's name in error messages.
 
     Raises:
         InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.

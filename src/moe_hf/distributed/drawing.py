@@ -22,8 +22,8 @@ class DrawnLater:
     """Normal values that are drawn when a slice is read, with the interface of a slice of a safetensors file.
 
     Args:
-        shape: of the whole tensor.
-        dtype: of its values.
+        shape: shape of the whole tensor.
+        dtype: dtype of its values.
         state: of the generator before the first value.
         arguments: mean and standard deviation, as `Tensor.normal_` takes them.
     """
@@ -59,7 +59,7 @@ def draw_pieces(
 
     Args:
         number: of values.
-        dtype: of the values.
+        dtype: dtype of the values.
         generator: None: torch's own.
         **arguments (float): of `Tensor.normal_`.
     """

@@ -122,7 +122,7 @@ def plan_sharding(
     """Plan a training step whose experts are spread over devices.
 
     Args:
-        config: of either family; a token of a translation model is one of the source and one of the target.
+        config: a configuration of either family. A token of a translation model is one source and one target token.
         cluster: the devices.
         tokens: T, of each device.
         optimizer: "adam", or "factored_adam", which is factored for the experts and Adam for the rest.
@@ -263,7 +263,7 @@ def activation_values(config: MoeConfig, is_sharded: bool = True) -> int:
     units (k h) and, when sharded, the rows that come in and that come back (2 k d).
 
     Args:
-        config: of either family.
+        config: a configuration of either family.
         is_sharded: whether the experts are spread over devices.
     """
     width, k, total = config.hidden_size, config.num_experts_per_tok, 0

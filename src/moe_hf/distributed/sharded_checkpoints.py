@@ -43,14 +43,16 @@ def check_sharded_optimizer(checkpoint: str | Path) -> None:
         parts = list(SafeReader(folder).read_metadata().storage_data.values())
         ends = [(folder / part.relative_path, part.offset + part.length) for part in parts]
     except FileNotFoundError as error:
-        raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/.metadata is missing") from error
+        raise InputError(f"checkpoint {checkpoint} is incomplete: {OPTIMIZER_FOLDER}/.metadata is missing") from error
     except Exception as error:  # a pickle, broken in whatever way
         raise InputError(
             f"checkpoint {checkpoint} is broken: {OPTIMIZER_FOLDER}/.metadata cannot be read ({first_line(error)})"
         ) from error
     for file, end in ends:
         if not file.is_file() or file.stat().st_size < end:
-            raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/{file.name} is missing or cut")
+            raise InputError(
+                f"checkpoint {checkpoint} is incomplete: {OPTIMIZER_FOLDER}/{file.name} is missing or cut"
+            )
 
 
 def _check_no_more_weights(model: PreTrainedModel, checkpoint: str) -> None:
@@ -79,7 +81,7 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 class ShardedCheckpointMixin:
-    """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`.
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases; `args` are `MoeTrainingArguments`.
 
     Models that are sharded, by expert parallelism or by accelerate's FSDP, are saved in shards. So are those on a
     single process with `expert_parallel_size` other than 1, so that a run can go on with more processes.

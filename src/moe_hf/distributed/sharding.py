@@ -17,7 +17,7 @@ def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments)
 
     Args:
         arguments: of this process, as plain values.
-        training_args: those of the run.
+        training_args: the training arguments.
 
     Raises:
         InputError: the arguments differ; raised on every process.

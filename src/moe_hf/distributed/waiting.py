@@ -22,7 +22,7 @@ class Meeting:
     """A barrier without a timeout. Every process makes its meetings in the same order.
 
     Args:
-        training_args: those of the run, whose process group exists.
+        training_args: the training arguments; the process group exists.
     """
 
     def __init__(self, training_args: TrainingArguments):
@@ -49,7 +49,7 @@ def local_rank_zero_first(training_args: TrainingArguments) -> Iterator[None]:
     Unlike `TrainingArguments.main_process_first` it lets them wait longer than `ddp_timeout`.
 
     Args:
-        training_args: those of the run.
+        training_args: the training arguments.
     """
     if training_args.world_size == 1:
         yield
@@ -73,7 +73,7 @@ def broadcast_from_rank_zero(make: Callable, training_args: TrainingArguments):
 
     Args:
         make: called without arguments.
-        training_args: those of the run.
+        training_args: the training arguments.
 
     Raises:
         InputError: the one that `make` raises on the first process; raised on every process.

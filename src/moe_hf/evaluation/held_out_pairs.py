@@ -46,7 +46,7 @@ def evaluation_pairs(
 
     Args:
         pairs (SentencePairs): what `load_sentence_pairs` returned.
-        tokenizer (PreTrainedTokenizerBase): of the model.
+        tokenizer (PreTrainedTokenizerBase): the model's tokenizer.
         num_proc: processes that tokenise; None: one.
         tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
         target_files: whose names tell the language (text.zh) where the pairs do not.

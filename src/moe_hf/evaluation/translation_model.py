@@ -42,7 +42,7 @@ def evaluate_translation(
         model: folder or Hub name of the model and its tokenizer.
         source_file: the sources, one a line; pairs with an empty side are left out and counted.
         target_file: the references; line n translates line n of `source_file`.
-        target_language: of a multilingual model.
+        target_language: language to translate into, for a multilingual model.
         tokenize: sacrebleu's tokenizer for BLEU, such as "13a" or "zh"; by default that of the target language, which
             is `target_language`, or that of the model's training, or the end of the target file's name (text.zh).
         **translate_arguments (Any): of `Translator`, such as num_beams, 1 unless the model says otherwise.

@@ -153,7 +153,7 @@ class _Experts:
 
     Args:
         module: the experts.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         is_used: (E,) bool; the gradient of every other expert is set to zero. None: gradients are left as they are.
     """
 

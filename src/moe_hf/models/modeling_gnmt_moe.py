@@ -245,7 +245,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         )
 
     def _states(self, past_key_values: EncoderDecoderCache | None) -> list[tuple[torch.Tensor | None, ...]]:
-        """(h, c) for every layer, of which an LSTM's are None before the first token, and a MoE layer's for ever."""
+        """(h, c) for every layer, of which an LSTM's are None before the first token, and a MoE layer's forever."""
         if past_key_values is None:
             return [(None, None)] * len(self.layers)
         return [layer.state for layer in past_key_values.self_attention_cache.layers]

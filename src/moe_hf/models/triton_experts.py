@@ -69,7 +69,7 @@ def rows_blocks(rows_per_expert: float, dtype: torch.dtype) -> Blocks:
 
     Args:
         rows_per_expert: on average, if all experts are used.
-        dtype: of the rows.
+        dtype: dtype of the rows.
     """
     rows = 16
     while rows < min(rows_per_expert, 128):

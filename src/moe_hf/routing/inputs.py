@@ -24,7 +24,7 @@ def load_for_routing(
 
     Args:
         model: folder or Hub name.
-        target_language: of a multilingual translation model.
+        target_language: language to translate into, for a multilingual model.
 
     Raises:
         InputError: they cannot be loaded, or do not know the language.
@@ -51,7 +51,7 @@ def open_text(
     """Open the files that a model of either family is to read, as what `collect_routing` takes.
 
     Args:
-        model: of either family.
+        model: a model of either family.
         tokenizer: its tokenizer.
         files: as for `routing_report`.
         target_language: as for `routing_report`.

@@ -39,7 +39,7 @@ def routing_report(
         files: for a language model text files, see `load_text_dataset`; for a translation model a file of sources
             and one of their translations.
         output: an .html file.
-        target_language: of a multilingual translation model.
+        target_language: language to translate into, for a multilingual model.
         layers: MoE layers to report on; None: all.
         history: `AuxLossCallback`'s CSV file of the training; None: the one in the folder `model`, if there is one.
         batch_size: rows of a text, or sentence pairs, at once.

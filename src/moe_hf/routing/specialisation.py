@@ -42,7 +42,7 @@ def specialisation(
         token_ids: (T,), the token that the expert works on, or the one that follows; -1 for none, likewise.
         num_classes: at least 2.
         num_shuffles: permutations of the control, at least 2.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Raises:
         ValueError: num_classes or num_shuffles below 2.

@@ -113,7 +113,7 @@ def collect_routing(
     """Run a model over a text, without noise, and record what its gates do.
 
     Args:
-        model: of either family; it is in evaluation mode meanwhile.
+        model: a model of either family; it is in evaluation mode meanwhile.
         batches: arguments of the model without its softmax, and for each side of it ("" of a language model, "encoder"
             and "decoder" of a translation model) the positions (B, S) of the batch's tokens in that side's text; -1
             for padding.
@@ -156,7 +156,7 @@ def choose_layers(model: nn.Module, layers: list[str] | None) -> list[str]:
     """The names of the MoE layers of `model` that are wanted.
 
     Args:
-        model: of either family.
+        model: a model of either family.
         layers: the names; None for all.
 
     Raises:

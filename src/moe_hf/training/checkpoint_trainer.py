@@ -46,7 +46,7 @@ def reading(checkpoint: str | None, what: str) -> Iterator[None]:
 
 
 class WholeCheckpointMixin(ShardedCheckpointMixin):
-    """To be named before `Trainer` or a subclass of it among the bases.
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases.
 
     A checkpoint is whole as soon as it has trainer_state.json, and gets its checksums after that.
     """
@@ -71,7 +71,7 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
             with reading(best, "weights"):
                 check_checksums(best)
                 if not list(Path(best).glob("*.safetensors")):  # of which the library only warns
-                    raise InputError(f"checkpoint {best} is not whole: model.safetensors is missing")
+                    raise InputError(f"checkpoint {best} is incomplete: model.safetensors is missing")
                 super()._load_best_model()
         except InputError as error:
             raise InputError(

@@ -12,7 +12,7 @@ from .optimizer import expert_parameters
 
 
 class FactoredGradientsMixin:
-    """To be named before `ShardedCheckpointMixin` among the bases of a Trainer; `args` are `MoeTrainingArguments`."""
+    """A mixin: list it before `ShardedCheckpointMixin` in a Trainer's bases; `args` are `MoeTrainingArguments`."""
 
     def train(self, *args, **kwargs):
         if self.args.expert_gradients == "dense":

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class FiniteTrainerMixin:
-    """To be named before `ShardedCheckpointMixin` among the bases of a Trainer.
+    """A mixin: list it before `ShardedCheckpointMixin` in the bases of a Trainer.
 
     Loss and gradient are checked before each update; with fp16 the scaler leaves out an update instead. Weights and
     optimizer are checked before they are saved: an update may make a weight infinite that the next batches do not use,

@@ -114,7 +114,7 @@ def load_streams(
     Args:
         model_args (LmModelArguments): may name a model, whose tokenizer is taken.
         data_args (DataArguments): the text and the tokenizer.
-        training_args (MoeTrainingArguments): those of the run.
+        training_args (MoeTrainingArguments): the training arguments.
         checkpoint (str | None): what is resumed from; its tokenizer is taken.
 
     Returns:

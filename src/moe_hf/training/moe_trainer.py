@@ -33,7 +33,7 @@ class SeedPerRankCallback(TrainerCallback):
 
 
 class MoeTrainerMixin(FiniteTrainerMixin, FactoredGradientsMixin, WholeCheckpointMixin):
-    """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases; `args` are `MoeTrainingArguments`."""
 
     def __init__(self, model=None, args=None, **kwargs):
         super().__init__(model=model, args=copy.copy(args), **kwargs)  # the caller's arguments stay as they are

@@ -34,10 +34,10 @@ def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, 
     """Check what needs no data.
 
     Args:
-        model_class: of the family; None for a model of another kind, which is not checked.
-        model_args (ModelArguments): of the run.
-        data_args (object): of the run.
-        training_args (MoeTrainingArguments): of the run.
+        model_class: the family's model class; None for a model of another kind, which is not checked.
+        model_args (ModelArguments): the model arguments.
+        data_args (object): the data arguments.
+        training_args (MoeTrainingArguments): the training arguments.
         metrics (dict[str, bool]): names of what an evaluation measures, without "eval_", and whether more is better.
 
     Raises:

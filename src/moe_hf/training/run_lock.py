@@ -29,7 +29,7 @@ def run_lock(training_args: TrainingArguments) -> Iterator[None]:
     A folder whose file system has no locks is used without one, with a warning.
 
     Args:
-        training_args: those of the run.
+        training_args: the training arguments.
 
     Raises:
         InputError: another run holds the lock, or the folder cannot be written; raised on every process.

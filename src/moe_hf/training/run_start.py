@@ -23,9 +23,9 @@ def started_run(
 
     Args:
         family: what is trained.
-        model_args (ModelArguments): of the run.
-        data_args (object): of the run.
-        training_args: of the run.
+        model_args (ModelArguments): the model arguments.
+        data_args (object): the data arguments.
+        training_args: the training arguments.
         metrics: names of what an evaluation measures, and whether more is better.
         is_own: whether the model is of this package; of another model, the architecture is not checked.
 

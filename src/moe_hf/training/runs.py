@@ -52,9 +52,9 @@ def run_identity(model_args, data_args, training_args) -> dict:
     """The arguments that decide which weights a run ends with, but for when it ends.
 
     Args:
-        model_args (object): of the model.
-        data_args (object): of the data.
-        training_args (MoeTrainingArguments): those of the run.
+        model_args (object): the model arguments.
+        data_args (object): the data arguments.
+        training_args (MoeTrainingArguments): the training arguments.
 
     Returns:
         {name: value}; a resumed run must have the same.
@@ -243,7 +243,7 @@ def new_model(model_class, model_args: ModelArguments, tokenizer, **config) -> P
     """Make a model with the configuration of `new_config`.
 
     Args:
-        model_class (type[PreTrainedModel]): of the family.
+        model_class (type[PreTrainedModel]): the family's model class.
         model_args: the given arguments.
         tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
         **config (Any): further arguments of the configuration.
@@ -263,7 +263,7 @@ def new_config(config_class, model_args: ModelArguments, tokenizer, **config):
     """Make the configuration of a new model, with the tokenizer's vocabulary and special tokens.
 
     Args:
-        config_class (type[MoeConfig]): of the family.
+        config_class (type[MoeConfig]): the family's configuration class.
         model_args: the given arguments.
         tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
         **config (Any): further arguments of the configuration.

@@ -6,7 +6,7 @@ from ..data.token_batches import TokenBatchSampler
 
 
 class TokenBatchTrainerMixin:
-    """To be named before `Trainer` or a subclass of it among the bases.
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases.
 
     Args:
         train_batch_sampler: the batches of `train_dataset`; `per_device_train_batch_size` is not used.

@@ -194,7 +194,7 @@ def load_pairs(
     Args:
         model_args (TranslationModelArguments): may name a model, whose tokenizer is taken.
         data_args (TranslationDataArguments): the pairs and the tokenizer.
-        training_args (TranslationTrainingArguments): those of the run.
+        training_args (TranslationTrainingArguments): the training arguments.
         checkpoint (str | None): what is resumed from; its tokenizer is taken.
 
     Returns:

@@ -93,7 +93,7 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         """loss (nats per token), perplexity_per_token, perplexity_per_word and bits_per_word of the references."""
         tokens = pairs.tokens.select_columns(["input_ids", "labels"])
         batches = evaluation_batches(pairs, self.args.eval_tokens_per_batch, self.args.world_size)
-        # Not by accelerate's `prepare`, which keeps every loader for ever.
+        # Not by accelerate's `prepare`, which keeps every loader forever.
         batches = list(batches)[self.args.process_index :: self.args.world_size]
         loader = DataLoader(tokens, batch_sampler=batches, collate_fn=self.data_collator)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
