@@ -40,7 +40,7 @@ class InterruptCallback(TrainerCallback):
     def _receive(self, number, frame):
         if self.received is None:
             again = ", again: at once" if self._is_single else ""
-            logger.warning(f"{signal.Signals(number).name}: the training stops after this step{again}")
+            logger.warning(f"{signal.Signals(number).name}: stops after this step{again}")
         self.received = number
         if self._is_single:
             self.restore()
