@@ -1,4 +1,4 @@
-"""A trained model of either family and the files it is to read, for a report on what its gates do."""
+"""Loads a model of either family, and opens the text for a routing report."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ def load_for_routing(
     loaded, tokenizer = load_model_and_tokenizer(model)
     if target_language is not None:
         if not loaded.config.is_encoder_decoder:
-            raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
+            raise InputError(f"target_language={target_language!r} is for translation models, which {model} is not")
         language_tag_id(tokenizer, target_language)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
@@ -76,12 +76,12 @@ def open_text(
 
 
 def num_positions(text: StreamText | PairText) -> dict[str, int]:
-    """P of each side."""
+    """Return P, the number of positions, of each side."""
     return {name: len(side.ids) for name, side in text.sides.items()}
 
 
 def batches_with_progress(text: StreamText | PairText, model: PreTrainedModel) -> Iterator[tuple[dict, dict]]:
-    """The batches on the model's device, with a bar on a terminal."""
+    """Yield the batches on the model's device, with a progress bar on a terminal."""
     with tqdm(total=sum(num_positions(text).values()), unit=" tokens", desc="Routing", disable=None) as bar:
         for inputs, positions in text.batches(model.config):
             tensors = {name: value.to(model.device) for name, value in inputs.items() if torch.is_tensor(value)}
