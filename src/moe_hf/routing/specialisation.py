@@ -1,4 +1,4 @@
-"""Measures the specialisation of experts: the mutual information of expert and token in bits, with a random control."""
+"""Measures the specialisation of experts: mutual information of expert and token in bits, and a random control."""
 
 from typing import NamedTuple
 
