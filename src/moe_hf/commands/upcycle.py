@@ -4,7 +4,7 @@
     moe-hf upcycle MODEL OUT --num_experts 256 --slices 2 --num_expert_groups 32    # MODEL has 32 experts, flat
 
 Tokenizer and generation settings go along; an optimizer's state does not. Train on by `moe-hf train-lm` with
---model_name_or_path OUT. When the result is exactly the source's function stands in docs/upcycling.md.
+--model_name_or_path OUT. When the result is exactly the source's function stands in docs/upcycle.md.
 """
 
 from ..hub import save_tokenizer
