@@ -6,6 +6,7 @@ NEWEST_VENV ?= .venv-newest
 BIN = $(VENV)/bin
 SOURCES = src tests scripts benchmarks examples
 RESULTS = benchmarks/results
+ONE_THREAD = OMP_NUM_THREADS=1 $(BIN)/python
 # What a function returns is one text without a name, however many lines it has.
 DOCSTRINGS = {"returns_multiple_items": false, "returns_named_value": false}
 
@@ -79,19 +80,21 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/growth.py --tokens 256 --rounds 1
 
 bench-full: $(BIN)/.installed
-	$(BIN)/python benchmarks/experts.py --full --output $(RESULTS)/experts.md
-	$(BIN)/python benchmarks/lstm.py --output $(RESULTS)/lstm.md
-	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training.md
-	$(BIN)/python benchmarks/generation.py --batches 1 --contexts 128 1024 8192 --output $(RESULTS)/generation.md
-	$(BIN)/python benchmarks/generation.py --batches 32 --contexts 128 1024 --output $(RESULTS)/generation-batch-32.md
-	$(BIN)/python benchmarks/translation.py --output $(RESULTS)/translation.md
-	$(BIN)/python benchmarks/balanced_slots.py --full --output $(RESULTS)/balanced-slots.md
-	$(BIN)/python benchmarks/memory.py --output $(RESULTS)/memory.md
-	$(BIN)/python benchmarks/softmax.py --output $(RESULTS)/softmax.md
-	$(BIN)/python benchmarks/growth.py --output $(RESULTS)/growth.md
-	$(BIN)/python benchmarks/offload.py --output $(RESULTS)/offload.md
-	$(BIN)/python benchmarks/sharding.py --output $(RESULTS)/sharding.md
-	$(BIN)/python benchmarks/compile.py --output $(RESULTS)/compile.md
+	$(ONE_THREAD) benchmarks/experts.py --full --output $(RESULTS)/experts.md
+	$(ONE_THREAD) benchmarks/lstm.py --output $(RESULTS)/lstm.md
+	$(ONE_THREAD) benchmarks/training.py --output $(RESULTS)/training.md
+	$(ONE_THREAD) benchmarks/training.py --tokens 2048 --output $(RESULTS)/training-2048.md
+	$(ONE_THREAD) benchmarks/generation.py --batches 1 --contexts 128 1024 8192 --output $(RESULTS)/generation.md
+	$(ONE_THREAD) benchmarks/generation.py --batches 32 --contexts 128 1024 --output $(RESULTS)/generation-batch-32.md
+	$(ONE_THREAD) benchmarks/translation.py --output $(RESULTS)/translation.md
+	$(ONE_THREAD) benchmarks/balanced_slots.py --full --output $(RESULTS)/balanced-slots.md
+	$(ONE_THREAD) benchmarks/memory.py --output $(RESULTS)/memory.md
+	$(ONE_THREAD) benchmarks/softmax.py --output $(RESULTS)/softmax.md
+	$(ONE_THREAD) benchmarks/growth.py --output $(RESULTS)/growth.md
+	$(ONE_THREAD) benchmarks/offload.py --output $(RESULTS)/offload.md
+	$(ONE_THREAD) benchmarks/sharding.py --output $(RESULTS)/sharding.md
+	$(ONE_THREAD) benchmarks/compile.py --output $(RESULTS)/compile.md
+	$(ONE_THREAD) benchmarks/decoding.py --output $(RESULTS)/decoding.md
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

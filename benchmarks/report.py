@@ -1,6 +1,7 @@
 """What the benchmarks share: timing in turn, and the Markdown file, with the command, the machine and the versions."""
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -41,13 +42,15 @@ def heading(title: str, facts: str, arguments: argparse.Namespace | None = None)
     Args:
         arguments: those of `add_placement`, if the benchmark has them.
     """
-    machine = f"{platform.processor() or platform.machine()}, threads: {torch.get_num_threads()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    machine = f"{platform.processor() or platform.machine()} with {capability}, threads: {torch.get_num_threads()}"
     if arguments and arguments.device.type == "cuda":
         machine = torch.cuda.get_device_name(arguments.device)
+    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
     return [
         f"# {title}",
         "",
-        f"`python {' '.join(sys.argv)}`",
+        f"`{threads}python {' '.join(sys.argv)}`",
         f"{machine}, {arguments.dtype if arguments else 'float32'}, {facts}, {ALLOCATOR}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}",
         "",

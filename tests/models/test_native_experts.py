@@ -1,5 +1,9 @@
 """The compiled kernels against float64 sums over the rows of each expert, in plain torch."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 
@@ -121,3 +125,28 @@ def test_they_can_be_turned_off(monkeypatch):
         assert native_experts.few_rows(torch.float32, torch.device("cpu"), 16, 16) == 0
     finally:
         native_experts.library.cache_clear()
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    """A data loader's worker is forked, and has none of its parent's threads: it would wait for them for ever."""
+    squared_norms()
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if squared_norms() == pytest.approx(40 * 9 * 256) else 1)
+    end = time.monotonic() + 20
+    while not (status := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    if not status[0]:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert status == (pid, 0)
+
+
+def squared_norms():
+    """Of 40 experts with three rows of ones, computed in two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    left, right = torch.ones(120, 16), torch.ones(120, 16)
+    result = Visited(torch.full((40,), 3), 4).squared_norm(left, right)
+    torch.set_num_threads(before)
+    return result

@@ -69,7 +69,7 @@ def paper_memory_table(folder: Path) -> str:
         folder: configs/lm.
     """
     names = ("model", "devices", "experts of a device", "tokens per expert", "parameters", "gradients")
-    names += ("factored state", "Adam's state", "gathered, kept", "in all, factored", "in all, Adam")
+    names += ("factored state", "Adam's state", "gathered, kept", "peak, factored", "peak, Adam")
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for row in BILLION_WORDS_100:
         config = read_config(folder / row.config)

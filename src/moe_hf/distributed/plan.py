@@ -77,7 +77,9 @@ class ShardingPlan:
     dense: Bytes  # layers without experts
     embeddings: Bytes  # embedding and softmax
     gathered: float  # the largest matrix of the rest, whole, and its gradient
-    activations: float  # kept for the backward pass, and the logits
+    activations: float  # kept for the backward pass
+    softmax: float  # logits, their logarithms and their gradient
+    working: float  # of the backward pass of one MoE layer, buffers of the exchange included
     all_to_all: float  # bytes of a step
     dense_exchange: float  # bytes of a step
     compute_seconds: float
@@ -96,9 +98,10 @@ class ShardingPlan:
 
     @property
     def memory(self) -> float:
-        """All of it, in bytes."""
-        weights = (*self.experts, *self.dense, *self.embeddings)
-        return sum(weights) + self.gathered + self.activations
+        """The peak, in bytes: the logits are gone when the first gradients of weights are made."""
+        weights = (self.experts, self.dense, self.embeddings)
+        at_all_times = sum(kind.parameters + kind.optimizer for kind in weights) + self.gathered + self.activations
+        return at_all_times + max(self.softmax, sum(kind.gradients for kind in weights) + self.working)
 
     @property
     def bound(self) -> str:
@@ -152,8 +155,8 @@ def plan_sharding(
         expert_bytes = expert_bytes._replace(optimizer=sum(factored_bytes(param.shape) for param in experts) * share)
     if expert_gradients == "factored":
         expert_bytes = expert_bytes._replace(gradients=row_values(config) * tokens * value_bytes)
+    is_sharded = cluster.devices > 1
     logits = min(getattr(config, "loss_chunk_size", None) or tokens, tokens) * num_classes(config)
-    values_kept = tokens * activation_values(config, is_sharded=cluster.devices > 1) + logits
     all_to_all = all_to_all_values(config) * tokens * value_bytes * cluster.remote_share
     exchange = dense_exchange_values(config) * value_bytes * cluster.remote_share
     return ShardingPlan(
@@ -165,8 +168,10 @@ def plan_sharding(
         experts=expert_bytes,
         dense=of_device(num_dense, 1 / cluster.devices),
         embeddings=of_device(num_embedding, 1 / cluster.devices),
-        gathered=2 * config.vocab_size * config.hidden_size * value_bytes if cluster.devices > 1 else 0,
-        activations=values_kept * value_bytes,
+        gathered=2 * config.vocab_size * config.hidden_size * value_bytes if is_sharded else 0,
+        activations=tokens * activation_values(config, is_sharded) * value_bytes,
+        softmax=3 * logits * value_bytes,
+        working=tokens * working_values(config, is_sharded, expert_gradients == "factored") * value_bytes,
         all_to_all=all_to_all,
         dense_exchange=exchange,
         compute_seconds=step_flops(config) * tokens / cluster.flops,
@@ -275,6 +280,18 @@ def activation_values(config: MoeConfig, is_sharded: bool = True) -> int:
             if not config.recompute_experts:
                 total += k * (config.num_expert_layers * config.moe_intermediate_size + (2 * width * is_sharded))
     return total
+
+
+def working_values(config: MoeConfig, is_sharded: bool = True, is_factored: bool = False) -> int:
+    """Values that the backward pass of one MoE layer holds for a moment for each token.
+
+    These are the k rows of the inputs and of both their gradients (3 d), the hidden units of recomputed experts (h),
+    and the gradients at the hidden units where they stand for the experts' own (h). When sharded, the exchange has a
+    buffer to send and one to receive (2 d).
+    """
+    num_hidden = config.recompute_experts * config.num_expert_layers + is_factored
+    values = (5 if is_sharded else 3) * config.hidden_size + num_hidden * config.moe_intermediate_size
+    return config.num_experts_per_tok * values
 
 
 def _gate_values(config: MoeConfig) -> int:

@@ -61,7 +61,9 @@ def describe(plan: ShardingPlan) -> str:
     for name, size in (
         ("softmax, gathered", plan.gathered),
         ("kept for the backward pass", plan.activations),
-        ("in all", plan.memory),
+        ("softmax, logits", plan.softmax),
+        ("backward pass, one layer", plan.working),
+        ("peak", plan.memory),
     ):
         lines.append(head.format(name, "", "", "", f"{size / GB:.3f}"))
     lines += [

@@ -151,9 +151,12 @@ class StrictlyBalancedGate(nn.Module):
 
         chosen_TE = by_batch_TE if self.training else by_threshold_TE
         top_k_index, top_k_weights = self._slots(logits_TE, chosen_TE)
-        output = GateOutput(
-            top_k_index, top_k_weights, logits_TE, most_per_expert=most if self.training and not reads else None
-        )
+        most_per_expert = None
+        if self.training and not reads:
+            most_per_expert = most
+        elif logits_TE.is_meta:  # where all tokens may reach a threshold, as nothing is known
+            most_per_expert = len(logits_TE)
+        output = GateOutput(top_k_index, top_k_weights, logits_TE, most_per_expert=most_per_expert)
         if not output_statistics:
             return output
         counts_E = chosen_TE.sum(dim=0).to(top_k_weights.dtype)

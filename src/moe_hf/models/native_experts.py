@@ -127,8 +127,13 @@ def call_kernel(name: str, number: int, *arguments) -> list:
     parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]
     if num_parts == 1:
         return [function(*parts[0], *converted)]
-    with ThreadPoolExecutor(num_parts) as pool:
-        return list(pool.map(lambda part: function(*part, *converted), parts))
+    return list(_threads(num_parts, os.getpid()).map(lambda part: function(*part, *converted), parts))
+
+
+@cache
+def _threads(number: int, pid: int) -> ThreadPoolExecutor:
+    """Threads that wait for work: starting them takes longer than small kernels. A forked process has none of them."""
+    return ThreadPoolExecutor(number, thread_name_prefix="moe_hf")
 
 
 def _sizes(up: torch.Tensor) -> tuple[int, int]:
