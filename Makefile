@@ -54,7 +54,7 @@ test-gpu-path: $(BIN)/.installed
 test-browser: $(BIN)/.installed
 	MOE_HF_BROWSER=required $(BIN)/python -m pytest -m browser
 
-# Other libraries on the models (docs/ecosystem.md).
+# Other libraries on the models (docs/integrations.md).
 test-ecosystem: $(BIN)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem,eval]'
 	$(BIN)/python -m pytest tests/ecosystem

@@ -4,7 +4,7 @@
     moe-hf upcycle MODEL OUT --num_experts 256 --slices 2 --num_expert_groups 32    # MODEL has 32 experts, flat
 
 The output folder also gets the tokenizer and the generation settings, but not the optimizer state. To continue the
-training, run `moe-hf train-lm` with --model_name_or_path OUT. docs/upcycling.md says when both models are exactly
+training, run `moe-hf train-lm` with --model_name_or_path OUT. docs/upcycle.md says when both models are exactly
 equal, and when they are only approximately equal.
 """
 
