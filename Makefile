@@ -62,7 +62,7 @@ test-ecosystem: $(BIN)/.installed
 # The site, in build/site. A dead link, a page without a place or a docstring's warning fails.
 docs: $(BIN)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,eval]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is in build/site: open build/site/index.html"
 
 # Style, and docstrings from which an API reference builds without a warning.
