@@ -23,5 +23,5 @@ for language in de fr; do
 done
 
 moe-hf push "$work/model" model_cards/tatoeba-en-de-fr --dry-run "$folder" --stored_dtype bfloat16 --license cc-by-2.0 \
-    --data "Sentence pairs of [Tatoeba](https://tatoeba.org), in the selections of [manythings.org/anki](https://www.manythings.org/anki/), under [CC BY 2.0 FR](https://creativecommons.org/licenses/by/2.0/fr/): short everyday sentences by volunteers. Changes: Unicode NFC, runs of spaces made one, repeated pairs dropped. No sentence of the validation pairs is in the training pairs."
+    --data "Sentence pairs of [Tatoeba](https://tatoeba.org), in the selections of [manythings.org/anki](https://www.manythings.org/anki/), under [CC BY 2.0 FR](https://creativecommons.org/licenses/by/2.0/fr/): short everyday sentences by volunteers. Text of another kind, such as words in capitals, long sentences or other languages, gets unrelated answers. Changes: Unicode NFC, runs of spaces made one, repeated pairs dropped. No sentence of the validation pairs is in the training pairs."
 du -sb "$folder"
