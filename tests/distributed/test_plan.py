@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed._tools.mem_tracker import MemTracker
 from tiny_models import GNMT, LM, random_ids, tiny_lm_config
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, use_factored_gradients
 from moe_hf.commands import plan as script

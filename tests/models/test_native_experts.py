@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
-from moe_hf.models import native_experts
+from moe_hf.models import factored_gradients, native_experts
 from moe_hf.models.native_experts import Visited
+from moe_hf.training import row_step
 
 D, H = 48, 32
 TIMES_FLOAT32 = dict(rtol=2e-5, atol=2e-5)
@@ -106,16 +107,20 @@ def test_norm_and_step(rows, threads):
         assert torch.equal(actual[idle].double(), old[idle])
 
 
-def test_the_limit_is_measured_once_and_kept(tmp_path, monkeypatch):
+LIMITS = [native_experts.measured_limit, factored_gradients._measured_limit, row_step.measured_limit]
+
+
+@pytest.mark.parametrize("limit_of", LIMITS, ids=["products", "norm", "step"])
+def test_the_limit_is_measured_once_and_kept(limit_of, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native_experts.measured_limit.cache_clear()
-    limit = native_experts.measured_limit(16, 32)
+    limit_of.cache_clear()
+    limit = limit_of(16, 32)
     (file,) = (tmp_path / "moe_hf").iterdir()
     assert limit in (0, *native_experts.ROWS_TRIED)
     file.write_text("5")
-    native_experts.measured_limit.cache_clear()
-    assert native_experts.measured_limit(16, 32) == 5
-    native_experts.measured_limit.cache_clear()
+    limit_of.cache_clear()
+    assert limit_of(16, 32) == 5
+    limit_of.cache_clear()
 
 
 def test_they_can_be_turned_off(monkeypatch):

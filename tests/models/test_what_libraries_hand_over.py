@@ -51,7 +51,7 @@ def test_an_unknown_keyword_is_a_type_error(family):
 
 
 def test_a_language_model_has_no_attentions_to_return():
-    with pytest.raises(ValueError, match="output_attentions=True: this model has no attention"):
+    with pytest.raises(ValueError, match="output_attentions=True: this model does not use attention"):
         tiny_lm()(TEXT, output_attentions=True)
 
 
