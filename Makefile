@@ -54,6 +54,14 @@ test-gpu-path: $(BIN)/.installed
 test-browser: $(BIN)/.installed
 	MOE_HF_BROWSER=required $(BIN)/python -m pytest -m browser
 
+# The notebooks, from the first cell to the last, a minute or two each on a free core.
+.PHONY: notebooks
+notebooks: $(BIN)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval,notebooks]'
+	$(BIN)/ruff check notebooks
+	$(BIN)/ruff format --check notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebooks tests/docs/test_notebooks.py
+
 # Other libraries on the models (docs/integrations.md).
 test-ecosystem: $(BIN)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem,eval]'
