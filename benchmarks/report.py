@@ -17,6 +17,9 @@ from moe_hf.freed_memory import keep_freed_memory
 # As the training commands do; MOE_HF_KEEP_MEMORY=0 leaves the allocator as it is.
 ALLOCATOR = "freed memory kept" if keep_freed_memory() else "default allocator"
 
+# What changes a measurement, and is written before the command.
+VARIABLES = ("MOE_HF_KEEP_MEMORY", "OMP_NUM_THREADS")
+
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Arguments for a benchmark that runs on an accelerator too."""
@@ -46,11 +49,11 @@ def heading(title: str, facts: str, arguments: argparse.Namespace | None = None)
     machine = f"{platform.processor() or platform.machine()} with {capability}, threads: {torch.get_num_threads()}"
     if arguments and arguments.device.type == "cuda":
         machine = torch.cuda.get_device_name(arguments.device)
-    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
+    variables = [f"{name}={os.environ[name]} " for name in VARIABLES if name in os.environ]
     return [
         f"# {title}",
         "",
-        f"`{threads}python {' '.join(sys.argv)}`",
+        f"`{''.join(variables)}python {' '.join(sys.argv)}`",
         f"{machine}, {arguments.dtype if arguments else 'float32'}, {facts}, {ALLOCATOR}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}",
         "",

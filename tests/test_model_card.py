@@ -45,7 +45,7 @@ def test_the_card_tells_versions_and_where_the_package_is_to_be_had(family, runs
     for name, version in TESTED_WITH.items():
         assert f"{name} {version}" in card
     assert f"requires Transformers {TRANSFORMERS}." in card
-    assert "`pip install PATH`, where PATH is a checkout of its source" in card
+    assert "with `pip install PATH_TO_CHECKOUT`" in card
 
 
 def test_the_card_tells_the_direction(runs, multilingual, tmp_path):  # noqa: F811

@@ -26,12 +26,12 @@ SOURCES = [*LINES * 3, NASTY, "the naïve café"]
 TARGETS = [*[line.replace("the", "der").replace("saw", "sah") for line in LINES * 3], NASTY, "das naïve Café"]
 
 
-def save_lm(folder, kind="word", **config) -> Path:
+def save_lm(folder, kind="word", num_logs=5, **config) -> Path:
     """A model, its tokenizer, text.txt and the history of a training in `folder`."""
     lines = [*LINES * 4, NASTY, "the red cat"]
     tokenizer = train_tokenizer(lines, kind=kind, vocab_size=60 if kind == "word" else 300)
     model = tiny_lm(torch.float32, vocab_size=len(tokenizer), **config)
-    write_history(folder, ["layers.1"])
+    write_history(folder, ["layers.1"], num_logs)
     return _save(folder, model, tokenizer, {"text.txt": lines})
 
 
@@ -50,10 +50,10 @@ def _save(folder, model, tokenizer, texts) -> Path:
     return folder
 
 
-def write_history(folder, layers) -> None:
+def write_history(folder, layers, num_logs=5) -> None:
     rows = [
         f"{10 * step},{layer},0.1,0.2,{1 / step},{2 / step},{1 + 1 / step},0"
-        for step in range(1, 6)
+        for step in range(1, num_logs + 1)
         for layer in layers
     ]
     text = "\n".join([",".join(["step", "layer", *STATISTICS]), *rows]) + "\n"

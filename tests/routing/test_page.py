@@ -47,16 +47,19 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """{name: page} of a small language model, a translation model, and 4096 experts in 64 groups."""
+    """{name: page} of a small language model, one whose training logged once, a translation model, and 4096 experts in
+    64 groups.
+    """
     folder = tmp_path_factory.mktemp("reports")
     options = {"num_contexts": 4, "context_width": 3}
     many = {"num_experts": 4096, "num_experts_per_tok": 4, "num_expert_groups": 64, "moe_intermediate_size": 2}
-    for name in ("small", "gnmt", "many"):
+    for name in ("small", "once", "gnmt", "many"):
         (folder / name).mkdir()
     save_lm(folder / "small", num_experts=6)
+    save_lm(folder / "once", num_logs=1)
     save_lm(folder / "many", **many)
     save_gnmt(folder / "gnmt", num_experts=7, gating="strictly_balanced")
-    files = {name: ["text.txt"] for name in ("small", "many")} | {"gnmt": ["text.en", "text.de"]}
+    files = {name: ["text.txt"] for name in ("small", "once", "many")} | {"gnmt": ["text.en", "text.de"]}
     pages = {}
     with pytest.MonkeyPatch.context() as monkeypatch:
         without_pictures(monkeypatch)
@@ -141,6 +144,91 @@ def media(driver, **features):
 def visible(text: str) -> str:
     """As the middle of a context is shown."""
     return text.strip() or "␣" if text else "·"
+
+
+INTRODUCTION = """
+const before = document.createRange();
+before.setStart(document.body, 0);
+before.setEndBefore(document.querySelector("svg, canvas, dl"));
+return before.toString().replace(/\\s+/g, " ");
+"""
+
+
+def test_the_page_says_what_an_expert_and_a_gate_are_before_its_first_number(open_page):
+    for name, chosen in (("small", "2 of 6 experts"), ("gnmt", "on average 2 of 7 experts")):
+        page = open_page(name)
+        before = page.run(INTRODUCTION)
+        for word in ("small feed-forward networks, the experts", "gate picks", "gate value", "load", "importance"):
+            assert word in before, (name, word)
+        assert chosen in before
+
+
+COLOURS = """
+const colour = (selector, property) => {
+  const numbers = getComputedStyle(document.querySelector(selector))[property].match(/[\\d.]+/g);
+  return numbers.slice(0, 3).join(",");
+};
+return {
+  load: [colour("#balance .bar", "fill"), colour("#balance .bar.chosen", "fill"),
+    colour("#key .load i", "backgroundColor"), colour("#table .meter i", "backgroundColor"),
+    colour("#history path.load", "stroke")],
+  gate: [colour("#balance circle", "fill"), colour("#key .gate i", "backgroundColor"),
+    colour("#token .meter i", "backgroundColor"), colour("#history path.importance", "stroke")],
+  pairs: [colour("#pairs .scale span:first-child i", "backgroundColor"),
+    colour("#pairs .scale span:last-child i", "backgroundColor")],
+  other: [colour("#table .link", "color"), colour("#layers label", "backgroundColor"), colour("#token", "borderColor"),
+    colour("#balance .bar.chosen", "stroke"), colour("#token", "outlineColor"), colour("rect.counted", "fill")],
+};
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_colour_has_one_meaning(scheme, open_page, driver):
+    with media(driver, prefers_color_scheme=scheme):
+        page = open_page("small")
+        page.click("#passage .token")
+        found = {meaning: set(colours) for meaning, colours in page.run(COLOURS).items()}
+    (load,), (gate,) = found["load"], found["gate"]
+    assert load != gate and len(found["pairs"]) == 2
+    assert not {load, gate} & (found["pairs"] | found["other"]) and not found["pairs"] & found["other"]
+
+
+def test_the_matrix_of_pairs_has_axes_and_a_scale(open_page):
+    page = open_page("small")
+    assert page.texts("#pairs .axis") == ["expert", "expert"]
+    assert page.texts("#pairs .columns-axis .tick") == page.texts("#pairs .rows-axis .tick") == list("012345")
+    boxes = page.run(
+        """const box = (e) => e.getBoundingClientRect().toJSON();
+        const all = (selector) => [...document.querySelectorAll(selector)].map(box);
+        return [box(document.querySelector("canvas")), all(".columns-axis .tick"), all(".rows-axis .tick")];"""
+    )
+    canvas, columns, rows = boxes
+    for i in range(6):
+        assert columns[i]["left"] + columns[i]["width"] / 2 == pytest.approx(
+            canvas["left"] + canvas["width"] * (i + 0.5) / 6, abs=1
+        )
+        assert rows[i]["top"] + rows[i]["height"] / 2 == pytest.approx(
+            canvas["top"] + canvas["height"] * (i + 0.5) / 6, abs=1
+        )
+        assert columns[i]["top"] >= canvas["bottom"] - 1 and rows[i]["right"] <= canvas["left"] + 1
+    assert page.texts("#pairs .scale span") == ["⅛", "¼", "½", "1", "2", "4", "8×"]
+
+
+def test_every_chart_names_its_axes(open_page):
+    page = open_page("gnmt")
+    charts = page.run(
+        """const charts = [...document.querySelectorAll("#balance svg:not(.specialisation), #history svg")];
+        return charts.map((chart) => [...chart.querySelectorAll(".axis")].map((e) => e.textContent))"""
+    )
+    assert len(charts) == 7 and all(len(names) == 2 and all(names) for names in charts)
+
+
+def test_a_history_of_one_log_is_told_in_numbers(open_page):
+    page = open_page("once")
+    assert page.run("return document.querySelectorAll('#history svg').length") == 0
+    assert page.texts("#history dt") == ["CV(Importance)", "CV(Load)", "max/mean load", "experts without a token"]
+    assert page.texts("#history dd:not(.extra)") == ["1.00", "2.00", "2.00", "0"]
+    assert "at step 10" in page.text("#history-note")
 
 
 def test_an_expert_shows_its_contexts(open_page):
@@ -285,22 +373,23 @@ def test_everything_has_a_name_for_a_screen_reader(open_page):
 
 
 CONTRAST = """
+const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
 const luminance = (colour) => {
-  const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+  const [r, g, b] = colour.slice(0, 3).map((v) => v / 255)
       .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
 const background = (e) => {
-  for (; e; e = e.parentElement) {
-    const found = getComputedStyle(e).backgroundColor;
-    if (found.startsWith("rgb(")) return found;
-  }
+  const [r, g, b, alpha = 1] = numbers(getComputedStyle(e).backgroundColor);
+  if (alpha === 1) return [r, g, b];
+  const behind = background(e.parentElement);
+  return [r, g, b].map((v, i) => alpha * v + (1 - alpha) * behind[i]);
 };
 const low = [];
 for (const e of document.querySelectorAll("main *, header *")) {
   const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
   if (!own || e.closest("svg, canvas, option") || !e.checkVisibility()) continue;
-  const [a, b] = [luminance(getComputedStyle(e).color), luminance(background(e))];
+  const [a, b] = [luminance(numbers(getComputedStyle(e).color)), luminance(background(e))];
   const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   if (contrast < 4.5) low.push([e.outerHTML.slice(0, 80), contrast]);
 }
@@ -312,8 +401,9 @@ return low;
 def test_text_stands_out_from_its_background(scheme, open_page, driver):
     with media(driver, prefers_color_scheme=scheme):
         page = open_page("gnmt")
-        page.click("#table tbody .link")
-        assert page.run(CONTRAST) == []
+        for expert in range(7):
+            page.click("#table tbody .link", expert)
+            assert page.run(CONTRAST) == []
         page_background = page.run("return getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, page_background[4:-1].split(","))) > 384) == (scheme == "light")
 

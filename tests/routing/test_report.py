@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 from pictures import is_drawn
-from tiny_reports import NASTY, SOURCES, TARGETS, contexts_of, read_page, save_gnmt, save_lm, unpack, without_pictures
+from tiny_reports import (
+    NASTY,
+    SOURCES,
+    TARGETS,
+    contexts_of,
+    read_page,
+    save_gnmt,
+    save_lm,
+    unpack,
+    without_pictures,
+    write_history,
+)
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 
 from moe_hf.data.sentence_pairs import PairSource, load_sentence_pairs
@@ -22,7 +33,7 @@ from moe_hf.errors import InputError
 from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.hub import export
 from moe_hf.routing.coactivation import PairCounts
-from moe_hf.routing.history_plot import read_expert_history
+from moe_hf.routing.history_plot import plot_expert_history, read_expert_history
 from moe_hf.routing.observe import routing_totals
 from moe_hf.routing.page_data import coactivation_data
 from moe_hf.routing.report import routing_report
@@ -158,6 +169,22 @@ def test_the_page_and_its_pictures_are_written(pages):
         assert list(written) == ["page", "plot", "history_plot"]
         for name in ("plot", "history_plot"):
             assert is_drawn(written[name])
+
+
+def test_a_history_of_one_log_draws_bars_and_one_of_several_draws_curves(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: drawn.append(figure.axes))
+    for num_logs in (1, 3):
+        write_history(tmp_path, ["encoder.layers.1", "decoder.layers.1"], num_logs)
+        plot_expert_history(tmp_path / "expert_history.csv", tmp_path / "history.png")
+    for axes in drawn[0]:
+        assert not axes.lines and [bar.get_height() for bar in axes.patches][0] >= 0 and len(axes.patches) == 2
+        assert axes.get_xlabel() == "layer, at step 10"
+    for axes in drawn[1]:
+        assert [len(line.get_xdata()) for line in axes.lines] == [3, 3] and not axes.patches
+        assert axes.get_xlabel() == "training step"
 
 
 def test_the_page_names_nothing_outside_of_itself(pages):

@@ -62,6 +62,7 @@ class MoeBlock(GradientCheckpointingLayer):
     """x + dropout(sigmoid(sum_i G(x)_i E_i(x))), applied to all positions of all sequences at once.
 
     It has three stages:
+
     1. The gate chooses experts and weights for every token.
     2. Dispatch, experts, combine (`mix_experts`): tokens are sorted by expert, each expert computes its own tokens,
        and a token's results are summed, weighted by its gate values. `MoeExperts.forward` does all three. Under expert

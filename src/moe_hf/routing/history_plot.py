@@ -1,6 +1,7 @@
 """Plots the balance of the experts over a training."""
 
 import csv
+import itertools
 from pathlib import Path
 
 from ..errors import InputError
@@ -12,6 +13,9 @@ CURVES = {
     "max_over_mean_load": "max/mean load",
     "dead_experts": "experts without a token",
 }
+
+# None of them is a colour of the report's page or its other picture, where blue is the load.
+LAYER_COLORS = ("tab:brown", "tab:cyan", "tab:pink", "tab:olive", "black", "tab:gray")
 
 
 def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]]:
@@ -42,7 +46,7 @@ def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]
 
 
 def plot_expert_history(history: str | Path, file: str | Path) -> None:
-    """One panel for each measure of `AuxLossCallback`'s CSV file, one curve for each MoE layer.
+    """One panel for each measure of `AuxLossCallback`'s CSV file, one curve for each MoE layer; bars for a single log.
 
     Args:
         history: expert_history.csv of a training.
@@ -61,12 +65,19 @@ def plot_curves(layers: dict[str, dict[str, list[float]]], file: str | Path) -> 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 3.2), layout="constrained")
+    steps = {step for curves in layers.values() for step in curves["step"]}
+    logged_once = len(steps) == 1
     for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
-        for layer, curves in layers.items():
-            axes.plot(curves["step"], curves[name], label=layer, marker=".")
+        for color, (layer, curves) in zip(itertools.cycle(LAYER_COLORS), layers.items()):
+            if logged_once:
+                axes.bar(layer, curves[name], color=color)
+            else:
+                axes.plot(curves["step"], curves[name], label=layer, marker=".", color=color)
         axes.set_title(label)
-        axes.set_xlabel("step")
-        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(f"layer, at step {min(steps)}" if logged_once else "training step")
+        if not logged_once:
+            axes.locator_params(axis="x", nbins=5)
         axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
+    if not logged_once:
+        axes.legend(fontsize="small")
     figure.savefig(file, dpi=100)

@@ -8,6 +8,7 @@ from .page_data import LARGEST_MATRIX, pair_matrix
 from .statistics import LayerRouting
 
 NUM_BARS = 20
+MORE = "#1b7837"  # the green of PRGn and of the report's page: more often than by chance
 
 
 def plot_routing(routing: dict[str, LayerRouting], file: str | Path) -> None:
@@ -24,7 +25,7 @@ def plot_routing(routing: dict[str, LayerRouting], file: str | Path) -> None:
         _plot_balance(row[0], layer)
         row[0].set_title(f"{name}: load and importance")
         row[1].hist(layer.entropy[layer.num_used > 0], bins=32, color="C0")
-        row[1].set(title="gate entropy", xlabel="bits", ylabel="tokens")
+        row[1].set(title="gate entropy", xlabel="entropy of a token's gate values, in bits", ylabel="tokens")
         _plot_pairs(figure, row[2], layer)
     figure.savefig(file, dpi=100)
 
@@ -47,14 +48,14 @@ def _plot_pairs(figure, axes, layer: LayerRouting) -> None:
     if layer.num_experts <= LARGEST_MATRIX:
         matrix = pair_matrix(layer.pairs, layer.load)
         with np.errstate(divide="ignore"):
-            picture = axes.imshow(np.clip(np.log2(matrix), -3, 3), cmap="PuOr_r", vmin=-3, vmax=3)
-        figure.colorbar(picture, label="log2(pairs / pairs by chance)")
-        axes.set(title="co-activation", xlabel="expert", ylabel="expert")
+            picture = axes.imshow(np.clip(np.log2(matrix), -3, 3), cmap="PRGn", vmin=-3, vmax=3)
+        figure.colorbar(picture, label="log2(tokens shared / by chance)")
+        axes.set(title="experts that share tokens", xlabel="expert", ylabel="expert")
         return
     first, second, counts = layer.pairs.pairs()
     expected = layer.pairs.expected(first, second, layer.load)
     best = np.argsort(-(counts - expected) / np.sqrt(expected), kind="stable")[:NUM_BARS]
-    axes.barh([f"{first[i]} + {second[i]}" for i in best], (counts / expected)[best])
+    axes.barh([f"{first[i]} + {second[i]}" for i in best], (counts / expected)[best], color=MORE)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.tick_params(axis="y", labelsize="x-small")

@@ -1,5 +1,5 @@
 // Charts as SVG; the matrix of pairs, which has many cells, as a canvas.
-const WIDTH = 400, HEIGHT = 190, LEFT = 40, BOTTOM = 24, TOP = 8;
+const WIDTH = 400, HEIGHT = 215, LEFT = 40, BOTTOM = 38, TOP = 22;
 
 function svg(name, attributes = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -17,8 +17,8 @@ function ticks(high, count = 4) {
 
 const short = (value) => (value >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M` : value >= 1e4 ? `${+(value / 1e3).toPrecision(3)}k` : `${+value.toPrecision(3)}`);
 
-// Axes from 0 to `right` and 0 to `high`; returns the drawing and the scales.
-function axes(right, high, label, { xTicks = null, width = WIDTH, height = HEIGHT } = {}) {
+// Axes from 0 to `right` and 0 to `high`, named `xName` and `yName`; returns the drawing and the scales.
+function axes(right, high, label, xName, yName, { xTicks = null, width = WIDTH, height = HEIGHT } = {}) {
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   const x = (value) => LEFT + (value / (right || 1)) * (width - LEFT - 8);
   const y = (value) => height - BOTTOM - (value / (high || 1)) * (height - BOTTOM - TOP);
@@ -27,10 +27,13 @@ function axes(right, high, label, { xTicks = null, width = WIDTH, height = HEIGH
     drawing.append(svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
   for (const value of xTicks ?? ticks(right))
-    drawing.append(svg("text", { x: x(value), y: height - 8, "text-anchor": "middle" }, short(value)));
+    drawing.append(xTick(x(value), value, height));
+  drawing.append(svg("text", { class: "axis", x: (LEFT + width - 8) / 2, y: height - 4, "text-anchor": "middle" }, xName));
+  drawing.append(svg("text", { class: "axis", x: 0, y: 11 }, yName));
   return { drawing, x, y };
 }
 
+const xTick = (x, value, height = HEIGHT) => svg("text", { x, y: height - BOTTOM + 16, "text-anchor": "middle" }, short(value));
 const path = (xs, ys) => xs.map((x, i) => `${i ? "L" : "M"}${x.toFixed(1)} ${ys[i].toFixed(1)}`).join("");
 const largest = (values, least = 0) => values.reduce((a, b) => Math.max(a, b), least);
 
@@ -47,8 +50,8 @@ function balanceFigure(layer) {
   const label = `Load and importance of ${layer.num_experts} experts in multiples of their mean; the busiest has ${number(largest(load))} times the mean load.`;
   const xTicks = ticks(layer.num_experts - 1).map(Math.floor);
   const middle = few ? 0.5 : 0;
-  const { drawing, x, y } = axes(layer.num_experts, high, label, { xTicks: [] });
-  for (const value of new Set(xTicks)) drawing.append(svg("text", { x: x(value + middle), y: HEIGHT - 8, "text-anchor": "middle" }, short(value)));
+  const { drawing, x, y } = axes(layer.num_experts, high, label, few ? "expert" : "rank of the expert", "times the mean", { xTicks: [] });
+  for (const value of new Set(xTicks)) drawing.append(xTick(x(value + middle), value));
   if (few) {
     const wide = x(1) - x(0), bar = Math.max(1, wide * 0.72);
     for (let expert = 0; expert < layer.num_experts; expert++) {
@@ -67,11 +70,11 @@ function balanceFigure(layer) {
   }
   drawing.append(svg("line", { class: "mean", x1: LEFT, x2: WIDTH - 8, y1: y(1), y2: y(1) }));
   const key = element("div", { class: "key" }, element("span", {}, element("i"), "load"), element("span", { class: "importance" }, element("i"), "importance"));
-  return figure("Load and importance", few ? "times the mean, by expert number; a click shows the expert" : "times the mean, each sorted by itself, the highest first", drawing, key);
+  return figure("Load and importance", few ? "of each expert, in multiples of the mean; click a bar to choose its expert" : "in multiples of the mean; each curve is sorted by itself, the highest first", drawing, key);
 }
 
-function barsFigure(title, note, label, counts, right, xTicks = null, mean = null) {
-  const { drawing, x, y } = axes(right, 1.05 * largest(counts, 1), label, { xTicks });
+function barsFigure(title, note, label, xName, counts, right, xTicks = null, mean = null) {
+  const { drawing, x, y } = axes(right, 1.05 * largest(counts, 1), label, xName, "tokens", { xTicks });
   const wide = (x(right) - x(0)) / counts.length;
   counts.forEach((count, i) => {
     if (count) drawing.append(svg("rect", { class: "bar", x: x(0) + i * wide + 0.5, y: y(count), width: Math.max(1, wide - 1), height: y(0) - y(count) }, svg("title", {}, whole(count))));
@@ -82,8 +85,8 @@ function barsFigure(title, note, label, counts, right, xTicks = null, mean = nul
 
 function entropyFigure(layer) {
   const mean = layer.summary.gate_entropy;
-  const note = `tokens by the entropy of their gate values, in bits; the dashed line is the mean, ${number(mean)}`;
-  return barsFigure("Gate entropy", note, `Histogram of gate entropy, mean ${number(mean)} bits.`, layer.entropy.counts, layer.entropy.high, null, mean);
+  const note = `0 bits: one expert has all of a token's weight; the dashed line is the mean, ${number(mean)} bits`;
+  return barsFigure("Gate entropy", note, `Histogram of gate entropy, mean ${number(mean)} bits.`, "entropy of a token's gate values, in bits", layer.entropy.counts, layer.entropy.high, null, mean);
 }
 
 function expertsOfTokenFigure(layer) {
@@ -91,63 +94,99 @@ function expertsOfTokenFigure(layer) {
   const counts = new Array(last + 1).fill(0);
   for (const [size, count] of layer.experts_of_token) counts[size] = count;
   const places = last <= 16 ? counts.map((_, i) => i) : ticks(last);
-  const built = barsFigure("Experts of a token", `tokens by their number of experts; ${number(layer.summary.experts_per_token)} on average`, `Histogram of the number of experts of a token, from 0 to ${last}.`, counts, last + 1, []);
+  const built = barsFigure("Experts per token", `${number(layer.summary.experts_per_token)} on average`, `Histogram of the number of experts per token, from 0 to ${last}.`, "experts of a token", counts, last + 1, []);
   const drawing = built.querySelector("svg");
-  for (const value of places) drawing.append(svg("text", { x: LEFT + ((value + 0.5) / (last + 1)) * (WIDTH - LEFT - 8), y: HEIGHT - 8, "text-anchor": "middle" }, short(value)));
+  for (const value of places) drawing.append(xTick(LEFT + ((value + 0.5) / (last + 1)) * (WIDTH - LEFT - 8), value));
   return built;
 }
 
 function specialisationFigure(layer) {
-  const rows = [["read", "the token read"], ["next", "the token after it"]].map(([name, title]) => [title, layer.specialisation[name]]);
+  const rows = [["read", "about the token that the layer reads"], ["next", "about the token that follows"]].map(([name, title]) => [title, layer.specialisation[name]]);
   const high = 1.05 * Math.max(0.1, ...rows.map(([, found]) => found.bits));
   const label = rows.map(([title, found]) => `${title}: ${number(found.bits)} bits, ${number(found.control_mean)} with permuted experts.`).join(" ");
-  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
+  const drawing = svg("svg", { class: "specialisation", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
   const x = (value) => 6 + (value / high) * (WIDTH - 12);
   rows.forEach(([title, found], i) => {
     const top = 10 + i * 86;
     drawing.append(svg("text", { x: 6, y: top + 8 }, title));
-    for (const [value, y, kind, what] of [[found.bits, top + 16, "var(--accent)", "counted"], [found.control_mean, top + 38, "var(--soft)", "permuted"]]) {
-      drawing.append(svg("rect", { x: x(0), y, width: Math.max(1, x(value) - x(0)), height: 18, fill: kind }));
+    for (const [value, y, what] of [[found.bits, top + 16, "counted"], [found.control_mean, top + 38, "permuted"]]) {
+      drawing.append(svg("rect", { class: what, x: x(0), y, width: Math.max(1, x(value) - x(0)), height: 18 }));
       const spread = what === "permuted" ? ` ± ${number(found.control_std, 4)}` : "";
       const inside = x(value) > WIDTH * 0.55;
-      drawing.append(svg("text", { x: inside ? x(value) - 6 : x(value) + 6, y: y + 13, "text-anchor": inside ? "end" : "start", style: inside ? "fill: var(--card)" : "" }, `${what} ${number(value, 3)}${spread}`));
+      drawing.append(svg("text", { x: inside ? x(value) - 6 : x(value) + 6, y: y + 13, "text-anchor": inside ? "end" : "start", class: inside ? "inside" : "" }, `${what} ${number(value, 3)}${spread}`));
     }
   });
-  return figure("What the expert tells about the token", "bits of mutual information, and what is left of them when the experts are permuted", drawing);
+  return figure("What a token's expert tells about the token", "mutual information in bits; permuted: what chance alone would give", drawing);
 }
 
-function historyFigures(layer) {
+const HISTORY_UNITS = { cv_importance: "standard deviation / mean", cv_load: "standard deviation / mean", max_over_mean_load: "times the mean", dead_experts: "experts" };
+
+// Of each curve of a training its points, without those that are not finite.
+function historyCurves(layer) {
   const { step, ...curves } = layer.history;
-  return Object.entries(curves).map(([name, values]) => {
-    const known = values.map((value, i) => [step[i], value]).filter(([, value]) => value !== null);
-    const last = known.length ? known.at(-1)[1] : NaN;
-    const title = DATA.history_names[name];
-    const high = 1.08 * (largest(known.map(([, value]) => value)) || 1);
-    const { drawing, x, y } = axes(step.at(-1), high, `${title} over the training, ${number(last)} at the end.`, { width: 280, height: 140 });
-    if (known.length === 1) drawing.append(svg("circle", { cx: x(known[0][0]), cy: y(known[0][1]), r: 3 }));
-    drawing.append(svg("path", { class: "load", d: path(known.map(([at]) => x(at)), known.map(([, value]) => y(value))) }));
-    return figure(title, `by training step; ${number(last, name === "dead_experts" ? 0 : 2)} at the end`, drawing);
-  });
+  return Object.entries(curves).map(([name, values]) => ({
+    name, title: DATA.history_names[name], digits: name === "dead_experts" ? 0 : 2,
+    points: values.map((value, i) => [step[i], value]).filter(([, value]) => value !== null),
+  }));
 }
 
-// More than by chance is orange, less is blue, in steps of doublings up to 8 times.
-function pairColour(lift, dark) {
+// A chart of each curve of two points or more; of the others the number alone.
+function historyFigures(layer) {
+  const curves = historyCurves(layer), isDrawn = ({ points }) => points.length > 1;
+  const charts = curves.filter(isDrawn).map(({ name, title, digits, points }) => {
+    const last = points.at(-1)[1], high = 1.08 * (largest(points.map(([, value]) => value)) || 1);
+    const { drawing, x, y } = axes(points.at(-1)[0], high, `${title} over the training, ${number(last, digits)} at the end.`, "training step", HISTORY_UNITS[name], { width: 280, height: 160 });
+    drawing.append(svg("path", { class: name === "cv_importance" ? "importance" : "load", d: path(points.map(([at]) => x(at)), points.map(([, value]) => y(value))) }));
+    return figure(title, `${number(last, digits)} at the end`, drawing);
+  });
+  const cells = curves.filter((curve) => !isDrawn(curve)).map(({ title, digits, points }) => [title, points.length ? number(points[0][1], digits) : "not finite", ""]);
+  return [
+    ...(charts.length ? [element("div", { class: "charts small" }, ...charts)] : []),
+    ...(cells.length ? [cellList(cells)] : []),
+  ];
+}
+
+// [red, green, blue] of how many times as often as by chance: in steps of doublings up to 8 times.
+function pairColour(lift) {
+  const style = getComputedStyle(document.documentElement);
+  const [from, to] = ["--same", lift > 1 ? "--more" : "--less"].map((name) => style.getPropertyValue(name).trim().split(" ").map(Number));
   const strength = Math.min(1, Math.abs(Math.log2(Math.max(lift, 1 / 64))) / 3);
-  const [from, to] = dark ? [[35, 43, 55], lift > 1 ? [255, 157, 87] : [90, 150, 255]] : [[243, 244, 246], lift > 1 ? [180, 84, 10] : [31, 95, 191]];
   return from.map((start, i) => Math.round(start + strength * (to[i] - start)));
+}
+
+// Numbers of experts at places along an axis of the matrix, and its name.
+function matrixAxis(size, kind, property) {
+  const shown = new Set(ticks(size - 1, 10).filter(Number.isInteger));
+  return element("div", { class: kind, "aria-hidden": "true" }, ...[...shown].map((expert) => {
+    const tick = element("span", { class: "tick" }, `${expert}`);
+    tick.style[property] = `${(100 * (expert + 0.5)) / size}%`;
+    return tick;
+  }));
+}
+
+function pairScale() {
+  const swatches = [["⅛", 1 / 8], ["¼", 1 / 4], ["½", 1 / 2], ["1", 1], ["2", 2], ["4", 4], ["8×", 8]].map(([name, lift]) => {
+    const swatch = element("i");
+    swatch.style.backgroundColor = `rgb(${pairColour(lift)})`;
+    return element("span", {}, swatch, name);
+  });
+  return element("div", { class: "scale", role: "img", "aria-label": "Colours from an eighth to 8 times as often as by chance." }, ...swatches);
 }
 
 function matrixFigure(layer) {
   const lifts = unpack(layer.coactivation.matrix), size = layer.num_experts;
   const cell = Math.max(3, Math.floor(520 / size));
   const canvas = element("canvas", { width: size * cell, height: size * cell, role: "img", "aria-label": `Matrix of ${size} by ${size} experts: how much more often than by chance two of them get the same token. The table beside it lists the strongest pairs.` });
-  const told = element("p", { class: "note", role: "status" }, "Point at a cell.");
+  const told = element("p", { class: "note", role: "status" }, "Point at a cell to read its number; click it to choose its row's expert.");
+  const scale = element("div");
   const draw = () => {
-    const context = canvas.getContext("2d"), dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const context = canvas.getContext("2d");
+    const empty = getComputedStyle(document.documentElement).getPropertyValue("--card").trim();
+    scale.replaceChildren(pairScale());
     for (let i = 0; i < size; i++)
       for (let j = 0; j < size; j++) {
         const lift = lifts[i * size + j];
-        context.fillStyle = i === j || Number.isNaN(lift) ? (dark ? "#12161d" : "#ffffff") : `rgb(${pairColour(lift, dark)})`;
+        context.fillStyle = i === j || Number.isNaN(lift) ? empty : `rgb(${pairColour(lift)})`;
         context.fillRect(j * cell, i * cell, cell, cell);
       }
   };
@@ -163,5 +202,8 @@ function matrixFigure(layer) {
   canvas.addEventListener("click", (event) => chooseExpert(at(event)[0], { reveal: true }));
   matchMedia("(prefers-color-scheme: dark)").onchange = draw;
   draw();
-  return figure("All pairs", "orange: together more often than by chance, blue: less often; full colour from 8 times on", canvas, told);
+  const matrix = element("div", { class: "matrix" },
+    element("span", { class: "axis upright" }, "expert"), matrixAxis(size, "rows-axis", "top"), canvas,
+    matrixAxis(size, "columns-axis", "left"), element("span", { class: "axis level" }, "expert"));
+  return figure("All pairs", "tokens that two experts share, as a multiple of what chance gives: green is more, purple is less", matrix, scale, told);
 }

@@ -24,7 +24,8 @@ function unpackTable(table, key) {
 }
 
 class Side {
-  constructor(data) {
+  constructor(name, data) {
+    this.name = name; // "encoder", "decoder", or "" of a language model
     this.tokens = unpack(data.tokens);
     this.positions = unpack(data.positions);
     this.passage = data.passage;
@@ -118,7 +119,7 @@ class Layer {
 
 const sides = {}, layers = {};
 function sideNamed(name) {
-  return (sides[name] ??= new Side(DATA.sides[name]));
+  return (sides[name] ??= new Side(name, DATA.sides[name]));
 }
 function layerNumber(index) {
   return (layers[index] ??= new Layer(DATA.layers[index]));

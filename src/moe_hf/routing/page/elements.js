@@ -77,6 +77,18 @@ function expertButton(expert, note, kind = "chip") {
   return button;
 }
 
+// Cells of [name, value, remark].
+function cellList(cells) {
+  return element("dl", { class: "cells" }, ...cells.map(([name, value, remark]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "extra" }, remark))));
+}
+
+// A background that is the stronger the higher the gate value.
+function markToken(token, gate) {
+  token.style.background = gate ? `rgb(var(--mark) / ${0.15 + 0.6 * gate})` : "";
+  token.classList.toggle("marked", gate > 0);
+}
+
 function meter(share) {
   const bar = element("i");
   bar.style.width = `${Math.min(100, 100 * share)}%`;

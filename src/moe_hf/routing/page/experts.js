@@ -42,7 +42,7 @@ function showPage(page) {
       element("td", { class: "words tokens" }, ...words),
     );
   });
-  if (!rows.length) rows.push(element("tr", {}, element("td", { colSpan: 5 }, "No expert's contexts have this.")));
+  if (!rows.length) rows.push(element("tr", {}, element("td", { colSpan: 5 }, "No expert has this in its contexts or typical tokens.")));
   byId("table").tBodies[0].replaceChildren(...rows);
 }
 
@@ -68,6 +68,7 @@ function contextLine({ place, gate }) {
   const text = state.layer.side.text(place), space = /^ +\S/.test(text) ? text.match(/^ +/)[0] : "";
   left.append(space); // so that the mark is on the word alone
   const middle = tokenButton(place, text.slice(space.length), " middle");
+  markToken(middle, gate);
   const gateLabel = element("span", { class: "gate", title: "gate value G(x)" }, number(gate));
   return oneTabStop(element("li", { class: "tokens" }, gateLabel, element("span", { class: "left" }, left), middle, right), middle);
 }
@@ -77,15 +78,15 @@ function showExpert() {
   const step = (by, label, text) => element("button", { type: "button", class: "step", "data-expert": String((expert + by + layer.num_experts) % layer.num_experts), "aria-label": label }, text);
   const parts = [
     element("div", { class: "heading" }, element("h3", { id: "expert-title" }, `Expert ${expertName(layer, expert)}`), step(-1, "previous expert", "‹"), step(1, "next expert", "›")),
-    element("p", { class: "note" }, `${whole(layer.load[expert])} tokens (${number(layer.load[expert] / layer.meanLoad)} times the mean), importance ${number(layer.importance[expert])} (${number(layer.importance[expert] / layer.meanImportance)} times), mean gate value ${number(layer.meanGate(expert))}`),
-    element("h4", {}, "Contexts with the highest gate value"),
+    element("p", { class: "note" }, `Load: ${whole(layer.load[expert])} tokens, ${number(layer.load[expert] / layer.meanLoad)} times the mean. Importance: ${number(layer.importance[expert])}, ${number(layer.importance[expert] / layer.meanImportance)} times the mean. Mean gate value: ${number(layer.meanGate(expert))}.`),
+    element("h4", {}, "Where its gate value is highest"),
   ];
-  parts.push(contexts.length ? element("ul", { class: "contexts" }, ...contexts.map(contextLine)) : element("p", {}, "No token of the text came to this expert."));
+  parts.push(contexts.length ? element("ul", { class: "contexts" }, ...contexts.map(contextLine)) : element("p", {}, "This expert got no token of the text."));
   const typical = layer.typical(expert).map(({ words, hits }) =>
     element("span", { class: "chip tokens" }, wordLabel(DATA.vocabulary.texts[words]), " ", element("small", {}, `${whole(hits)} of ${whole(layer.wordCounts[words])}`)));
-  if (typical.length) parts.push(element("h4", {}, "Tokens it gets more often than by chance"), element("div", { class: "chips" }, ...typical));
+  if (typical.length) parts.push(element("h4", {}, "Typical tokens: how many of each came to this expert"), element("div", { class: "chips" }, ...typical));
   const partners = layer.partners(expert).map(({ experts, lifts }) => expertButton(experts, `${number(lifts, 1)}×`));
-  if (partners.length) parts.push(element("h4", {}, "Shares tokens with, more often than by chance"), element("div", { class: "chips" }, ...partners));
+  if (partners.length) parts.push(element("h4", {}, "Shares tokens more often than by chance with"), element("div", { class: "chips" }, ...partners));
   byId("expert").replaceChildren(...parts);
 }
 
@@ -101,10 +102,10 @@ function showToken(button) {
   const parts = [
     close,
     element("h3", { id: "token-title", class: "tokens" }, `“${wordLabel(layer.side.text(place))}”`),
-    element("p", {}, `token ${whole(layer.side.positions[place])} of the text; gate values:`),
-    found.length ? element("ul", {}, ...rows) : element("p", {}, "no expert: none of the thresholds lets it through"),
-    more > 0 ? element("p", {}, `and ${more} more experts with lower values`) : null,
-    element("h4", {}, `${whole(layer.wordCounts[word])} times in the text; its experts most often`),
+    element("p", {}, `Token ${whole(layer.side.positions[place])} of the text. Its experts, with their gate values:`),
+    found.length ? element("ul", {}, ...rows) : element("p", {}, "It has no expert: its score is below every expert's threshold."),
+    more > 0 ? element("p", {}, `and ${more} more experts with lower gate values`) : null,
+    element("h4", {}, `${whole(layer.wordCounts[word])} times in the text; the experts that got it most often`),
     element("div", { class: "chips" }, ...where),
   ];
   box.replaceChildren(...parts.filter((part) => part !== null));
