@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_the_demo_begins_with_its_translations(caplog):
     assert all(f"-> {text}" in caplog.text for texts in translations.values() for text in texts)
 
 
+def test_the_example_translates_there_and_back(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["round_trip.py", "--through", "fr", "I lost my key."])
+    runpy.run_path(str(ROOT / "examples" / "round_trip.py"), run_name="__main__")
+    there, through, back = capsys.readouterr().out.split(" -> ")
+    assert there == "I lost my key." and "perdu" in through and back.startswith("I")
+
+
 ODD_LINES = {
     "empty": "",
     "only spaces": "   ",
@@ -121,7 +129,7 @@ ODD_LINES = {
     "tags": "<2de> <b>hello</b> </s> <pad>",
     "one letter": "a",
     "punctuation": "?!?!... -- \"'",
-    "one word, 300 letters": "x" * 300,
+    "one word, 100 letters": "x" * 100,
     "many words": "The dog sees the cat and the cat sees the dog. " * 12,
 }
 

@@ -1,6 +1,6 @@
 """Average the weights of the last checkpoints of a training run into one model.
 
-    moe-hf average runs/en-de runs/en-de-averaged --last 10 [--stored_dtype bfloat16]
+    moe-hf average runs/en-de runs/en-de-averaged --last 10
 
 The training must have kept that many checkpoints (--save_total_limit). With --load_best_model_at_end, the kept
 checkpoints include the best one, which may be older than the others. The command prints the checkpoints' names.
@@ -12,7 +12,7 @@ with `moe-hf evaluate`.
 
 from ..averaging import average_checkpoints, keep_training, last_checkpoints
 from ..data.tokenizers import load_tokenizer
-from ..hub import STORED_DTYPES, round_weights, save_tokenizer, save_weights
+from ..hub import save_tokenizer
 from ..loading import check_pair, load_config
 from ..model_code import add_code
 from ..writing import check_new_folder, new_folder
@@ -25,15 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="output folder of a training, with checkpoint-N folders")
     parser.add_argument("out", help="new folder for the result")
     parser.add_argument("--last", type=count, default=10, help="number of checkpoints (default: 10)")
-    parser.add_argument(
-        "--stored_dtype",
-        choices=STORED_DTYPES,
-        help="dtype of the weights in the file; the model still loads in its own dtype (default: the model's)",
-    )
     return run_command(lambda: average(**vars(parser.parse_args(argv))))
 
 
-def average(run: str, out: str, last: int, stored_dtype: str | None = None) -> dict:
+def average(run: str, out: str, last: int) -> dict:
     """Call `average_checkpoints` from folder to folder, and return what to print."""
     check_new_folder(out, "out")
     folders = last_checkpoints(run, last)
@@ -41,10 +36,8 @@ def average(run: str, out: str, last: int, stored_dtype: str | None = None) -> d
     tokenizer = load_tokenizer(str(folders[-1]), argument="checkpoint")
     model = average_checkpoints(folders)
     check_pair(tokenizer, model.config, f"checkpoint={folders[-1]}")
-    if stored_dtype is not None:
-        round_weights(model, stored_dtype)
     with new_folder(out, "out") as output:
-        save_weights(model, output, stored_dtype)
+        model.save_pretrained(output)
         add_code(output)
         save_tokenizer(tokenizer, output)
         keep_training(run, folders, output)
