@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 NEWEST_VENV ?= .venv-newest
 BIN = $(VENV)/bin
-SOURCES = src tests scripts benchmarks examples
+SOURCES = src tests scripts benchmarks examples docs/hooks
 RESULTS = benchmarks/results
+ONE_THREAD = OMP_NUM_THREADS=1 $(BIN)/python
 # What a function returns is one text without a name, however many lines it has.
 DOCSTRINGS = {"returns_multiple_items": false, "returns_named_value": false}
 
-.PHONY: demo test test-fast test-newest test-distributed test-gpu-path test-browser test-ecosystem quality style bench bench-full hf-suite clean
+.PHONY: demo test test-fast test-newest test-distributed test-gpu-path test-browser test-ecosystem docs quality style bench bench-full hf-suite clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,10 +62,16 @@ notebooks: $(BIN)/.installed
 	$(BIN)/ruff format --check notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebooks tests/docs/test_notebooks.py
 
-# Other libraries on the models (docs/ecosystem.md).
+# Other libraries on the models (docs/integrations.md).
 test-ecosystem: $(BIN)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem,eval]'
 	$(BIN)/python -m pytest tests/ecosystem
+
+# The site, in build/site. A dead link, a page without a place or a docstring's warning fails.
+docs: $(BIN)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,eval]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site is in build/site: open build/site/index.html"
 
 # Style, and docstrings from which an API reference builds without a warning.
 quality: $(BIN)/.installed
@@ -87,19 +94,21 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/growth.py --tokens 256 --rounds 1
 
 bench-full: $(BIN)/.installed
-	$(BIN)/python benchmarks/experts.py --full --output $(RESULTS)/experts.md
-	$(BIN)/python benchmarks/lstm.py --output $(RESULTS)/lstm.md
-	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training.md
-	$(BIN)/python benchmarks/generation.py --batches 1 --contexts 128 1024 8192 --output $(RESULTS)/generation.md
-	$(BIN)/python benchmarks/generation.py --batches 32 --contexts 128 1024 --output $(RESULTS)/generation-batch-32.md
-	$(BIN)/python benchmarks/translation.py --output $(RESULTS)/translation.md
-	$(BIN)/python benchmarks/balanced_slots.py --full --output $(RESULTS)/balanced-slots.md
-	$(BIN)/python benchmarks/memory.py --output $(RESULTS)/memory.md
-	$(BIN)/python benchmarks/softmax.py --output $(RESULTS)/softmax.md
-	$(BIN)/python benchmarks/growth.py --output $(RESULTS)/growth.md
-	$(BIN)/python benchmarks/offload.py --output $(RESULTS)/offload.md
-	$(BIN)/python benchmarks/sharding.py --output $(RESULTS)/sharding.md
-	$(BIN)/python benchmarks/compile.py --output $(RESULTS)/compile.md
+	$(ONE_THREAD) benchmarks/experts.py --full --output $(RESULTS)/experts.md
+	$(ONE_THREAD) benchmarks/lstm.py --output $(RESULTS)/lstm.md
+	$(ONE_THREAD) benchmarks/training.py --output $(RESULTS)/training.md
+	$(ONE_THREAD) benchmarks/training.py --tokens 2048 --output $(RESULTS)/training-2048.md
+	$(ONE_THREAD) benchmarks/generation.py --batches 1 --contexts 128 1024 8192 --output $(RESULTS)/generation.md
+	$(ONE_THREAD) benchmarks/generation.py --batches 32 --contexts 128 1024 --output $(RESULTS)/generation-batch-32.md
+	$(ONE_THREAD) benchmarks/translation.py --output $(RESULTS)/translation.md
+	$(ONE_THREAD) benchmarks/balanced_slots.py --full --output $(RESULTS)/balanced-slots.md
+	$(ONE_THREAD) benchmarks/memory.py --output $(RESULTS)/memory.md
+	MOE_HF_KEEP_MEMORY=0 $(ONE_THREAD) benchmarks/softmax.py --output $(RESULTS)/softmax.md
+	$(ONE_THREAD) benchmarks/growth.py --output $(RESULTS)/growth.md
+	$(ONE_THREAD) benchmarks/offload.py --output $(RESULTS)/offload.md
+	$(ONE_THREAD) benchmarks/sharding.py --output $(RESULTS)/sharding.md
+	$(ONE_THREAD) benchmarks/compile.py --output $(RESULTS)/compile.md
+	$(ONE_THREAD) benchmarks/decoding.py --output $(RESULTS)/decoding.md
 
 # Transformers' own common model tests, from the source package of the installed version.
 hf-suite: $(BIN)/.installed

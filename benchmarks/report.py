@@ -1,6 +1,7 @@
 """What the benchmarks share: timing in turn, and the Markdown file, with the command, the machine and the versions."""
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -15,6 +16,9 @@ from moe_hf.freed_memory import keep_freed_memory
 
 # As the training commands do; MOE_HF_KEEP_MEMORY=0 leaves the allocator as it is.
 ALLOCATOR = "freed memory kept" if keep_freed_memory() else "default allocator"
+
+# What changes a measurement, and is written before the command.
+VARIABLES = ("MOE_HF_KEEP_MEMORY", "OMP_NUM_THREADS")
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
@@ -41,13 +45,15 @@ def heading(title: str, facts: str, arguments: argparse.Namespace | None = None)
     Args:
         arguments: those of `add_placement`, if the benchmark has them.
     """
-    machine = f"{platform.processor() or platform.machine()}, threads: {torch.get_num_threads()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    machine = f"{platform.processor() or platform.machine()} with {capability}, threads: {torch.get_num_threads()}"
     if arguments and arguments.device.type == "cuda":
         machine = torch.cuda.get_device_name(arguments.device)
+    variables = [f"{name}={os.environ[name]} " for name in VARIABLES if name in os.environ]
     return [
         f"# {title}",
         "",
-        f"`python {' '.join(sys.argv)}`",
+        f"`{''.join(variables)}python {' '.join(sys.argv)}`",
         f"{machine}, {arguments.dtype if arguments else 'float32'}, {facts}, {ALLOCATOR}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}",
         "",

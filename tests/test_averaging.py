@@ -86,7 +86,7 @@ def test_what_cannot_be_averaged_is_named(runs, call, tmp_path):
     shutil.rmtree(mixed / "checkpoint-3")
     shutil.copytree(runs / "other" / "checkpoint-3", mixed / "checkpoint-3")
     status, _, error = call(mixed, tmp_path / "out", "--last", 2)
-    assert status == 1 and "checkpoint-3 is of another model than" in error
+    assert status == 1 and "checkpoint-3 belongs to another model than" in error
     (mixed / "checkpoint-4" / "model.safetensors").unlink()
     status, _, error = call(mixed, tmp_path / "out", "--last", 2)
-    assert status == 1 and "checkpoint-4 is not whole" in error
+    assert status == 1 and "checkpoint-4 is incomplete" in error

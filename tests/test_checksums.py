@@ -31,20 +31,20 @@ def test_every_flipped_bit_is_found(folder, bit):
     data = bytearray(1000)
     data[bit // 8] ^= 1 << bit % 8
     (folder / "weights").write_bytes(data)
-    with pytest.raises(InputError, match="weights is not what was saved"):
+    with pytest.raises(InputError, match="weights is not as it was saved"):
         check_checksums(folder)
 
 
 @pytest.mark.parametrize("size", [0, 999, 1001])
 def test_every_change_of_length_is_found(folder, size):
     (folder / "weights").write_bytes(bytes(size))
-    with pytest.raises(InputError, match="weights is not what was saved"):
+    with pytest.raises(InputError, match="weights is not as it was saved"):
         check_checksums(folder)
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "optimizer" / ".metadata").unlink()
-    with pytest.raises(InputError, match="is not whole: optimizer/.metadata is missing"):
+    with pytest.raises(InputError, match="is incomplete: optimizer/.metadata is missing"):
         check_checksums(folder)
 
 

@@ -41,7 +41,7 @@ def test_help_and_version(call):
 
 def test_an_unknown_command_is_named(call):
     status, _, error = call("trian-lm")
-    assert status == 1 and "command='trian-lm' is none of train-lm," in error
+    assert status == 1 and "command='trian-lm' is not known, use one of train-lm," in error
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -8,7 +8,12 @@ import pytest
 from moe_hf.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "reproduction").glob("*.md")),
+]
 MAP = ROOT / "docs" / "paper-to-code.md"
 FILE = r"[\w./-]+\.(?:py|yaml|md|png|txt)"
 

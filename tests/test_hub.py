@@ -192,7 +192,7 @@ def test_a_card_without_a_training_says_so(tmp_path):
     write_model_and_tokenizer(tmp_path / "model")
     export(str(tmp_path / "model"), tmp_path / "repository")
     card = ModelCard.load(tmp_path / "repository" / "README.md")
-    assert "Nothing is known of the training" in card.text and not card.data.eval_results
+    assert "The training is unknown" in card.text and not card.data.eval_results
 
 
 def write_model_and_tokenizer(folder):
@@ -273,5 +273,5 @@ def test_bad_input_is_named(runs, tmp_path):
     bert.save_pretrained(tmp_path / "bert")
     with pytest.raises(InputError, match="model_type='bert', expected one of"):
         export(str(tmp_path / "bert"), tmp_path / "new")
-    with pytest.raises(ValueError, match="model=BertModel is none of"):
+    with pytest.raises(ValueError, match="model=BertModel must be one of GnmtMoe"):
         with_code(bert)

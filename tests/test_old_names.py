@@ -69,7 +69,7 @@ def test_an_option_wins_over_a_key_whatever_their_names(config):
 
 @pytest.mark.parametrize("names", [("words_per_batch", "tokens_per_batch"), ("tokens_per_batch", "words_per_batch")])
 def test_an_old_and_a_new_name_at_once_are_refused_in_one_line(names, config):
-    message = "words_per_batch and {0}tokens_per_batch are two names of one argument, give {0}tokens_per_batch alone"
+    message = "words_per_batch is the old name of {0}tokens_per_batch, give {0}tokens_per_batch only"
     options = [f"--{name}=5" for name in names]
     with pytest.raises(InputError, match="config.yaml: " + message.format("")) as of_file:
         parse_arguments([config(**dict.fromkeys(names, 5))], CLASSES)
@@ -111,7 +111,7 @@ def test_baselines_may_be_called_references(tmp_path, config, caplog):
     assert "config.yaml: references is now called baselines" in caplog.text
     parsed = parse_arguments([config(), "--references", json.dumps(baselines)], (*CLASSES, SweepArguments))
     assert parsed[-1].baselines == baselines
-    with pytest.raises(InputError, match="references and baselines are two names of one argument, give base"):
+    with pytest.raises(InputError, match="references is the old name of baselines, give base"):
         parse_arguments([config(references=baselines, baselines={})], (*CLASSES, SweepArguments))
     (tmp_path / "run_arguments.json").write_text(json.dumps({"reference": baselines["GPT-2"]}))
     check_same_run(str(tmp_path), str(tmp_path / "finished"), {"baseline": baselines["GPT-2"]})

@@ -79,7 +79,7 @@ def test_what_cannot_be_used_is_named(model, tokenizer):
         moe_hf.pipeline("translation", model, tokenizer)("a dog", num_beam=3)
     with pytest.raises(ValueError, match="target_language='de' and tgt_lang='fr' differ"):
         moe_hf.pipeline("translation", model, tokenizer, target_language="de", tgt_lang="fr")
-    with pytest.raises(ValueError, match="dtype=torch.bfloat16 is for a model given by name"):
+    with pytest.raises(ValueError, match="dtype=torch.bfloat16 is only for a model given by name"):
         moe_hf.pipeline("translation", model, tokenizer, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         moe_hf.pipeline("translation", model, tokenizer, tgt_lang="de")("a dog", batch_size=0)

@@ -220,11 +220,11 @@ def test_noise_on_the_experts_is_a_part_of_their_size():
         (ONE, {"num_experts": 4, "num_expert_groups": 0}, "=0 must be at least 1"),
         (ONE, {"num_experts": 4, "gating": "best"}, "gating='best' is not known"),
         (ONE, {"num_experts": 4, "gate_std": -1.0}, "gate_std=-1.0 must not be negative"),
-        (ONE | {"gating": "strictly_balanced"}, {"num_experts": 4}, "its threshold decides nothing"),
-        (FLAT, {"num_experts": 6, "num_expert_groups": 2}, "num_expert_groups=2 must be 3, a group for each expert"),
+        (ONE | {"gating": "strictly_balanced"}, {"num_experts": 4}, "the threshold of one expert has no effect"),
+        (FLAT, {"num_experts": 6, "num_expert_groups": 2}, "num_expert_groups=2 must be 3 .one group for each"),
         (GROUPS, {"num_experts": 12, "num_expert_groups": 6}, "num_expert_groups=6 .* the model has .*groups=3"),
-        (FLAT, {"num_experts": 6, "gating": "softmax_top_k"}, "gating='softmax_top_k' is for a model with one"),
-        (GROUPS, {"num_experts": 12, "num_groups_per_tok": 3}, "num_groups_per_tok=3 is for a model with one"),
+        (FLAT, {"num_experts": 6, "gating": "softmax_top_k"}, "gating='softmax_top_k' is only for a model with"),
+        (GROUPS, {"num_experts": 12, "num_groups_per_tok": 3}, "num_groups_per_tok=3 is only for a model with"),
     ],
 )
 def test_what_does_not_fit_is_one_line(source, arguments, named):

@@ -26,8 +26,8 @@ def test_merged_mappings_may_replace_keys(read):
     [
         ("a: 1\nb: 2\na: 3\n", "a is given twice.*line 3"),
         ("a: {b: 1, b: 2}\n", "b is given twice.*line 1"),
-        ("seed: 12:30\n", "12:30 would be a number to base 60.*line 1"),
-        ("share: 1:30.5\n", "1:30.5 would be a number to base 60"),
+        ("seed: 12:30\n", "12:30 would be read as a number in base 60.*line 1"),
+        ("share: 1:30.5\n", "1:30.5 would be read as a number in base 60"),
         ("seed: 2024-13-45\n", "month must be in 1..12"),
         ("a: " + "[" * 100_000, "not valid YAML"),
         (b"a: \xff\n", "utf-8"),

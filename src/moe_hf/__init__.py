@@ -6,7 +6,7 @@ Importing the package registers its models with `AutoConfig`, `AutoModel`, `Auto
 
 from importlib import import_module
 
-from . import cli as _cli  # noqa: F401  (first: it handles Ctrl-C while the others are imported)
+from . import cli as _cli  # noqa: F401  (first, to handle Ctrl-C during the other imports)
 
 # isort: split
 from transformers import AutoConfig, AutoModel
@@ -32,7 +32,7 @@ for _model_type, _family in FAMILIES.items():
     for _auto_class, _model_class in _family.heads.items():
         _auto_class.register(_family.config_class, _model_class, exist_ok=True)
 
-# Imported when first asked for, as they need libraries that are slow to import.
+# Names that are imported on first access, because their libraries are slow to import.
 _LAZY = {
     "AuxLossCallback": "training.callbacks",
     "FactoredAdam": "training.optimizer",

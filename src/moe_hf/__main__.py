@@ -1,4 +1,4 @@
-"""`python -m moe_hf` is `moe-hf`."""
+"""`python -m moe_hf` runs `moe-hf`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""One model from the last checkpoints of a run: the mean of their weights."""
+"""Averages the weights of the last checkpoints of a run into one model."""
 
 import json
 import shutil
@@ -13,20 +13,20 @@ from .run_folder import AVERAGED_FILE, CONFIG_FILE, HISTORY_FILE, check_checkpoi
 
 
 def last_checkpoints(run: str, number: int) -> list[Path]:
-    """The last checkpoints of a run, by rising step.
+    """Return the last checkpoints of a run, in order of their steps.
 
     Args:
-        run: its output folder, which keeps as many as its `save_total_limit`.
-        number: how many, at least 2.
+        run: the run's output folder. It has at most `save_total_limit` checkpoints.
+        number: number of checkpoints, at least 2.
 
     Raises:
-        InputError: there is no such folder, there are not that many, or one is not whole, or sharded.
+        InputError: the folder does not exist or has too few checkpoints, or a checkpoint is incomplete or sharded.
     """
     if not Path(run).is_dir():
         raise InputError(f"run={run} is not a folder")
     found = list_checkpoints(run)
     if not found:
-        raise InputError(f"run={run} has no folders checkpoint-N: name the output folder of a training")
+        raise InputError(f"run={run} has no checkpoint-N folders: name the output folder of a training")
     if not 2 <= number <= len(found):
         raise InputError(
             f"last={number} must be at least 2, and at most the {len(found)} checkpoints that {run} has "
@@ -42,17 +42,17 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
 def average_checkpoints(folders: list[Path]) -> PreTrainedModel:
     """Average the weights of models of this package or of Transformers.
 
-    Sums are in float64, results in the last model's dtype; what is not a floating-point number is the last model's. No
-    more than two models are in memory at a time, and the sums.
+    Sums are taken in float64, and the result has the last model's dtype. Tensors of integers are the last model's. At
+    most two models and the sums are in memory at a time.
 
     Args:
         folders: the models.
 
     Returns:
-        The last of the models, with the mean of all of their weights.
+        The last model, with the mean of the weights of all models.
 
     Raises:
-        InputError: one cannot be loaded, or their weights differ in name or shape.
+        InputError: a model cannot be loaded, or the models' weights differ in name or shape.
     """
     *others, last = folders
     model = _load(last)
@@ -62,10 +62,10 @@ def average_checkpoints(folders: list[Path]) -> PreTrainedModel:
     for folder in others:
         added = {name: weight for name, weight in _load(folder).state_dict().items() if weight.is_floating_point()}
         if {name: weight.shape for name, weight in added.items()} != shapes:
-            raise InputError(f"checkpoint {folder} is of another model than {last}")
+            raise InputError(f"checkpoint {folder} belongs to another model than {last}")
         for name, total in sums.items():
             total += added[name]
-        del added  # before the next one is loaded
+        del added  # frees the memory before the next model is loaded
     for name, total in sums.items():
         weights[name].copy_(total / len(folders))
     check_finite(model)  # a dtype of 16 bits may overflow
@@ -73,14 +73,14 @@ def average_checkpoints(folders: list[Path]) -> PreTrainedModel:
 
 
 def keep_training(run: str, folders: list[Path], output: Path) -> None:
-    """Write into `output` what a model card tells of the training, and which checkpoints were averaged.
+    """Copy the training's records for a model card into `output`, and write which checkpoints were averaged.
 
-    Results of evaluations stay where they are: they are another model's.
+    Evaluation results are not copied, because they belong to another model.
 
     Args:
         run: the training's output folder.
         folders: the checkpoints.
-        output: folder of the averaged model.
+        output: the averaged model's folder.
     """
     trained = [Path(run, name) for name in (CONFIG_FILE, HISTORY_FILE, "train_results.json")]
     for file in [*trained, folders[-1] / "trainer_state.json"]:

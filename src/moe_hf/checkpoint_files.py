@@ -1,4 +1,4 @@
-"""Reads the files of a checkpoint beside weights and tokenizer, without executing anything in them."""
+"""Reads a checkpoint's files other than weights and tokenizer, without executing anything in them."""
 
 import pickle
 import zipfile
@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import safe_globals
 from . import model_files
 from .errors import InputError, first_line
 
-# What the Trainer needs of the states, by the start of their files' names.
+# Keys that the Trainer needs in each state file, by the start of the file's name.
 NEEDED = {
     "optimizer.": ("state", "param_groups"),
     "scheduler.": ("last_epoch",),
@@ -23,21 +23,21 @@ def read_map(file: Path) -> dict:
     """Read a JSON file that holds a map.
 
     Raises:
-        InputError: it is missing, or damaged; the message names the checkpoint, that is its folder, and the file.
+        InputError: the file is missing or damaged; the message names the checkpoint's folder and the file.
     """
     if not file.exists():
-        raise InputError(f"checkpoint {file.parent} is not whole: {file.name} is missing")
+        raise InputError(f"checkpoint {file.parent} is incomplete: {file.name} is missing")
     try:
         return model_files.read_map(file)
     except ValueError as error:
-        raise InputError(f"checkpoint {file.parent} is not whole: {error}") from error
+        raise InputError(f"checkpoint {file.parent} is incomplete: {error}") from error
 
 
 def check_trainer_state(file: Path) -> None:
-    """Check that the Trainer can go on from its own state.
+    """Check that the Trainer can resume from its state file.
 
     Raises:
-        InputError: it cannot.
+        InputError: the file is damaged.
     """
     content = read_map(file)
     try:
@@ -53,20 +53,20 @@ def check_trainer_state(file: Path) -> None:
 
 
 def check_tensors(file: Path, is_verified: bool) -> None:
-    """Check a file of `torch.save`, which may hold tensors and plain values only.
+    """Check a file that `torch.save` wrote, which may hold only tensors and plain values.
 
     Args:
-        file: in the folder of the checkpoint.
-        is_verified: whether its checksum was checked, so that its bytes are those that were saved.
+        file: a file in the checkpoint's folder.
+        is_verified: whether the file's checksum was checked, which proves that the file is as it was saved.
 
     Raises:
-        InputError: it is damaged, or holds something else, which is not executed.
+        InputError: the file is damaged, or holds other objects. They are never executed.
     """
     where = f"checkpoint {file.parent} is broken: {file.name}"
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = None if is_verified else archive.testzip()
-    except Exception as error:  # besides BadZipFile, those of names and sizes that are damaged
+    except Exception as error:  # BadZipFile, and errors from damaged names and sizes
         raise InputError(f"{where} cannot be read ({first_line(error)})") from error
     if damaged:
         raise InputError(f"{where} is damaged in {damaged}")
@@ -74,7 +74,7 @@ def check_tensors(file: Path, is_verified: bool) -> None:
         with safe_globals():
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{where} holds more than tensors and plain values, and is not read") from error
+        raise InputError(f"{where} holds more than tensors and plain values, so it is not read") from error
     except Exception as error:
         raise InputError(f"{where} cannot be read ({first_line(error)})") from error
     if not isinstance(content, dict):

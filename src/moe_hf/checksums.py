@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files: they show a bit that flipped on a disk before a run goes on from it."""
+"""Checksums of a checkpoint's files, which reveal a flipped bit before a run resumes from the checkpoint."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ CHECKSUM_FILE = "checksums.json"
 
 
 def write_checksums(folder: str | Path) -> None:
-    """Write the checksums of all files of a checkpoint into a file that appears only when it is whole.
+    """Write the checksums of all files of a checkpoint into a file that appears only when it is complete.
 
     Args:
-        folder: the checkpoint, in which nothing is written any more.
+        folder: the finished checkpoint.
     """
     folder = Path(folder)
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -24,13 +24,13 @@ def write_checksums(folder: str | Path) -> None:
 
 
 def check_checksums(folder: str | Path) -> bool:
-    """Check that the files of a checkpoint are what was saved.
+    """Check that the files of a checkpoint are as they were saved.
 
     Args:
         folder: the checkpoint.
 
     Returns:
-        whether it has checksums; an earlier release and the plain `Trainer` write none.
+        whether the checkpoint has checksums. Earlier releases and the plain `Trainer` write none.
 
     Raises:
         InputError: a file is missing or changed; the message names it.
@@ -45,19 +45,19 @@ def check_checksums(folder: str | Path) -> bool:
         raise InputError(f"checkpoint {folder} is broken: {CHECKSUM_FILE} cannot be read") from error
     for name in saved:
         if not (folder / name).is_file():
-            raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
+            raise InputError(f"checkpoint {folder} is incomplete: {name} is missing")
     try:
         found = _checksums(folder, list(saved))
     except OSError as error:
         raise InputError(f"checkpoint {folder} is broken: {error.filename} cannot be read ({error})") from error
     for name, checksum in saved.items():
         if found[name] != checksum:
-            raise InputError(f"checkpoint {folder} is broken: {name} is not what was saved, its checksum differs")
+            raise InputError(f"checkpoint {folder} is broken: {name} is not as it was saved, its checksum differs")
     return True
 
 
 def _checksums(folder: Path, names: list[str]) -> dict[str, str]:
-    """{name: SHA-256}, about a gigabyte a second and thread."""
+    """Return {name: SHA-256}; takes about a second per gigabyte and thread."""
     with ThreadPoolExecutor() as threads:
         return dict(zip(names, threads.map(lambda name: _sha256(folder / name), names)))
 

@@ -1,25 +1,26 @@
-"""The errors that end a command with one line."""
+"""The errors that end a command with a message of one line."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message.
+    """Return the first line of an error's message.
 
-    Of a configuration's check that is the check's own message, which the library wraps in an error of its own.
+    The library wraps errors of a configuration's checks; for these, the result is the first line of the check's
+    message.
     """
     cause = error.__cause__ if type(error).__name__.startswith("StrictDataclass") else None
     return str(cause or error).strip().partition("\n")[0]
 
 
 class InputError(ValueError):
-    """The user's input is at fault; the message is one line: the argument or file, the value seen, what is allowed."""
+    """The user's input is wrong. The message is one line: the argument or file, the value, and what is allowed."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """Loss, gradient, weights or optimizer became NaN or infinite; the message says at which step and what is kept."""
+    """Loss, gradient, weights or optimizer became NaN or infinite; the message names the step and last checkpoint."""
 
 
 class InterruptedRun(RuntimeError):
-    """A signal ended a training early; the message says after which step, and how to go on."""
+    """A signal ended a training early. The message has the last step, and how to resume."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

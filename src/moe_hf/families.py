@@ -1,4 +1,4 @@
-"""The two families of models, once: their types, classes, Auto classes and tasks."""
+"""The two families of models: their types, classes, Auto classes and tasks, defined once."""
 
 from typing import NamedTuple
 
@@ -13,14 +13,14 @@ from .models.pretrained_moe import MoePreTrainedModel
 
 
 class Family(NamedTuple):
-    """One family.
+    """A family of models.
 
     Attributes:
-        config_class: its configuration, whose `model_type` names the family.
+        config_class: the configuration class, whose `model_type` names the family.
         base_class: the model without a head.
-        model_class: the model with its softmax, which trainings make and commands load.
-        auto_class: what loads `model_class`.
-        task: what `model_class` does, as the Hub names it.
+        model_class: the model with its softmax, which trainings create and commands load.
+        auto_class: the Auto class that loads `model_class`.
+        task: the task of `model_class`, by the Hub's name for it.
         other_heads: further models on `base_class`, by the Auto class that loads them.
     """
 
@@ -38,7 +38,7 @@ class Family(NamedTuple):
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """What config.json of a folder with code says: file and class that each Auto class loads."""
+        """Return `auto_map` of config.json in a folder with code: the file and class that each Auto class loads."""
         classes = {"AutoConfig": self.config_class, "AutoModel": self.base_class}
         classes |= {auto_class.__name__: model_class for auto_class, model_class in self.heads.items()}
         return {name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in classes.items()}
@@ -59,5 +59,5 @@ TRANSLATION_MODELS = Family(
     auto_class=AutoModelForSeq2SeqLM,
     task="translation",
 )
-# By model type.
+# {model type: family}.
 FAMILIES = {family.config_class.model_type: family for family in (LANGUAGE_MODELS, TRANSLATION_MODELS)}

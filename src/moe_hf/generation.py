@@ -4,10 +4,10 @@
 
     score(Y, X) = log P(Y | X) / lp(Y) + cp(X, Y)
 
-The library's own `length_penalty` plays no part in it.
+Transformers' `length_penalty` is not used.
 
-Shape suffixes: B batch, K beams, C candidates, S source length, L longest output. The model's rows are all B * K
-beams, those of a source side by side.
+Shape suffixes: B batch, K beams, C candidates, S source length, L longest output. The model's rows are the B * K
+beams; the beams of one source are adjacent.
 """
 
 from typing import NamedTuple
@@ -32,20 +32,20 @@ def coverage_penalty(coverage: torch.Tensor, mask: torch.Tensor, beta: float) ->
     """cp(X, Y) = beta * sum_i log(min(sum_j p_ij, 1)).
 
     Args:
-        coverage: (..., S), the attention that each source position got over all steps, the last one's included. The
-            source's end and a language's tag are positions like any other, as in GNMT's formula.
-        mask: (..., S) bool, False for source padding, which is not summed over.
-        beta: its weight, not negative.
+        coverage: (..., S), the attention that each source position got over all steps, including the last. As in
+            GNMT's formula, the end of the source and a language tag count as positions.
+        mask: (..., S) bool, False for source padding, which the sum leaves out.
+        beta: the weight of the penalty, not negative.
 
     Returns:
-        (...), not positive. A position without any attention counts with the logarithm of the least normal number.
+        (...), not positive. For a position without attention, the smallest normal number replaces the sum.
     """
     tiny = torch.finfo(coverage.dtype).tiny
     return beta * coverage.clamp(tiny, 1).log().masked_fill(~mask, 0).sum(dim=-1)
 
 
 class Hypotheses(NamedTuple):
-    """Some outputs for each source. Places that are not written yet hold padding and beam -1."""
+    """Several outputs for each source. Positions that are not written yet hold padding and beam -1."""
 
     tokens: torch.Tensor  # (B, C, prompt + L)
     beams: torch.Tensor  # (B, C, L), the row of the batch that gave each token
@@ -53,11 +53,11 @@ class Hypotheses(NamedTuple):
     coverage: torch.Tensor  # (B, C, S), attention that each source position got
 
     def take(self, index_BC: torch.Tensor) -> "Hypotheses":
-        """Those with the given numbers, for each source."""
+        """Return the hypotheses with the given indices, for each source."""
         return Hypotheses(*(x.take_along_dim(index_BC.view(*index_BC.shape, *[1] * (x.dim() - 2)), 1) for x in self))
 
     def joined_with(self, other: "Hypotheses") -> "Hypotheses":
-        """Both, for each source."""
+        """Return the hypotheses of both, for each source."""
         return Hypotheses(*(torch.cat(pair, dim=1) for pair in zip(self, other)))
 
 
@@ -73,11 +73,11 @@ def gnmt_beam_search(
 ) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
     """Beam search whose finished hypotheses are ranked by GNMT's score; give it to generate() as `custom_generate`.
 
-    Unfinished hypotheses, which all have the same length, are ranked by log P. The search of a sentence ends when none
-    of them can beat the `num_return_sequences` best finished ones any more: log P only falls, lp is largest at the
-    maximal length, and cp is at most 0. A beam that is wide enough therefore finds the very best. With
-    `early_stopping=True` the search ends as soon as `num_beams` are finished. An output that reaches `max_length`
-    counts as finished there.
+    Unfinished hypotheses all have the same length and are ranked by log P. The search of a sentence ends when no
+    unfinished hypothesis can beat the `num_return_sequences` best finished ones. This bound is exact: log P only
+    falls, lp is largest at the maximal length, and cp is at most 0. A wide enough beam therefore finds the best
+    output. With `early_stopping=True` the search ends as soon as `num_beams` hypotheses are finished. An output that
+    reaches `max_length` counts as finished.
 
     Args:
         model (PreTrainedModel): an encoder-decoder model, from generate().
@@ -86,17 +86,18 @@ def gnmt_beam_search(
         stopping_criteria: from generate().
         generation_config: from generate(). `num_beams`, `num_return_sequences`, `early_stopping`, `max_length`,
             `return_dict_in_generate` and the `output_...` switches are used.
-        length_alpha: alpha of the length normalisation; 0 for none.
-        coverage_beta: beta of the coverage penalty; 0 for none.
-        **model_kwargs (Any): from generate(), likewise.
+        length_alpha: alpha of the length normalisation; 0 turns it off.
+        coverage_beta: beta of the coverage penalty; 0 turns it off.
+        **model_kwargs (Any): from generate().
 
     Returns:
-        sequences (B * num_return_sequences, length), best first. With `return_dict_in_generate` what the library's
-        beam search returns: `compute_transition_scores(sequences, scores, beam_indices)` gives the log-probability of
-        each chosen token. sequences_scores are GNMT's; a place for which there was no hypothesis has score -inf.
+        sequences (B * num_return_sequences, length), best first. With `return_dict_in_generate`, the same output class
+        as Transformers' beam search: `compute_transition_scores(sequences, scores, beam_indices)` gives the
+        log-probability of each chosen token. sequences_scores are GNMT's scores; a missing hypothesis has score -inf.
 
     Raises:
-        ValueError: a negative `length_alpha` or `coverage_beta`, sampling, or a model without cross-attention.
+        ValueError: `length_alpha` or `coverage_beta` is negative, `do_sample` is True, or the model has no
+            cross-attention.
     """
     _check_arguments(length_alpha, coverage_beta, generation_config)
     num_beams, num_returned = generation_config.num_beams, generation_config.num_return_sequences
@@ -167,7 +168,7 @@ def _source_mask(model_kwargs: dict) -> torch.Tensor:
 def _start(
     input_ids: torch.Tensor, source_mask: torch.Tensor, max_new_tokens: int, generation_config: GenerationConfig
 ) -> Hypotheses:
-    """The prompt in the first beam of each source; the other beams are impossible, so that none is searched twice."""
+    """Put the prompt into the first beam of each source; the other beams get probability 0, to avoid duplicates."""
     num_beams = generation_config.num_beams
     padding, eos = generation_config._pad_token_tensor, generation_config._eos_token_tensor
     padding = eos[0] if padding is None and eos is not None else padding
@@ -183,7 +184,7 @@ def _start(
 def _run_model(
     model, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict, is_first: bool
 ):
-    """The model's outputs for the next token, with the attention that leads to it."""
+    """Return the model's outputs for the next token, with the attention of that step."""
     model_kwargs = model_kwargs | {"output_attentions": True}
     if is_first:
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
@@ -199,7 +200,7 @@ def _run_model(
 
 
 def _new_steps(generation_config: GenerationConfig) -> dict[str, tuple]:
-    """What was asked for of each step, by the library's names: a tuple with an entry for each step."""
+    """Return the outputs requested for each step, by the library's names: tuples with one entry per step."""
     config = generation_config
     asked = {
         "scores": config.output_scores,
@@ -212,13 +213,13 @@ def _new_steps(generation_config: GenerationConfig) -> dict[str, tuple]:
 
 
 def _record_step(steps: dict[str, tuple], outputs, **computed: torch.Tensor) -> None:
-    """Append a step's `computed` scores and logits (B * K, V), and what the model gave."""
+    """Append a step's `computed` scores and logits (B * K, V), and the model's outputs."""
     for name in steps:
         steps[name] += (computed[name] if name in computed else outputs.get(name),)
 
 
 def _encoder_records(encoder_outputs, generation_config: GenerationConfig) -> dict:
-    """What was asked for of the encoder, by the library's names."""
+    """Return the outputs requested for the encoder, by the library's names."""
     asked = {
         "attentions": generation_config.output_attentions,
         "hidden_states": generation_config.output_hidden_states,
@@ -234,7 +235,7 @@ def _extend(
     length: int,
     generation_config: GenerationConfig,
 ) -> Hypotheses:
-    """The best continuations by one token, the `length`-th new one, of all hypotheses of each source.
+    """Return the best continuations of each source's hypotheses by one token, the `length`-th new token.
 
     Args:
         log_probs: (B * K, V), of the next token.
@@ -262,10 +263,10 @@ def _finish(
     scores_BC: torch.Tensor,
     num_beams: int,
 ) -> tuple[Hypotheses, torch.Tensor]:
-    """The best `num_beams` of what was finished before and of the candidates, whose score is -inf if they go on.
+    """Return the best `num_beams` of the finished hypotheses and the candidates; unfinished candidates score -inf.
 
-    As in every beam search, only the best `num_beams` candidates may finish; the others are there so that `num_beams`
-    unfinished ones remain.
+    As in every beam search, only the best `num_beams` candidates may finish. The other candidates ensure that
+    `num_beams` unfinished hypotheses remain.
     """
     scores_BC = scores_BC.clone()
     scores_BC[:, num_beams:] = -torch.inf
@@ -279,10 +280,10 @@ def _finish(
 def _can_improve(
     log_probs_B: torch.Tensor, worst_returned_B: torch.Tensor, max_new_tokens: int, length_alpha: float
 ) -> torch.Tensor:
-    """(B,), whether an unfinished hypothesis of at most that log P may still beat the worst score to be returned.
+    """Return (B,), whether an unfinished hypothesis with this log P may still beat the worst score to be returned.
 
-    log P is negative and only falls with further tokens, lp divides it by most at the longest output, and cp is never
-    positive: so its score will be at most log P / lp(longest).
+    log P is negative and only falls with further tokens, lp is largest for the longest output, and cp is never
+    positive. The final score is therefore at most log P / lp(longest).
     """
     return log_probs_B / length_penalty(max_new_tokens, length_alpha) > worst_returned_B
 

@@ -1,10 +1,10 @@
-"""Models for the Hub: weights, tokenizer, generation settings, model card, and the code that computes the model.
+"""Writes and uploads Hub repositories: weights, tokenizer, generation settings, model card, and the model's code.
 
-    with_code(model).push_to_hub("me/my-moe")     # a model in memory, also one that a Trainer saves
-    export("runs/mine", "folder")                 # a training's folder, to look at
-    push("runs/mine", "me/my-moe")                # the same, uploaded
+    with_code(model).push_to_hub("me/my-moe")     # a model in memory, or one that a Trainer saves
+    export("runs/mine", "folder")                 # a training's output, written into a local folder
+    push("runs/mine", "me/my-moe")                # a training's output, uploaded
 
-Whoever loads such a repository needs `trust_remote_code=True`, and not this package.
+Such a repository loads with `trust_remote_code=True`, without this package.
 """
 
 from pathlib import Path
@@ -24,21 +24,21 @@ from .writing import check_new_folder, new_folder
 
 
 def with_code(model: PreTrainedModel) -> PreTrainedModel:
-    """Make `save_pretrained` and `push_to_hub` of this model write its code too; returns the model.
+    """Make `save_pretrained` and `push_to_hub` of this model write its code too, and return the model.
 
-    From then on they do so for every model of its class, as the library keeps this setting in the class.
+    The library stores this setting in the class, so it holds for every model of the class from then on.
 
     Raises:
-        ValueError: it is none of this package's models.
+        ValueError: the model does not belong to this package.
     """
     auto_classes = {"AutoModel": [family.base_class for family in FAMILIES.values()]}
     for family in FAMILIES.values():
         for auto_class, model_class in family.heads.items():
             auto_classes.setdefault(auto_class.__name__, []).append(model_class)
     names = {cls.__name__: auto_class for auto_class, classes in auto_classes.items() for cls in classes}
-    # By name: a model loaded with trust_remote_code has a class of its own.
+    # Compares names, not classes: a model loaded with trust_remote_code has its own copy of the class.
     if type(model).__name__ not in names:
-        raise ValueError(f"model={type(model).__name__} is none of {sorted(names)}")
+        raise ValueError(f"model={type(model).__name__} must be one of {', '.join(sorted(names))}")
     type(model).register_for_auto_class(names[type(model).__name__])
     type(model.config).register_for_auto_class()
     model.config.auto_map = FAMILIES[model.config.model_type].auto_map
@@ -58,26 +58,26 @@ def export(
     """Write a repository: safetensors, configurations, tokenizer, code, model card (README.md) and its plot.
 
     Args:
-        source: what a training left in its `output_dir`, or any folder or Hub name of a model and its tokenizer; the
-            card has the numbers of the former only.
-        folder: new or empty.
-        repo_id: the name that the card's example loads; by default that of `folder`.
-        max_shard_size: weights larger than that become several files.
-        license: of the weights, as the Hub names it.
-        language: codes of the languages, for the card; by default those of the training's sentence pairs.
-        argument: what the user calls `folder`, for errors.
+        source: a training's `output_dir`, or any folder or Hub name of a model and its tokenizer. The card has numbers
+            only for a training's `output_dir`.
+        folder: a new or empty folder.
+        repo_id: the name that the card's example loads; by default the name of `folder`.
+        max_shard_size: maximal size of a weights file; larger weights become several files.
+        license: licence of the weights, by the Hub's name for it.
+        language: codes of the languages, for the card; by default the languages of the training's sentence pairs.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: `folder` has something in it or cannot be written, `source` cannot be loaded, or the package
-            for the plot is missing.
+        InputError: `folder` is not empty or cannot be written, `source` cannot be loaded, or the package for the plot
+            is missing.
     """
     check_new_folder(folder, argument)
-    if Path(source, HISTORY_FILE).is_file():  # which the card has a plot of
+    if Path(source, HISTORY_FILE).is_file():  # the card plots it
         require_packages("matplotlib")
     model, tokenizer = load_model_and_tokenizer(source)
     repo_id = repo_id or Path(folder).name
     with new_folder(folder, argument) as inside:
-        # First the card, as it refuses damaged records.
+        # The card comes first, because it refuses damaged records.
         write_model_card(model, tokenizer, source, inside, repo_id=repo_id, license=license, language=language)
         model.save_pretrained(inside, max_shard_size=max_shard_size)
         add_code(inside)
@@ -85,18 +85,18 @@ def export(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer, without what the library notes about where it was loaded from."""
+    """Write a tokenizer, without the library's note of the folder it was loaded from."""
     for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
 
 
 def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
-    """Export a model and upload it; the repository is made if there is none.
+    """Export a model and upload it; create the repository if it does not exist.
 
     Args:
         source: as for `export`.
-        repo_id: name of the repository.
+        repo_id: the repository's name.
         private: whether a new repository is private.
         **options (Any): the other arguments of `export`.
 
@@ -104,9 +104,9 @@ def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
         The address of the commit.
 
     Raises:
-        InputError: as `export`, `repo_id` is not the name of a repository, or the Hub refuses the upload.
+        InputError: `repo_id` is not a valid name, the Hub refuses the upload, or `export` raises it.
     """
-    family_of(source)  # takes little time, so it comes before the request
+    family_of(source)  # quick, so it comes before the request to the Hub
     check_upload(repo_id)
     with TemporaryDirectory() as folder:
         export(source, folder, repo_id=repo_id, **options)

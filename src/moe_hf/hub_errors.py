@@ -1,4 +1,4 @@
-"""Turns a refusal of the Hub into one line that says what to do."""
+"""Turns an error of the Hub into one line that says what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ from .errors import InputError, first_line
 
 # Seconds that the Hub may take to say who is logged in.
 PATIENCE = 30
-LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 ADVICE = {
     401: f"the Hub does not know this token: {LOG_IN}",
-    403: "this token may not write there: take a token with the role write, or a name space of yours",
-    404: "there is no such name space or repository, or this token may not see it",
-    413: "a file is too large for the Hub: give a smaller --max_shard_size",
-    429: "the Hub asks for fewer requests: try again in some minutes",
+    403: "this token may not write there: use a token with the role 'write', or your own namespace",
+    404: "this namespace or repository does not exist, or this token may not see it",
+    413: "a file is too large for the Hub: use a smaller --max_shard_size",
+    429: "the Hub asks for fewer requests: try again in a few minutes",
 }
 
 
@@ -31,11 +31,11 @@ def check_repo_id(repo_id: str, argument: str = "repo") -> None:
     """Check the name of a repository.
 
     Args:
-        repo_id: such as me/my-moe.
-        argument: what the user calls it.
+        repo_id: the name, such as me/my-moe.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: it cannot be the name of a repository.
+        InputError: `repo_id` is not a valid name of a repository.
     """
     try:
         validate_repo_id(repo_id)
@@ -44,16 +44,16 @@ def check_repo_id(repo_id: str, argument: str = "repo") -> None:
 
 
 def check_upload(repo_id: str, argument: str = "repo", token: str | None = None) -> None:
-    """Check that whoever is logged in may write into a name space; to be called before work that could be lost.
+    """Check that the user who is logged in may write into a namespace. Call it before work that could be lost.
 
     Args:
-        repo_id: with the name space, or without for the user's own.
-        argument: what the user calls it.
-        token: None for that of the login.
+        repo_id: the repository's name. Without a namespace, the user's namespace is meant.
+        argument: the argument's name in error messages.
+        token: the Hub token; None for the token of the login.
 
     Raises:
-        InputError: the name is not allowed, nobody is logged in, the Hub cannot be reached, or this token may not
-            write there.
+        InputError: the name is not allowed, nobody is logged in, the Hub cannot be reached, or the token may not write
+            there.
     """
     check_repo_id(repo_id, argument)
     with naming_hub_errors(argument, repo_id), _time_limit(PATIENCE):
@@ -61,9 +61,9 @@ def check_upload(repo_id: str, argument: str = "repo", token: str | None = None)
     space, _, _ = repo_id.rpartition("/")
     own = [user.get("name"), *(organisation.get("name") for organisation in user.get("orgs") or [])]
     if space and space not in own:
-        raise InputError(f"{argument}={repo_id!r}: {space!r} is none of the name spaces of this login, {own}")
+        raise InputError(f"{argument}={repo_id!r}: {space!r} is not a namespace of this login, use one of {own}")
     if ((user.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-        raise InputError(f"{argument}={repo_id!r}: the token may only read, {LOG_IN} with a token of the role write")
+        raise InputError(f"{argument}={repo_id!r}: the token may only read, {LOG_IN} with a token of the role 'write'")
 
 
 @contextmanager
@@ -71,8 +71,8 @@ def naming_hub_errors(argument: str, repo_id: str) -> Iterator[None]:
     """Turn an error of a request to the Hub into one line.
 
     Args:
-        argument: that `repo_id` was given for.
-        repo_id: as the user gave it.
+        argument: the argument's name in error messages.
+        repo_id: the argument's value.
 
     Raises:
         InputError: the request failed.
@@ -92,7 +92,7 @@ def _advice(error: Exception) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be uploaded"
     cause, request = error, None
-    while cause is not None and not isinstance(request, HTTPError):  # the library wraps what breaks in an upload
+    while cause is not None and not isinstance(request, HTTPError):  # the library wraps errors of an upload
         request, cause = cause, cause.__cause__
     if isinstance(request, HfHubHTTPError):
         status = request.response.status_code
@@ -107,7 +107,7 @@ def _advice(error: Exception) -> str:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Limits each request to the Hub, as the library would wait for an answer without end."""
+    """Limit the time of each request to the Hub: the library would wait for an answer forever."""
     session = huggingface_hub.utils.get_session()
     before, session.timeout = session.timeout, seconds
     try:

@@ -1,6 +1,6 @@
-"""Loads a model and its tokenizer from a folder or the Hub, and refuses what is damaged or does not fit together.
+"""Loads a model and its tokenizer from a folder or the Hub, and refuses damaged or mismatched files.
 
-Nothing that is loaded runs code of its own: `trust_remote_code` is False wherever a folder or a repository is read.
+Code in a folder or repository is never run: `trust_remote_code` is always False.
 """
 
 import logging
@@ -19,13 +19,13 @@ from .families import FAMILIES, TRANSLATION_MODELS, Family
 from .model_files import MODEL_FILES, check_files, check_weight_files
 from .models.finite import first_non_finite
 
-# A vocabulary is padded to a multiple of one of these, if at all.
+# A padded vocabulary is a multiple of one of these.
 PADDED_TO = (8, 16, 32, 64, 128, 256, 512)
 KINDS = {False: "language model", True: "translation model"}
 
 
 class WeightsError(InputError):
-    """Weights are missing, too many or not finite; the message does not name their source."""
+    """Weights are missing, unexpected or not finite; the message does not name the file."""
 
 
 def load_config(
@@ -35,13 +35,13 @@ def load_config(
 
     Args:
         path: folder or Hub name of the model.
-        auto_class: an Auto class of Transformers; the model has to be of its kind.
-        argument: what the user calls `path`.
-        **changes (Any): arguments of the configuration that are replaced.
+        auto_class: an Auto class of Transformers that must be able to load the model.
+        argument: the argument's name in error messages.
+        **changes (Any): new values for arguments of the configuration.
 
     Raises:
-        InputError: there is none, it is damaged, it would run code of its own, it does not allow the changes, or the
-            model is of another kind.
+        InputError: the configuration is missing or damaged, needs code of the repository, or refuses the changes, or
+            the model is of another kind.
     """
     try:
         check_files(path, MODEL_FILES)
@@ -51,7 +51,7 @@ def load_config(
         if hasattr(config, "validate"):
             config.validate()
         if "/" in str(getattr(config, "_attn_implementation", None)):
-            raise ValueError(f"attn_implementation={config._attn_implementation!r} is code, which is not run here")
+            raise ValueError(f"attn_implementation={config._attn_implementation!r} needs code, which is not run here")
         family = FAMILIES.get(config.model_type)
         if family and config.is_encoder_decoder != (family is TRANSLATION_MODELS):
             raise ValueError(f"is_encoder_decoder={config.is_encoder_decoder} in config.json is not for this model")
@@ -69,18 +69,18 @@ def load_pretrained(
     argument: str = "model_name_or_path",
     **arguments,
 ) -> PreTrainedModel:
-    """Load a model by `auto_class.from_pretrained`, with arguments of the configuration replaced.
+    """Load a model with `auto_class.from_pretrained`, with new values for arguments of the configuration.
 
     Args:
         auto_class (type): an Auto class of Transformers.
         path: folder or Hub name of the model.
         config_arguments: {argument of the configuration: value}.
-        argument: what the user calls `path`.
+        argument: the argument's name in error messages.
         **arguments (Any): further arguments of `from_pretrained`.
 
     Raises:
-        InputError: there is no such model, it is of another kind, its configuration does not allow the arguments, or
-            its weights are damaged, missing, of another shape, more than the model has, or not finite.
+        InputError: the model does not exist, is of another kind, or does not allow the arguments, or its weights are
+            damaged, missing, unexpected, of another shape, or not finite.
     """
     config = load_config(path, auto_class, argument=argument, **(config_arguments or {}))
     try:
@@ -95,7 +95,7 @@ def load_pretrained(
                 config=config,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # `_check_found` refuses them with both shapes
+                ignore_mismatched_sizes=True,  # `_check_found` reports both shapes
                 **arguments,
             )
         _check_found(found, model, config_arguments or {})
@@ -109,15 +109,17 @@ def load_pretrained(
 def load_model_and_tokenizer(
     source: str, family: Family | None = None, *, argument: str = "model"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, with its softmax, and its tokenizer.
+    """Load a model with its softmax, and its tokenizer.
 
     Args:
-        source: folder or Hub name of both.
-        family: what kind of model it has to be, of this package or of Transformers. None: of this package, either.
-        argument: what the user calls `source`.
+        source: folder or Hub name of the model and the tokenizer.
+        family: the kind of model required, from this package or from Transformers. None: a model of this package, of
+            either family.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: one of them cannot be loaded, they do not fit together, or the model is of another kind.
+        InputError: the model or the tokenizer cannot be loaded, both do not fit together, or the model is of another
+            kind.
     """
     if family is None:
         family = family_of(source, argument)
@@ -131,14 +133,14 @@ def load_model_and_tokenizer(
 
 
 def family_of(source: str, argument: str = "model") -> Family:
-    """The family of a model.
+    """Return the family of a model.
 
     Args:
         source: folder or Hub name of the model.
-        argument: what the user calls `source`.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: there is no configuration, or that of another family.
+        InputError: the configuration is missing, or names another kind of model.
     """
     model_type = load_config(source, argument=argument).model_type
     if model_type not in FAMILIES:
@@ -147,15 +149,15 @@ def family_of(source: str, argument: str = "model") -> Family:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
-    """Check that a tokenizer has as many tokens as a model; a model's may be padded, by up to 7 or to a multiple.
+    """Check that a tokenizer fits a model's vocabulary, which may be padded by up to 7 tokens or to a multiple.
 
     Args:
-        tokenizer: what the model is to be used with.
-        config: of the model.
-        given: where the tokenizer is from, as the user typed it.
+        tokenizer: the tokenizer to use with the model.
+        config: the model's configuration.
+        given: the source of the tokenizer, as the user typed it.
 
     Raises:
-        InputError: it has more, which the model cannot read, or fewer, so that the model was trained with another one.
+        InputError: the tokenizer has more tokens than the model, or so few that another tokenizer must have been used.
     """
     size, vocab_size = max(len(tokenizer), *(token + 1 for token in tokenizer.get_vocab().values())), config.vocab_size
     if size > vocab_size:
@@ -169,7 +171,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
 
 
 def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
-    """Check that a model was trained with a tokenizer, by the vocabulary and, for our models, special tokens.
+    """Check that a model was trained with a tokenizer, by vocabulary and, for this package's models, special tokens.
 
     Args:
         tokenizer: as for `check_vocabulary`.
@@ -177,11 +179,11 @@ def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, giv
         given: as for `check_vocabulary`.
 
     Raises:
-        InputError: it was trained with another one.
+        InputError: the model was trained with another tokenizer.
     """
     check_vocabulary(tokenizer, config, given)
     if config.model_type not in FAMILIES:
-        return  # of other families, some models differ
+        return  # in other families, some models differ from their tokenizers
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         of_model, of_tokenizer = getattr(config, name), getattr(tokenizer, name)
         allowed = of_model if isinstance(of_model, list) else [of_model]
@@ -196,33 +198,33 @@ def check_finite(model: PreTrainedModel) -> None:
     """Check that no weight of a model is NaN or infinite.
 
     Args:
-        model: also quantized, or with weights on other devices.
+        model: any model, which may be quantized or spread over devices.
 
     Raises:
-        WeightsError: one is; the message names the tensor.
+        WeightsError: a weight is not finite; the message names the tensor.
     """
-    # The scale of 8-bit weights, which are themselves integers.
+    # Weights of 8 bits are integers, so their scale is checked.
     weights = ((name, getattr(weight, "scale", weight)) for name, weight in model.named_parameters())
     if name := first_non_finite(weights):
         raise WeightsError(
-            f"the weights {name} are not finite (NaN or infinite): take an earlier checkpoint, or train anew"
+            f"the weights {name} are not finite (NaN or infinite): use an earlier checkpoint, or train again"
         )
 
 
 def check_keys(missing: set[str], unexpected: set[str]) -> None:
-    """Refuse weights that are not those of the model.
+    """Refuse a checkpoint whose weights differ from the model's.
 
     Args:
-        missing: names of weights of the model that a checkpoint lacks.
-        unexpected: names of weights of a checkpoint that the model lacks.
+        missing: names of the model's weights that the checkpoint lacks.
+        unexpected: names of the checkpoint's weights that the model lacks.
 
     Raises:
-        WeightsError: there are such weights.
+        WeightsError: a weight is missing or unexpected.
     """
     if missing:
-        raise WeightsError(f"the weights lack {_some(missing)}, which would be drawn at random")
+        raise WeightsError(f"the weights lack {_some(missing)}, which would be initialised at random")
     if unexpected:
-        raise WeightsError(f"the weights have {_some(unexpected)}, for which the model of config.json has no place")
+        raise WeightsError(f"the weights have {_some(unexpected)}, which the model of config.json does not have")
 
 
 def _architectures(config: PreTrainedConfig) -> list[str]:
@@ -233,7 +235,7 @@ def _architectures(config: PreTrainedConfig) -> list[str]:
 
 
 def _check_kind(config: PreTrainedConfig, auto_class: type | None, path: str, argument: str) -> None:
-    """Refuse a translation model for a language model, and the reverse, where the library names its classes only."""
+    """Refuse a translation model where a language model is needed, and vice versa, with a clear message."""
     wanted = [family is TRANSLATION_MODELS for family in FAMILIES.values() if family.auto_class is auto_class]
     if wanted and config.is_encoder_decoder != wanted[0]:
         raise InputError(
@@ -243,10 +245,10 @@ def _check_kind(config: PreTrainedConfig, auto_class: type | None, path: str, ar
 
 
 def _check_found(found: dict, model: PreTrainedModel, changes: dict) -> None:
-    """Refuse what the library would fill with random values or leave out; `found` is its loading info.
+    """Refuse weights that the library would initialise at random or ignore; `found` is its loading info.
 
-    Exceptions are the weights of the gating noise where another gating was asked for: they start at zero, or are of no
-    use.
+    The weights of the gating noise are an exception if `changes` has another gating: they start at zero, or are
+    unused.
     """
 
     def is_noise(name: str) -> bool:
@@ -262,7 +264,7 @@ def _check_found(found: dict, model: PreTrainedModel, changes: dict) -> None:
 
 
 def _instead(path: str) -> str:
-    """Advice for the folder of a run that has not ended."""
+    """Return advice for the folder of an unfinished run."""
     names = [file.parent.name for file in Path(path).glob("checkpoint-*/config.json")]
     return f", but checkpoints: name {Path(path, max(names, key=lambda name: (len(name), name)))}" if names else ""
 
@@ -273,7 +275,7 @@ def _some(names: set[str]) -> str:
 
 
 def _check_generation(model: PreTrainedModel) -> None:
-    """Refuse what generate() would trip over in the generation configuration of a model of this package."""
+    """Refuse values in the generation configuration of a model of this package that generate() cannot use."""
     settings = getattr(model, "generation_config", None)
     if settings is None or model.config.model_type not in FAMILIES:
         return
@@ -291,7 +293,7 @@ def _check_generation(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _without_loading_report() -> Iterator[None]:
-    """Keep the library's table of missing weights from the terminal, as an error says the same in one line."""
+    """Suppress the library's table of missing weights: an error says the same in one line."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
@@ -308,12 +310,12 @@ def _cannot_be_loaded(path: str, argument: str, error: Exception) -> InputError:
     reason = first_line(error) or type(error).__name__
     if "trust_remote_code" in str(error):
         reason = "it needs code of its own (auto_map in config.json), which is not run here"
-    elif isinstance(error, UnpicklingError):  # torch's advice is to run the code
+    elif isinstance(error, UnpicklingError):  # torch would advise to run the code
         reason = "pytorch_model.bin is damaged, or has code in it, which is not run here"
     elif isinstance(error, OSError) and not Path(path).exists():
-        reason = f"there is no such folder; as a name of the Hub: {reason}"
-    elif isinstance(error, LookupError | AttributeError | TypeError):  # whose message is a word of the library's code
+        reason = f"there is no such folder; as a Hub name: {reason}"
+    elif isinstance(error, LookupError | AttributeError | TypeError):  # the message is a name from the library's code
         reason = (
-            f"a value in config.json or generation_config.json is of a wrong type, {type(error).__name__}: {reason}"
+            f"a value in config.json or generation_config.json has the wrong type, {type(error).__name__}: {reason}"
         )
     return InputError(f"{argument}={path}: cannot be loaded ({reason})")

@@ -1,4 +1,4 @@
-"""The model card of a repository on the Hub, filled from the folder that a training wrote: no number by hand."""
+"""Writes the model card of a Hub repository from the files that a training wrote; no number is typed by hand."""
 
 import csv
 from pathlib import Path
@@ -23,7 +23,7 @@ from .version import __version__
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 HISTORY_PLOT = "expert_history.png"
-# Of eval_results.json: the metric's type on the Hub, and its name on the card.
+# {key of eval_results.json: (metric type on the Hub, name on the card)}.
 METRICS = {
     "bleu": ("bleu", "BLEU"),
     "bleu_lowercase": ("bleu", "BLEU, lowercase"),
@@ -32,14 +32,14 @@ METRICS = {
     "perplexity_per_token": ("perplexity", "perplexity per token"),
     "bits_per_word": ("bits_per_word", "bits per word"),
 }
-# What a card says of each family, by model type.
+# Texts of the card for each family, by model type.
 TEXTS = {
     "lstm_moe": {
         "command": "train-lm",
         "summary": "An LSTM language model with sparsely-gated mixture-of-experts layers (Shazeer et al., 2017).",
-        "limits": "It continues text in the manner of what it was trained on, true or not, and repeats what is wrong "
-        "or hurtful there. It follows no instructions. Nothing was done against the biases of the text. An LSTM's "
-        "memory of a long context fades: its state has a fixed size.",
+        "limits": "The model continues text in the style of its training data, whether true or not, and may repeat "
+        "wrong or hurtful statements from that data. It does not follow instructions. Biases of the training data "
+        "were not reduced. The LSTM state has a fixed size, so the model gradually forgets a long context.",
         "example": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{repo}", trust_remote_code=True)
@@ -51,9 +51,9 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_spec
         "command": "train-translation",
         "summary": "A GNMT-like translation model with sparsely-gated mixture-of-experts layers (Shazeer et al., "
         "2017).",
-        "limits": "It translates single sentences like those it was trained on; other text comes out wrong and does "
-        "not look it. It may leave out, add or change what the source says. Do not rely on it where an error does "
-        "harm.",
+        "limits": "The model translates single sentences that resemble its training data. Translations of other text "
+        "may be fluent but wrong. A translation may omit, add or change parts of the source. Do not rely on the model "
+        "where an error can cause harm.",
         "example": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{repo}", trust_remote_code=True)
@@ -63,7 +63,7 @@ outputs = model.generate(**inputs, num_beams=4, max_new_tokens=100)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
     },
 }
-# In the place of the example's last lines: a token before the source names the language to translate into.
+# Replaces the last lines of the example for multilingual models: a token before the source names the target language.
 TAGGED_EXAMPLE = """source = [tokenizer.convert_tokens_to_ids("<2{language}>")]
 source += tokenizer("A sentence to translate.").input_ids
 outputs = model.generate(torch.tensor([source]), num_beams=4, max_new_tokens=100)
@@ -80,17 +80,17 @@ def write_model_card(
     license: str,
     language: list[str] | None = None,
 ) -> None:
-    """Write README.md, and a plot of the experts' balance if there is a history, into `folder`.
+    """Write README.md into `folder`, and a plot of the experts' balance if the training recorded it.
 
     Args:
-        model: its configuration and size go on the card, and a sample of what it writes.
-        tokenizer: its tokenizer.
-        source: the `output_dir` of a training, whose files have the numbers, and those of `evaluate-lm --record` and
-            `evaluate-translation --record`; from another source there are none.
-        folder: of the repository.
-        repo_id: what the card's example loads.
-        license: of the weights, as the Hub names it.
-        language: codes of the languages, such as ["en"]; by default those of the training's sentence pairs.
+        model: the model. The card has its configuration, its size, and a sample of its output.
+        tokenizer: the model's tokenizer.
+        source: the `output_dir` of a training. Its files have the training's numbers, and the numbers of `evaluate-lm
+            --record` and `evaluate-translation --record`. The card of a model from another source has no numbers.
+        folder: the repository's folder.
+        repo_id: the name that the card's example loads.
+        license: licence of the weights, by the Hub's name for it.
+        language: codes of the languages, such as ["en"]; by default the languages of the training's sentence pairs.
     """
     texts, source = TEXTS[model.config.model_type], Path(source)
     task = FAMILIES[model.config.model_type].task
@@ -150,7 +150,7 @@ def _results(path: Path) -> dict:
 
 
 def _plain_names(metrics: dict, path: Path) -> dict:
-    """The metrics of `path` without "eval_"; those that a card shows are numbers, with signatures that are texts."""
+    """Return the metrics of `path` without "eval_", after checking the types of the metrics that a card shows."""
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     for name in METRICS:
         _check_type(path, name, metrics.get(name, 0.0), int | float)
@@ -167,7 +167,7 @@ def _example(example: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     if known := known_languages(tokenizer):
         head = example.partition("inputs = ")[0]
         example = f"import torch\n{head}{TAGGED_EXAMPLE.replace('{language}', known[0])}"
-    if model.generation_config.max_length is not None:  # generate() warns of a second limit
+    if model.generation_config.max_length is not None:  # generate() warns about two limits
         example = example.replace(", max_new_tokens=100", "")
     return example
 
@@ -178,7 +178,7 @@ def _measured(task: str, results: dict, evaluated_on: str, dataset: str) -> list
             task_type=task,
             dataset_type=dataset,
             dataset_name=evaluated_on or "unknown",
-            dataset_config=evaluated_on or None,  # what tells evaluations on files apart: their type is the same
+            dataset_config=evaluated_on or None,  # distinguishes evaluations on files, which share a type
             metric_type=metric,
             metric_name=label,
             metric_value=round(results[key], 4),
@@ -194,18 +194,18 @@ def _facts(model: PreTrainedModel, translates: str) -> dict[str, str]:
     patterns = ["layer_pattern", "encoder_layer_pattern", "decoder_layer_pattern"]
     gate = config.gating
     if config.num_expert_groups is not None:
-        gate = f"hierarchical, {config.num_expert_groups} groups of which {config.num_groups_per_tok} are used"
+        gate = f"hierarchical, {config.num_groups_per_tok} of {config.num_expert_groups} groups for a token"
     average = " on average" if config.gating == "strictly_balanced" else ""
     facts = {"translates": translates} if translates else {}
     return facts | {
         "layers": "; ".join(", ".join(getattr(config, name)) for name in patterns if hasattr(config, name)),
         "width": f"{config.hidden_size}",
-        "experts of a MoE layer": f"{config.num_experts}, {config.num_experts_per_tok} for a token{average}; "
+        "experts in a MoE layer": f"{config.num_experts}, {config.num_experts_per_tok} for a token{average}; "
         f"gate: {gate}",
         "hidden units of an expert": f"{config.moe_intermediate_size}",
-        "parameters": f"{count_parameters(config) / 1e6:,.2f} M, and "
-        f"{count_embedding_parameters(config) / 1e6:,.2f} M of embedding and softmax",
-        "multiply-adds for a token": f"{ops_per_timestep(config) / 1e6:,.2f} M, without embedding and softmax",
+        "parameters": f"{count_parameters(config) / 1e6:,.2f} M, plus "
+        f"{count_embedding_parameters(config) / 1e6:,.2f} M in embedding and softmax",
+        "multiply-adds per token": f"{ops_per_timestep(config) / 1e6:,.2f} M, without embedding and softmax",
         "vocabulary": f"{config.vocab_size:,} tokens",
     }
 
@@ -215,16 +215,16 @@ def _metric_rows(results: dict) -> list[tuple[str, str, str]]:
     for key, (_, label) in METRICS.items():
         if key in results:
             signature = results.get(f"{key}_signature")
-            escaped = (signature or "").replace("|", "\\|")  # a bar ends a cell, even inside of code
+            escaped = (signature or "").replace("|", "\\|")  # a bar ends a table cell, even inside code
             rows.append((label, f"{results[key]:.2f}", f"`{escaped}`" if escaped else ""))
     return rows
 
 
 def _last_loads(file: Path) -> list[dict]:
-    """The last row of each MoE layer, numbers rounded."""
+    """Return the last row of each MoE layer, with rounded numbers."""
     if not file.is_file():
         return []
-    read_expert_history(file)  # which refuses a damaged one
+    read_expert_history(file)  # refuses a damaged file
     with open(file, newline="", encoding="utf-8") as lines:
         last = {row["layer"]: row for row in csv.DictReader(lines)}
     names = ("cv_importance", "cv_load", "max_over_mean_load")
@@ -232,7 +232,7 @@ def _last_loads(file: Path) -> list[dict]:
 
 
 def _averaging(file: Path, name: str) -> str:
-    """Which checkpoints the weights are the mean of, and the command; empty for a model of one."""
+    """Describe which checkpoints were averaged, and by which command; "" if none were."""
     checkpoints = read_record(file, list)
     for checkpoint in checkpoints:
         _check_type(file, "checkpoint", checkpoint, str)

@@ -1,4 +1,4 @@
-"""What a model card tells of a training's arguments: data, languages, search; and no folder of whoever ran it."""
+"""The parts of a model card that come from a training's arguments: data, languages and search, without local paths."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from .model_files import ADVICE, read_run_file
 from .old_names import with_new_names
 from .run_folder import CONFIG_FILE
 
-# Arguments of a run that hold files, one or a list; and others that a card shows.
+# Arguments of a run that a card shows: names of files (one or a list), and other texts.
 FILES = ("validation_files", "validation_source_files", "validation_target_files")
 TEXTS = ("dataset_name", "validation_split", "source_language", "target_language", "tokenizer_name_or_path")
 
 
 def read_run(folder: Path) -> dict:
-    """The arguments that a training left in its folder, {} without any; lists of pairs that are JSON text as lists.
+    """Return the arguments that a training saved in its folder, or {}; pairs given as JSON text become lists.
 
     Raises:
         InputError: the file is damaged.
@@ -41,12 +41,12 @@ def read_run(folder: Path) -> dict:
 
 
 def pair_sources(run: dict, part: str) -> list[PairSource]:
-    """The sentence pairs that `{part}_pairs` names."""
+    """Return the sentence pairs that `{part}_pairs` names."""
     return read_pair_sources(run[f"{part}_pairs"], f"{part}_pairs") if run.get(f"{part}_pairs") else []
 
 
 def evaluation_files(run: dict) -> list[str]:
-    """The files, or the dataset of the Hub, that the run was evaluated on."""
+    """Return the files, or the dataset of the Hub, that the run was evaluated on."""
     files = [path for side in ("", "source_", "target_") for path in run.get(f"validation_{side}files") or []]
     for source in pair_sources(run, "validation"):
         for value in (source.source_files, source.target_files, source.files):
@@ -59,7 +59,7 @@ def evaluation_files(run: dict) -> list[str]:
 
 
 def languages(run: dict) -> list[str]:
-    """Those that a training of a translation model names, in their order."""
+    """Return the languages that a translation model's training names, in order."""
     names = [run.get("source_language"), run.get("target_language")]
     for source in pair_sources(run, "train"):
         names += [source.source_language, source.target_language]
@@ -67,7 +67,7 @@ def languages(run: dict) -> list[str]:
 
 
 def directions(run: dict, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a translation model translates, such as "en → de"; "" if neither the training nor the tokenizer tells."""
+    """Return the directions of a translation model, such as "en → de"; "" if training and tokenizer name none."""
     pairs = [(source.source_language, source.target_language) for source in pair_sources(run, "train")]
     pairs = pairs or [(run.get("source_language"), run.get("target_language"))]
     named = dict.fromkeys(f"{source} → {target}" for source, target in pairs if source and target)
@@ -77,13 +77,13 @@ def directions(run: dict, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def search(run: dict) -> str:
-    """How a training's translations were found that its scores are of."""
+    """Return the search that made the translations which a training scored."""
     beams = run.get("eval_num_beams", EVAL_NUM_BEAMS)
     return "greedy search" if beams == 1 else f"{beams} beams"
 
 
 def for_others(run: dict, repo_id: str) -> dict:
-    """The arguments of a training without the folders of whoever ran it; its tokenizer is the repository's."""
+    """Return the arguments of a training without local folders; the tokenizer becomes the repository's."""
     run = {key: value for key, value in run.items() if key != "cache_dir"}
     tokenizer = run.get("tokenizer_name_or_path")
     if tokenizer and (Path(tokenizer).exists() or Path(tokenizer).is_absolute() or tokenizer.count("/") > 1):
@@ -92,7 +92,7 @@ def for_others(run: dict, repo_id: str) -> dict:
 
 
 def without_folders(value):
-    """The value with the names alone of files that it names by absolute paths, also inside of lists and mappings."""
+    """Return the value with absolute paths reduced to their file names, inside lists and mappings too."""
     if isinstance(value, dict):
         return {key: without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list):

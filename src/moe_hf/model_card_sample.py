@@ -1,4 +1,4 @@
-"""A sample of a model's output for its card, without any random choice."""
+"""A deterministic sample of a model's output for its card."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ PROMPT_WORDS, NEW_TOKENS, BEAMS = 3, 20, 4
 
 @dataclass(frozen=True)
 class Sample:
-    """An input and what the model makes of it.
+    """An input and the model's output for it.
 
     Attributes:
-        input: on one line.
-        output: on one line.
-        search: how the output was found.
-        is_held_out: whether the input is validation data.
+        input: the input, on one line.
+        output: the output, on one line.
+        search: the search that found the output.
+        is_held_out: whether the input comes from validation data.
     """
 
     input: str
@@ -33,12 +33,12 @@ class Sample:
 
 
 def write_sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: dict) -> Sample:
-    """What the model goes on with after the first words of its validation text, or its translation of the first line.
+    """Let the model continue the first words of its validation text, or translate the first validation sentence.
 
     Args:
-        model: of either family.
-        tokenizer: its tokenizer.
-        run: the arguments of the training. Where its validation text cannot be read, a fixed text is taken.
+        model: a model of either family.
+        tokenizer: the model's tokenizer.
+        run: the arguments of the training. A fixed input replaces validation text that cannot be read.
     """
     if not model.config.is_encoder_decoder:
         line = _first_line(run.get("validation_files"))
@@ -60,7 +60,7 @@ def write_sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run
 
 
 def _first_line(files: list[str] | str | None) -> str | None:
-    """Of text files, the first that is not empty; None if there is none at hand."""
+    """Return the first non-empty line of text files; None if the files cannot be read."""
     try:
         lines = (line for path in expand_file_patterns(files or []) for line in read_lines(path))
         return next((line.strip() for line in lines if line.strip()), None)

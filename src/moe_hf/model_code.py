@@ -1,13 +1,13 @@
 """Copies the code of a model beside its weights, so that its folder loads by path alone, without this package.
 
-Trainings and the commands of `moe-hf` write such folders. The code takes about 125 kB and a tenth of a second.
+Trainings and the commands of `moe-hf` write such folders. The code takes about 125 kB.
 
-Why: lm-evaluation-harness, `transformers serve` and TRL load a path in a process that never imports `moe_hf`.
-A process that does import `moe_hf` needs no `trust_remote_code`: Transformers then prefers the classes of the package.
-A training's `checkpoint-N` gets no code. Only this package resumes from it.
+Reason: lm-evaluation-harness, `transformers serve` and TRL load a path in a process that never imports `moe_hf`. In a
+process that imports `moe_hf`, Transformers prefers the package's classes and needs no `trust_remote_code`. A
+training's `checkpoint-N` does not get the code, because only this package resumes from a checkpoint.
 
-Why not `with_code` (hub.py): the library stores that mark in the class. Every checkpoint, and every other model of the
-class in the process, would get the code too.
+`with_code` (hub.py) does not fit: the library stores its setting in the class. Every checkpoint, and every other model
+of the class in the process, would get the code too.
 """
 
 import json
@@ -22,18 +22,18 @@ MODELS = Path(__file__).parent / "models"
 
 
 def add_code(folder: str | Path) -> None:
-    """Add the code to a folder that `save_pretrained` wrote; a folder without a model of this package is left alone.
+    """Add the model's code to a folder that `save_pretrained` wrote, if the model belongs to this package.
 
-    It also writes the Auto class into `architectures`. `transformers serve` looks that name up in the module
-    `transformers`, where it would not find `LstmMoeForCausalLM`.
+    The function also writes the Auto class into `architectures`: `transformers serve` looks that name up in the module
+    `transformers`, which does not have `LstmMoeForCausalLM`.
 
     Args:
-        folder: with the model's config.json.
+        folder: the folder with the model's config.json.
     """
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     family = FAMILIES.get(config.get("model_type"))
-    if family is None:  # another family's model, or an adapter, which has no config.json
+    if family is None:  # a model of another package, or an adapter without config.json
         return
     auto_classes = {value.partition(".")[2]: name for name, value in family.auto_map.items()}
     config["auto_map"] = family.auto_map

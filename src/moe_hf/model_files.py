@@ -1,4 +1,4 @@
-"""Reads each file of a model's folder before the library does, since the library's errors do not name the file."""
+"""Reads each file of a model's folder before the library does, because the library's errors do not name the file."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from .errors import InputError
 
 MODEL_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
-# For files that a model works without.
-ADVICE = "restore the file, or delete it to go on without what it records"
+# Advice for optional files of a model.
+ADVICE = "restore the file, or delete it to continue without its records"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -19,13 +19,13 @@ def read_map(path: Path) -> dict:
     """Read a JSON file that holds a map.
 
     Raises:
-        ValueError: it cannot be read, or holds something else; the message starts with the file's name.
+        ValueError: the file cannot be read, or does not hold a map; the message starts with the file's name.
     """
     return _read_json(path, dict)
 
 
 def _read_json(path: Path, kind: type) -> dict | list:
-    if not path.is_file():  # a device has no end
+    if not path.is_file():  # reading a device might never end
         raise ValueError(f"{path.name} is not a file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -37,10 +37,10 @@ def _read_json(path: Path, kind: type) -> dict | list:
 
 
 def check_files(folder: str | Path, names: tuple[str, ...]) -> None:
-    """Check that a folder's files of these names are JSON maps; one that is missing is left to the library.
+    """Check that the named files in a folder are JSON maps; the library reports missing files.
 
     Args:
-        folder: of a model or a tokenizer; a Hub name has no files here.
+        folder: folder of a model or a tokenizer; a Hub name has no files to check.
         names: `MODEL_FILES` or `TOKENIZER_FILES`.
 
     Raises:
@@ -55,13 +55,13 @@ def check_files(folder: str | Path, names: tuple[str, ...]) -> None:
 
 
 def check_weight_files(folder: str | Path) -> None:
-    """Check that the files of a folder's weights are whole, and lie in the folder.
+    """Check that a model's weight files are complete, and are inside the model's folder.
 
     Args:
-        folder: of a model; a Hub name has no files here.
+        folder: a model's folder; a Hub name has no files to check.
 
     Raises:
-        ValueError: a file is damaged or missing, or the index names one that is elsewhere.
+        ValueError: a file is damaged or missing, or the index names a file in another folder.
     """
     folder = Path(folder)
     files = [folder / WEIGHTS] if (folder / WEIGHTS).exists() else sorted(folder.glob("shard-*.safetensors"))
@@ -71,7 +71,7 @@ def check_weight_files(folder: str | Path) -> None:
         try:
             with safe_open(file, framework="pt"):
                 pass
-        except Exception as error:  # a broken header raises the library's own errors
+        except Exception as error:  # safetensors raises its own errors for a damaged header
             raise ValueError(f"{file.name} cannot be read: {_reason(error)}") from error
 
 
@@ -88,14 +88,14 @@ def _indexed_files(folder: Path) -> list[Path]:
 
 
 def read_record(path: Path, kind: type = dict) -> dict | list:
-    """Read what a training, an evaluation or an average left in a model's folder.
+    """Read a JSON file that a training, an evaluation or an average wrote into a model's folder.
 
     Args:
         path: a JSON file.
         kind: dict or list.
 
     Returns:
-        Its value; of a file that does not exist an empty one.
+        The file's value, or an empty value if the file does not exist.
 
     Raises:
         InputError: the file is damaged, or holds another kind of value.
@@ -110,13 +110,13 @@ def read_record(path: Path, kind: type = dict) -> dict | list:
 
 
 def read_run_file(path: Path) -> dict:
-    """Read the arguments that a training left in its folder.
+    """Read the arguments that a training saved in its folder.
 
     Args:
         path: a YAML file.
 
     Returns:
-        {argument: value}, empty if there is no such file.
+        {argument: value}, empty if the file does not exist.
 
     Raises:
         InputError: the file is damaged.
@@ -144,6 +144,6 @@ def _kind(value) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error; an OSError's without the path, which the message has already."""
+    """Return the first line of an error, without an OSError's path, which the message names already."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""How large a model is and what a token costs, by the paper's convention: embedding and softmax left out."""
+"""Counts a model's parameters and operations per token, by the paper's convention: without embedding and softmax."""
 
 import os
 
@@ -13,29 +13,29 @@ from .models.hierarchical_gating import HierarchicalGate
 from .models.modeling_gnmt_moe import GnmtMoeModel
 from .models.modeling_lstm_moe import LstmMoeModel
 
-BYTES = 4  # of a value in float32, which a model is made in
+BYTES = 4  # of a float32 value, the dtype of a new model
 
 
 def count_parameters(config: MoeConfig) -> int:
-    """Number of parameters of all layers, without embedding and softmax. Nothing is allocated, whatever the size."""
+    """Return the number of parameters without embedding and softmax, without allocating the model."""
     return sum(parameter.numel() for parameter in layers_without_memory(config).parameters())
 
 
 def count_embedding_parameters(config: MoeConfig) -> int:
-    """Number of parameters of embedding and softmax, each matrix that is shared counted once."""
+    """Return the number of parameters of embedding and softmax; a shared matrix counts once."""
     embeddings = 2 if isinstance(config, GnmtMoeConfig) and not config.share_embeddings else 1
     return (embeddings + (not config.tie_word_embeddings)) * config.vocab_size * config.hidden_size
 
 
 def ops_per_timestep(config: MoeConfig) -> int:
-    """Multiply-and-adds of the forward pass for one token while training, without embedding and softmax.
+    """Return the multiply-adds of the forward pass for one token in training, without embedding and softmax.
 
-    Each matrix that a token meets counts with its number of elements: the LSTMs', the k experts', and the gates' W_g
-    and W_noise. Of a hierarchical gate these are the matrix over the groups and the matrices of the chosen groups.
-    Biases, activations and the gate's choice are not multiply-and-adds.
+    Each matrix that multiplies a token counts with its number of elements: the matrices of the LSTMs, of the k
+    experts, and the gates' W_g and W_noise. For a hierarchical gate, the matrix over the groups and the matrices of
+    the chosen groups count. Biases, activations and the choice of experts do not count.
 
-    A translation's time step is one source token through the encoder and one target token through the decoder, with
-    the attention's U and W. The attention's scores and weighted sum grow with the source's length and are left out.
+    A time step of a translation model is one source token in the encoder and one target token in the decoder, with the
+    attention's U and W. The attention's scores and weighted sum grow with the source's length and do not count.
     """
     ops = 0
     for module in layers_without_memory(config).modules():
@@ -49,18 +49,19 @@ def ops_per_timestep(config: MoeConfig) -> int:
 
 
 def size_of_any(config: PreTrainedConfig) -> tuple[int, int]:
-    """Parameters and operations per token of any model, without embedding and softmax."""
+    """Return the parameters and operations per token of any model, without embedding and softmax."""
     if isinstance(config, MoeConfig):
         return count_parameters(config), ops_per_timestep(config)
     return size_of_baseline(config)
 
 
 def size_of_baseline(config: PreTrainedConfig) -> tuple[int, int]:
-    """Parameters and operations per token of a model of Transformers, counted as those of ours.
+    """Return the parameters and operations per token of a model of Transformers, counted as for this package's models.
 
-    Embeddings, those of positions too, and softmax are left out. A decoder-only model's attention over a window of all
-    its positions: each token scores and adds up half of them on average, a multiply-and-add each for every element of
-    the width. Of an encoder-decoder model it is left out, as of ours: a time step is one source and one target token.
+    Token embeddings, position embeddings and softmax do not count. In a decoder-only model, the attention over a full
+    window counts: a token attends to half of the positions on average. Each position costs two multiply-adds per
+    element of the width, for score and sum. In an encoder-decoder model the attention does not count, as in this
+    package's models: a time step is one source and one target token.
     """
     with torch.device("meta"):
         model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
@@ -75,7 +76,7 @@ def size_of_baseline(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
-    """All layers of the model, without embedding and softmax, as modules on the meta device."""
+    """Return all layers of the model, without embedding and softmax, as modules on the meta device."""
     with torch.device("meta"):
         if isinstance(config, GnmtMoeConfig):
             model = GnmtMoeModel(config)
@@ -84,17 +85,17 @@ def layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
 
 
 def check_memory(config: MoeConfig, num_processes: int = 1) -> None:
-    """Refuse a model whose weights alone do not fit into this machine's memory.
+    """Refuse a model whose weights alone exceed this machine's memory.
 
     Args:
-        config: of the model.
-        num_processes: that share the weights.
+        config: the model's configuration.
+        num_processes: number of processes that share the weights.
 
     Raises:
-        InputError: says how much the weights take in float32, and how much memory there is.
+        InputError: the weights are too large; the message has their size in float32 and the machine's memory.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # Without any tensor: torch cannot count the largest on the meta device.
+    # Computed without tensors: the largest sizes overflow torch's counters, even on the meta device.
     values = count_embedding_parameters(config) + config.hidden_size**2
     if any("moe" in (getattr(config, f"{stack}layer_pattern", None) or []) for stack in ("", "encoder_", "decoder_")):
         values += config.num_experts * config.hidden_size * config.moe_intermediate_size

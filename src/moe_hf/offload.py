@@ -1,4 +1,4 @@
-"""Where the weights of a model that does not fit are kept: a device map for `from_pretrained`."""
+"""A device map for `from_pretrained`, to run a model that is larger than memory."""
 
 import torch
 from torch import nn
@@ -13,10 +13,11 @@ Device = str | int
 
 
 def experts_device_map(config: MoeConfig, experts: Device = "disk", rest: Device = "cpu") -> dict[str, Device]:
-    """A device map that puts the experts, nearly all of a large model and each token's smallest part, on one device.
+    """Return a device map that puts all experts on one device, and the rest of the model on another.
 
-    `device_map="auto"` fills the devices in the order of the layers and keeps as much room as the largest MoE layer
-    needs. It therefore sends dense layers to the disk too, or all of them, if `max_memory` is below that room.
+    The experts are nearly all of a large model's weights, but a token uses only a few of them. `device_map="auto"`
+    fills the devices in the order of the layers, and reserves memory for the largest MoE layer. It therefore sends
+    dense layers to the disk too: all of them, if `max_memory` is smaller than that layer.
 
     ```python
     config = AutoConfig.from_pretrained(path)
@@ -24,9 +25,10 @@ def experts_device_map(config: MoeConfig, experts: Device = "disk", rest: Device
     ```
 
     Args:
-        config: of either family.
-        experts: "cpu", "disk", or a device of torch; on "cpu" or "disk" they are computed on `rest`.
-        rest: "cpu" or a device of torch, for all other weights.
+        config: a configuration of either family.
+        experts: "cpu", "disk", or a torch device for the experts' weights. Experts on "cpu" or "disk" are computed on
+            `rest`.
+        rest: "cpu" or a torch device, for all other weights.
     """
     model_class = GnmtMoeForConditionalGeneration if isinstance(config, GnmtMoeConfig) else LstmMoeForCausalLM
     with torch.device("meta"):
@@ -35,7 +37,7 @@ def experts_device_map(config: MoeConfig, experts: Device = "disk", rest: Device
 
 
 def _places(name: str, module: nn.Module, experts: Device, rest: Device):
-    """(name, device) of the largest modules that are on one device."""
+    """Yield (name, device) of the largest modules whose weights are all on one device."""
     if isinstance(module, MoeExperts):
         yield name, experts
     elif not any(isinstance(part, MoeExperts) for part in module.modules()):

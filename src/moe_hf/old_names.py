@@ -1,4 +1,4 @@
-"""Names of the release before, which work for one more, each with a warning that tells the new one."""
+"""Old names from the previous release, which work for one more release and warn with the new name."""
 
 import argparse
 import importlib
@@ -13,16 +13,16 @@ from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Old argument -> new argument: keys of configuration files, and options with two dashes before them.
+# {old argument: new argument}, for keys of configuration files and options of the command line.
 ARGUMENTS = {
     "words_per_batch": "tokens_per_batch",
     "eval_words_per_batch": "eval_tokens_per_batch",
     "batch_tokens": "tokens_per_batch",
     "references": "baselines",
-    "reference": "baseline",  # of the files that a run leaves
+    "reference": "baseline",  # in the files that a run writes
 }
 
-# Old module -> new module, of those that the documentation and the examples named.
+# {old module: new module}, for the modules that documentation and examples named.
 MODULES = {
     "moe_hf.evaluation.communication": "moe_hf.distributed.communication",
     "moe_hf.evaluation.routing_statistics": "moe_hf.routing.statistics",
@@ -38,7 +38,7 @@ MODULES = {
     "moe_hf.training.windows": "moe_hf.data.windows",
     "moe_hf.translation": "moe_hf.translator",
 }
-# What such a module has under another name today: old -> new.
+# {old name: new name} of members of such modules.
 MEMBERS = {
     "moe_hf.training.combined_batch": {"combine_batches": "balance_over_global_batch"},
     "moe_hf.training.reference": {
@@ -50,14 +50,14 @@ MEMBERS = {
 
 
 class OldModules(MetaPathFinder, Loader):
-    """Finds the modules of `MODULES`: each has the members of the new one, and a DeprecationWarning names that."""
+    """Finds the modules of `MODULES`: each has the new module's members, and a DeprecationWarning names the module."""
 
     def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in MODULES else None
 
     def exec_module(self, module) -> None:
         old, new = module.__name__, MODULES[module.__name__]
-        warnings.warn(f"{old} is now {new}; the old path goes with the next release", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{old} is now {new}; the next release removes the old path", DeprecationWarning, stacklevel=2)
         members = vars(importlib.import_module(new))
         vars(module).update({name: value for name, value in members.items() if not name.startswith("__")})
         for name, new_name in MEMBERS.get(old, {}).items():
@@ -65,19 +65,19 @@ class OldModules(MetaPathFinder, Loader):
 
 
 def find_old_modules() -> None:
-    """Let Python find the modules of `MODULES`, after all others."""
+    """Let Python find the modules of `MODULES`, after all other finders."""
     if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
         sys.meta_path.append(OldModules())
 
 
 def with_new_names(values: dict, known: Collection[str] | None = None, where: str = "") -> dict:
-    """The values under the new names of their arguments, in the same order.
+    """Return the values under the new names of their arguments, in the same order.
 
     Args:
-        values: of arguments, by old or new names.
-        known: the new names that are arguments here; others stay as they are. None: all of them, without a warning, as
-            in the files that an earlier run has left.
-        where: what the warning and the error start with, such as the file's name and a colon.
+        values: {argument: value}, with old or new names.
+        known: the new names to translate to; other names stay. None: translate all names without a warning, for files
+            that an earlier run wrote.
+        where: start of the warning and of the error message, such as the file's name and a colon.
 
     Returns:
         a new dictionary.
@@ -92,7 +92,7 @@ def with_new_names(values: dict, known: Collection[str] | None = None, where: st
             new = name
         if new != name:
             if new in values or new in renamed:
-                raise InputError(f"{where}{name} and {new} are two names of one argument, give {new} alone")
+                raise InputError(f"{where}{name} is the old name of {new}, give {new} only")
             if known is not None:
                 _warn(f"{where}{name}", new)
         renamed[new] = value
@@ -100,11 +100,11 @@ def with_new_names(values: dict, known: Collection[str] | None = None, where: st
 
 
 def with_new_options(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The command line under the new names of its options.
+    """Return the command line with the new names of its options.
 
     Args:
-        argv: without the program's name.
-        parser: which knows the new names.
+        argv: the command line, without the program's name.
+        parser: the parser of the new names.
 
     Raises:
         InputError: an argument is given under both of its names.
@@ -118,7 +118,7 @@ def with_new_options(argv: list[str], parser: argparse.ArgumentParser) -> list[s
         new = ARGUMENTS.get(old)
         if new in known and old not in known:
             if new in given:
-                raise InputError(f"--{old} and --{new} are two names of one argument, give --{new} alone")
+                raise InputError(f"--{old} is the old name of --{new}, give --{new} only")
             _warn(f"--{old}", f"--{new}")
             word = f"--{new}{equals}{value}"
         options.append(word)
@@ -126,4 +126,4 @@ def with_new_options(argv: list[str], parser: argparse.ArgumentParser) -> list[s
 
 
 def _warn(old: str, new: str) -> None:
-    logger.warning(f"{old} is now called {new}; the old name goes with the next release")
+    logger.warning(f"{old} is now called {new}; the next release removes the old name")

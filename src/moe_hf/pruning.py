@@ -1,20 +1,21 @@
-"""A model with fewer experts from one with many: the least-loaded are left out, or the most similar are merged.
+"""Makes a model with fewer experts: removes the least-loaded experts, or merges the most similar ones.
 
-Both leave m of the n experts of each MoE layer, with their rows of the gate; behind a hierarchical gate m / G in each
-of its G groups. The gate's softmax is over these from then on. Loads are those on a text, in evaluation
-(`moe_hf.routing.observe.routing_totals`), and each layer has its own.
+Both methods leave m of the n experts of each MoE layer, with their rows of the gate. With a hierarchical gate, m / G
+experts stay in each of its G groups. The gate's softmax then runs over the m experts. The load of each expert is
+measured on a text in evaluation, separately for each layer (`moe_hf.routing.observe.routing_totals`).
 
-- prune: the m most loaded experts stay. Exact on a text whose tokens choose none of the others.
-- merge: clusters of experts become their load-weighted means, and so do their rows of the gate. Ward's criterion names
-  the pair to merge next: that with the least load_a load_b / (load_a + load_b) * |E_a - E_b|^2, the squared change of
-  the weights, weighed by load. Hidden unit 5 of one expert is taken for that of the other, as in experts that were
-  copied from one; experts that were trained apart have nothing in common that could be averaged. Merging all replicas
-  of an untrained upcycle undoes it, where that was exact in evaluation.
+- prune: the m experts with the highest load stay. The result is exact on a text that never uses the other experts.
+- merge: each cluster of experts becomes the load-weighted mean of its experts, and of their rows of the gate. Ward's
+  criterion chooses the next pair to merge: the pair with the smallest load_a load_b / (load_a + load_b) |E_a - E_b|^2.
+  This is the squared change of the weights, weighted by load. Merging pairs hidden unit i of one expert with hidden
+  unit i of the other. That suits experts that were copied from one expert; experts that were trained independently
+  have no such correspondence. Merging all replicas of an untrained upcycled model restores the original model, if the
+  upcycling was exact in evaluation.
 
-With one expert left in each group the result is flat: its gate is the primary one. The thresholds of strictly balanced
-gating meet a softmax over fewer experts; they are divided by the kept part of the importance (prune), or multiplied by
-n / m (merge). That is right on average, not for every token. A token costs as much as before, unless
-num_experts_per_tok is made smaller too.
+With one expert left in each group, the result is flat, and its gate is the old primary gate. Thresholds of strictly
+balanced gating now apply to a softmax over fewer experts. They are divided by the kept share of the importance (prune)
+or multiplied by n / m (merge). The correction holds on average, not for every token. The cost of a token does not
+change, unless num_experts_per_tok is reduced too.
 """
 
 import torch
@@ -38,20 +39,21 @@ def prune(
     load: str = "tokens",
     num_experts_per_tok: int | None = None,
 ) -> PreTrainedModel:
-    """A new model of the same class with fewer experts in every MoE layer; `model` is left as it is.
+    """Return a new model of the same class with fewer experts in every MoE layer; `model` does not change.
 
-    Everything but the MoE layers is copied, the generation settings too, the state of an optimizer is not.
+    Everything outside the MoE layers is copied, including the generation settings. Optimizer state is not copied.
 
     Args:
-        model: of either family, with MoE layers.
-        keep: m, the experts of a layer that stay; with a hierarchical gate a multiple of its groups.
-        totals: what each expert got from a text, by `routing_totals(model)`.
+        model: a model of either family, with MoE layers.
+        keep: m, the number of experts that a layer keeps; with a hierarchical gate, a multiple of its groups.
+        totals: the load of each expert on a text, from `routing_totals(model)`.
         method: "prune" or "merge".
-        load: "tokens" (how many an expert gets) or "importance" (the sum of their gate values).
-        num_experts_per_tok: of the result; by default as it was.
+        load: "tokens" (number of tokens of an expert) or "importance" (sum of the expert's gate values).
+        num_experts_per_tok: experts per token of the result; by default unchanged.
 
     Raises:
-        InputError: the model has no MoE layers, or `keep` does not fit its experts, its groups or num_experts_per_tok.
+        InputError: the model has no MoE layers, or `keep` does not fit the model's experts, groups or
+            num_experts_per_tok.
     """
     for name, value, allowed in (("method", method, METHODS), ("load", load, LOADS)):
         if value not in allowed:
@@ -64,7 +66,7 @@ def prune(
 
     def write(name, block, new_block) -> None:
         total = totals[names[name]]
-        # Never 0, so that the mean of experts without load exists.
+        # A positive minimum, so that the weighted mean of experts without load exists.
         load_E = getattr(total, load).double()
         load_E = load_E + 1e-6 * load_E.mean().clamp_min(1e-6)
         clusters = _clusters(block, load_E, keep, method)
@@ -77,7 +79,7 @@ def prune(
 
 
 def sizes_of_pruned(model: PreTrainedModel, keep: int, num_experts_per_tok: int | None = None) -> dict:
-    """What `prune` changes in the configuration.
+    """Return the values that `prune` changes in the configuration.
 
     Args:
         model: as for `prune`.
@@ -85,7 +87,7 @@ def sizes_of_pruned(model: PreTrainedModel, keep: int, num_experts_per_tok: int 
         num_experts_per_tok: as for `prune`.
 
     Raises:
-        InputError: sizes that do not fit.
+        InputError: `keep` does not fit the model's experts, groups or num_experts_per_tok.
     """
     config = model.config
     moe_blocks(model)
@@ -97,10 +99,14 @@ def sizes_of_pruned(model: PreTrainedModel, keep: int, num_experts_per_tok: int 
     changes = {"num_experts": keep, "num_experts_per_tok": k}
     if groups is None:
         if k > keep:
-            raise InputError(f"keep={keep} is below num_experts_per_tok={k}: keep more, or give a smaller one")
+            raise InputError(
+                f"keep={keep} is below num_experts_per_tok={k}: keep more, or set num_experts_per_tok lower"
+            )
         return changes
     if keep % groups:
-        raise InputError(f"keep={keep} must be a multiple of num_expert_groups={groups}: as many in each group")
+        raise InputError(
+            f"keep={keep} must be a multiple of num_expert_groups={groups}: each group keeps the same number"
+        )
     taken, per_group = config.num_groups_per_tok, keep // groups
     if per_group == 1 and num_experts_per_tok is None:
         changes["num_experts_per_tok"] = k = taken
@@ -113,7 +119,7 @@ def sizes_of_pruned(model: PreTrainedModel, keep: int, num_experts_per_tok: int 
 
 
 def _clusters(block, load_E: torch.Tensor, keep: int, method: str) -> list[list[int]]:
-    """The old experts of each new one, in the order of the new ones: by group, then by the first of them."""
+    """Return the old experts of each new expert; new experts are in order of group, then of their first old expert."""
     num_groups = len(block.gate.weight) if isinstance(block.gate, HierarchicalGate) else 1
     size, keep = len(load_E) // num_groups, keep // num_groups
     clusters = []
@@ -128,7 +134,7 @@ def _clusters(block, load_E: torch.Tensor, keep: int, method: str) -> list[list[
 
 
 def _products(experts, part: slice) -> torch.Tensor:
-    """(n, n) scalar products of the experts' weights, in float64; no copy of weights of 32 bits or more is made."""
+    """Return (n, n) dot products of the experts' weights, in float64; weights of 32 bits or more are not copied."""
     total = 0
     for weight in experts.parameters():
         for layer in weight.flatten(0, -4) if weight.dim() > 3 else [weight]:
@@ -139,12 +145,12 @@ def _products(experts, part: slice) -> torch.Tensor:
 
 
 def ward_clusters(products: torch.Tensor, load: torch.Tensor, keep: int) -> list[list[int]]:
-    """Merge the pair of clusters whose load_a load_b / (load_a + load_b) * |a - b|^2 is least until `keep` are left.
+    """Merge the two clusters with the smallest load_a load_b / (load_a + load_b) |a - b|^2 until `keep` are left.
 
     Args:
-        products: (n, n), scalar products of the vectors; a cluster's vector is the load-weighted mean.
+        products: (n, n), dot products of the vectors; a cluster's vector is the load-weighted mean of its vectors.
         load: (n,), positive.
-        keep: clusters that are left.
+        keep: number of clusters to leave.
 
     Returns:
         the members of each cluster, each list sorted.
@@ -174,14 +180,14 @@ def ward_clusters(products: torch.Tensor, load: torch.Tensor, keep: int) -> list
 
 
 def _write_means(new: torch.Tensor, old: torch.Tensor, means: list[tuple], dim: int = 0) -> None:
-    """Entry e of `new` along `dim` is the mean of old[indices], weighed; means[e] = (indices, weights)."""
+    """Set entry e of `new` along `dim` to the weighted mean of old[indices]; means[e] = (indices, weights)."""
     for target, (indices, weights) in zip(new.unbind(dim), means, strict=True):
         rows = old.index_select(dim, indices.to(old.device)).movedim(dim, 0)
         target.copy_(torch.tensordot(weights.to(rows), rows, dims=1))
 
 
 def _write_gate(old, new, means: list[tuple], pruned: RoutingTotals | None) -> None:
-    """Rows of the kept experts; `pruned`: what all experts got, when the others are left out."""
+    """Write the kept experts' rows of the gate; `pruned` has the load of all experts if experts are removed."""
     if isinstance(old, HierarchicalGate):
         is_flat = not isinstance(new, HierarchicalGate)
         for name, weight in (new if is_flat else new.primary).named_parameters():

@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, and its checkpoints."""
+"""A run's folder: its file names and its checkpoints."""
 
 import re
 from pathlib import Path
@@ -15,26 +15,26 @@ from .errors import InputError
 from .model_files import MODEL_FILES, TOKENIZER_FILES
 from .old_names import with_new_names
 
-# The arguments of a run: a configuration file that repeats it.
+# The arguments of a run, as a configuration file that repeats the run.
 CONFIG_FILE = "run.yaml"
-# What decides the course of a run, which a resumed run must not change.
+# The arguments that a resumed run must not change.
 RUN_FILE = "run_arguments.json"
 WITHOUT_RUN_FILE = "restore it, or delete it to resume without a check of the arguments"
-# Held by the run that writes into the folder.
+# The lock of the run that writes into the folder.
 LOCK_FILE = "run.lock"
-# How evenly the experts were used, by step and layer.
+# The balance of the experts, by step and layer.
 HISTORY_FILE = "expert_history.csv"
-# The checkpoints that an averaged model is the mean of.
+# The checkpoints that were averaged into the model.
 AVERAGED_FILE = "averaged_checkpoints.json"
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder of that name is a checkpoint of a run."""
+    """Return whether a folder of that name is a checkpoint of a run."""
     return re.fullmatch(r"checkpoint-\d+", name) is not None
 
 
 def list_checkpoints(output_dir: str) -> list[Path]:
-    """The folders `checkpoint-N` of a run, by rising N, whole or not."""
+    """Return the `checkpoint-N` folders of a run in order of N, including incomplete ones."""
     found = {}
     for path in Path(output_dir).glob("checkpoint-*"):
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
@@ -43,13 +43,13 @@ def list_checkpoints(output_dir: str) -> list[Path]:
 
 
 def read_run_arguments(folder: str | Path) -> dict | None:
-    """What decides the course of a run, as its folder keeps it.
+    """Read the arguments that a resumed run must not change from the run's folder.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
 
     Returns:
-        {name: value} by the names of today; None if the folder has no such file.
+        {name: value} with the current names; None if the file does not exist.
 
     Raises:
         InputError: the file is damaged.
@@ -64,14 +64,14 @@ def read_run_arguments(folder: str | Path) -> dict | None:
 
 
 def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
-    """Check that a training checkpoint is whole, and that nothing in it is executed when it is read.
+    """Check that a training checkpoint is complete, and that reading it cannot execute code.
 
-    The Trainer writes trainer_state.json last but for the checksums, so a run that was killed while saving leaves a
-    folder without it.
+    The Trainer writes trainer_state.json after everything except the checksums. A run that was killed while saving
+    therefore leaves a folder without this file.
 
     Args:
         folder: the checkpoint.
-        carries_state: whether it is of a run with carry_state, and has that state.
+        carries_state: whether the run has carry_state, so that the checkpoint must have that state.
 
     Raises:
         InputError: a file is missing or damaged; the message names it.
@@ -96,15 +96,15 @@ def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
 
 
 def was_saved(checkpoint: Path) -> bool:
-    """Whether a checkpoint was once whole: a run that is killed while saving leaves one without these files."""
+    """Return whether a checkpoint was once complete: a run that is killed while saving does not write these files."""
     return (checkpoint / "trainer_state.json").exists() or (checkpoint / CHECKSUM_FILE).exists()
 
 
 def _check_states(folder: Path, carries_state: bool, is_verified: bool) -> int:
-    """Check optimizer, schedule, random and carried states, which the Trainer would start anew silently.
+    """Check optimizer, schedule, random and carried states, which the Trainer would silently reset.
 
     Returns:
-        the number of processes that saved.
+        the number of processes that saved the checkpoint.
     """
     is_sharded = is_sharded_checkpoint(folder)
     needed = ["scheduler.pt"] if is_sharded else ["optimizer.pt", "scheduler.pt"]
@@ -114,7 +114,7 @@ def _check_states(folder: Path, carries_state: bool, is_verified: bool) -> int:
         needed += [f"carried_state_{rank}.pt" for rank in ranks or [0]]
     for name in needed:
         if not (folder / name).is_file():
-            raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
+            raise InputError(f"checkpoint {folder} is incomplete: {name} is missing")
     for file in sorted(folder.glob("*.pt*")):
         check_tensors(file, is_verified)
     if is_sharded:
@@ -126,13 +126,13 @@ def _check_weights(folder: Path, num_processes: int) -> None:
     is_sharded = is_sharded_checkpoint(folder)
     weights = sorted(folder.glob("shard-*.safetensors" if is_sharded else "model*.safetensors"))
     if not weights:
-        raise InputError(f"checkpoint {folder} is not whole: model.safetensors is missing")
-    index = folder / "model.safetensors.index.json"  # of a model too large for one file
+        raise InputError(f"checkpoint {folder} is incomplete: model.safetensors is missing")
+    index = folder / "model.safetensors.index.json"  # for a model of several files
     parts = read_map(index).get("weight_map", {}).values() if index.is_file() else ()
     for name in sorted(set(map(str, parts)) - {path.name for path in weights}):
-        raise InputError(f"checkpoint {folder} is not whole: {name} is missing")
+        raise InputError(f"checkpoint {folder} is incomplete: {name} is missing")
     if is_sharded and len(weights) != num_processes:
-        raise InputError(f"checkpoint {folder} is not whole: {len(weights)} shards of {num_processes} processes")
+        raise InputError(f"checkpoint {folder} is incomplete: {len(weights)} shards of {num_processes} processes")
     for path in weights:
         try:
             with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""`moe_hf.pipeline("translation", ...)`: Transformers 5 has no translation pipeline and refuses the name."""
+"""`moe_hf.pipeline("translation", ...)`, because Transformers 5 removed the translation pipeline."""
 
 import inspect
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from .translator import Translator, move_to_device
 
 
 class TranslationPipeline:
-    """Translates texts; the results are those of Transformers 4's translation pipeline.
+    """Translates texts, and returns results in the format of Transformers 4's translation pipeline.
 
     Args:
         model: a translation model.
-        tokenizer: its tokenizer.
-        target_language: of a multilingual model: the language to translate into; `tgt_lang` is another name of it.
-        device: where to, see `move_to_device`.
-        **arguments (Any): as for `Translator`, such as `batch_size`, `max_length` or `num_beams`; GNMT's score,
-            `length_alpha`, needs `num_beams` as well. `src_lang` is accepted and changes nothing, as the models read
-            every language that they were trained on.
+        tokenizer: the model's tokenizer.
+        target_language: language to translate into, for a multilingual model; `tgt_lang` is an alias.
+        device: the device to move the model to, see `move_to_device`.
+        **arguments (Any): as for `Translator`, such as `batch_size`, `max_length` or `num_beams`. GNMT's score
+            (`length_alpha`) also needs `num_beams`. `src_lang` is accepted and ignored: the models read every language
+            that they were trained on.
 
     Raises:
-        TypeError: an argument that neither `Translator` nor `generate()` has.
-        ValueError: `target_language` and `tgt_lang` differ, and what `Translator` and `move_to_device` raise.
+        TypeError: neither `Translator` nor `generate()` has an argument.
+        ValueError: `target_language` and `tgt_lang` differ, or `Translator` or `move_to_device` raises it.
     """
 
     task = "translation"
@@ -53,12 +53,12 @@ class TranslationPipeline:
 
         Args:
             texts: the text or texts; an empty one gives an empty translation.
-            target_language: in place of that of the pipeline.
-            **arguments (Any): in place of those that the pipeline was made with.
+            target_language: replaces the pipeline's target language.
+            **arguments (Any): replace the pipeline's arguments.
 
         Returns:
-            For one text [{"translation_text": ...}, ...], with `num_return_sequences` entries. For a list of texts a
-            list of one such entry each, or of lists of entries where there are several for each text.
+            For one text, [{"translation_text": ...}, ...] with `num_return_sequences` entries. For a list of texts, a
+            list with one entry per text, or with a list of entries per text if `num_return_sequences` exceeds 1.
         """
         arguments = self.arguments | _translator_arguments(target_language, arguments)
         translator = Translator(self.model, self.tokenizer, **arguments)
@@ -70,11 +70,13 @@ class TranslationPipeline:
 
 
 def _translator_arguments(target_language: str | None, arguments: dict) -> dict:
-    """The arguments by the names of `Translator`, with the target language if one is given."""
+    """Return the arguments under the names of `Translator`, with the target language if given."""
     arguments = {name: value for name, value in arguments.items() if name != "src_lang"}
     tgt_lang = arguments.pop("tgt_lang", None)
     if None not in (target_language, tgt_lang) and target_language != tgt_lang:
-        raise ValueError(f"target_language={target_language!r} and tgt_lang={tgt_lang!r} differ, give one of them")
+        raise ValueError(
+            f"target_language={target_language!r} and tgt_lang={tgt_lang!r} differ, give only one of them"
+        )
     known = {*inspect.signature(Translator).parameters, *inspect.signature(GenerationMixin.generate).parameters}
     if unknown := sorted(arguments.keys() - known - vars(GenerationConfig()).keys()):
         raise TypeError(f"the translation pipeline got unexpected arguments: {', '.join(unknown)}")
@@ -83,34 +85,34 @@ def _translator_arguments(target_language: str | None, arguments: dict) -> dict:
 
 
 def pipeline(task: str, model=None, tokenizer=None, **arguments):
-    """`transformers.pipeline`, and "translation" or "translation_xx_to_yy" for the models of this package.
+    """Call `transformers.pipeline`, or make a `TranslationPipeline` for "translation" and "translation_xx_to_yy".
 
     Args:
-        task: "translation", or a task of Transformers'.
+        task: "translation", or a task of `transformers.pipeline`.
         model (PreTrainedModel | str | None): the model, or its folder or Hub name.
-        tokenizer (PreTrainedTokenizerBase | str | None): the tokenizer, or its folder or Hub name; by default that
-            beside the model.
-        **arguments (Any): of `TranslationPipeline`, or of `transformers.pipeline`. `dtype` (in older code
-            `torch_dtype`) is that of a model given by name; by default the one in which it was saved.
+        tokenizer (PreTrainedTokenizerBase | str | None): the tokenizer, or its folder or Hub name; by default the
+            tokenizer in the model's folder.
+        **arguments (Any): arguments of `TranslationPipeline`, or of `transformers.pipeline`. `dtype` (in older code
+            `torch_dtype`) is for a model given by name; by default, the dtype in which the model was saved.
 
     Raises:
-        ValueError: no model, no tokenizer, a `dtype` for a model that is loaded already, and what
-            `TranslationPipeline` raises.
+        ValueError: the model or the tokenizer is missing, a loaded model has a `dtype`, or `TranslationPipeline`
+            raises it.
     """
     if not task.startswith("translation"):
         return transformers.pipeline(task, model=model, tokenizer=tokenizer, **arguments)
     if model is None:
-        raise ValueError("model=None: a translation model is needed, or its folder or Hub name")
+        raise ValueError("model=None: give a translation model, or its folder or Hub name")
     tokenizer = tokenizer or (model if isinstance(model, str) else model.name_or_path)
     if not tokenizer:
-        raise ValueError("tokenizer=None: this model was not loaded from anywhere, give the model's tokenizer")
+        raise ValueError("tokenizer=None: the model was not loaded from a folder or the Hub, so give its tokenizer")
     older, dtype = arguments.pop("torch_dtype", None), arguments.pop("dtype", None)
     dtype = older if dtype is None else dtype
     if isinstance(model, str):
         dtype = "auto" if dtype is None else dtype
         model = load_pretrained(AutoModelForSeq2SeqLM, model, argument="model", dtype=dtype)
     elif dtype not in (None, "auto"):
-        raise ValueError(f"dtype={dtype} is for a model given by name, this one is loaded: call model.to(...) first")
+        raise ValueError(f"dtype={dtype} is only for a model given by name; call model.to({dtype}) instead")
     if isinstance(tokenizer, str):
         tokenizer = load_translation_tokenizer(tokenizer, argument="tokenizer")
         check_vocabulary(tokenizer, model.config, f"tokenizer={tokenizer.name_or_path}")

@@ -1,4 +1,4 @@
-"""Translate many lines with a trained model: batches by length inside, results in the order of the lines."""
+"""Translates many lines with a trained model: batches lines of similar length, and returns results in input order."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from .errors import InputError, first_line
 from .generation import gnmt_beam_search
 from .value_checks import LENGTH_EXPONENT, LENGTH_WEIGHT, MOST_BEAMS, check_range, shown, typed
 
-# Of the arguments of generate() that this module computes with.
+# Types of the generate() arguments that this module computes with.
 GENERATE_TYPES = {
     **dict.fromkeys(("num_beams", "num_return_sequences"), int),
     **dict.fromkeys(("max_new_tokens", "max_length"), int | None),
@@ -32,7 +32,7 @@ GENERATE_TYPES = {
 
 
 def _portions(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of `size` lines; if one cannot be read, those before it come first, and then the error."""
+    """Yield lists of `size` lines; if a line cannot be read, yield the lines before it, then raise the error."""
     portion = []
     try:
         for line in lines:
@@ -53,11 +53,11 @@ class Translation:
     """One translation of a line.
 
     Attributes:
-        text: without special tokens.
-        score: what a beam search ranks by; for greedy search the log probability; for sampling that under the
-            distribution drawn from, after temperature and top-k; 0 for an empty line; None unless asked for.
+        text: the translation, without special tokens.
+        score: for beam search, the score that ranks the hypotheses. For greedy search, the log-probability. For
+            sampling, the log-probability after temperature and top-k. 0 for an empty line; None if not requested.
         source_ids: tokens of the line.
-        target_ids: tokens of the translation, without the start and what follows its end.
+        target_ids: tokens of the translation, without the start token and everything after the end token.
     """
 
     text: str
@@ -67,19 +67,19 @@ class Translation:
 
 
 def on_one_line(text: str) -> str:
-    """The text with a space for every line break, of which a model that has learnt from such text may write some."""
+    """Return the text with a space for every line break: a model trained on text with line breaks may write some."""
     return re.sub(r"\r\n|[\r\n]", " ", text)
 
 
 def move_to_device(model: PreTrainedModel, device: str | int | torch.device | None = None) -> PreTrainedModel:
-    """Put a model on a device, as `transformers.pipeline` does.
+    """Move a model to a device, as `transformers.pipeline` does.
 
     Args:
-        device: None: an accelerator if there is one, but a model that is spread over devices already stays there;
-            -1: the CPU.
+        device: the device; -1 is the CPU. None: an accelerator if present, but a model that is already spread over
+            devices does not move.
 
     Raises:
-        InputError: there is no such device.
+        InputError: the device does not exist or cannot be used.
     """
     if device is None:
         if getattr(model, "hf_device_map", None):
@@ -87,16 +87,16 @@ def move_to_device(model: PreTrainedModel, device: str | int | torch.device | No
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         return model.to("cpu" if device == -1 else device)
-    except (RuntimeError, AssertionError, ValueError) as error:  # torch's, if it is built without; the library's
+    except (RuntimeError, AssertionError, ValueError) as error:  # from torch or the library
         raise InputError(f"device={device!r} cannot be used ({str(error).partition(chr(10))[0]})") from error
 
 
 @contextmanager
 def generation_errors() -> Iterator[None]:
-    """Name where the settings are from that generate() refuses: the library's errors do not.
+    """Turn a ValueError of generate() into an error that names the source of the refused setting.
 
     Raises:
-        InputError: for a ValueError of generate().
+        InputError: generate() raised a ValueError.
     """
     try:
         yield
@@ -109,10 +109,10 @@ def generation_errors() -> Iterator[None]:
 
 
 class LengthLimits(StoppingCriteria):
-    """Ends each translation at a length of its own, so that one that does not end is the same in every batch.
+    """Ends each translation at its own maximal length, so that endless translations do not depend on the batch.
 
     Args:
-        limits: new tokens of each source's translations; rows of a source stand side by side.
+        limits: maximal number of new tokens for each source; rows of the same source are adjacent.
     """
 
     def __init__(self, limits: list[int]):
@@ -124,9 +124,10 @@ class LengthLimits(StoppingCriteria):
 
 
 class ChosenLogProbs(LogitsProcessor):
-    """Changes nothing, and keeps the log probability of each token that greedy search or sampling chooses.
+    """Records the log-probability of each token that greedy search or sampling chooses; changes no scores.
 
-    The library's `output_scores` keeps the whole vocabulary's, of all steps: 1 GB for 8000 tokens out of 32,000.
+    The library's `output_scores` would keep the scores of the whole vocabulary in all steps: 1 GB for 8000 tokens with
+    a vocabulary of 32,000.
     """
 
     def __init__(self):
@@ -139,7 +140,7 @@ class ChosenLogProbs(LogitsProcessor):
         return scores
 
     def sums(self, sequences: torch.LongTensor, lengths: torch.LongTensor) -> torch.Tensor:
-        """(rows,), of the first `lengths` (rows,) new tokens of the `sequences` that generate() returned."""
+        """Return (rows,), the sums over the first `lengths` (rows,) new tokens of the `sequences` from generate()."""
         self._take(sequences)
         steps = torch.cat(self._chosen, dim=1)
         is_after = torch.arange(steps.shape[1], device=steps.device) >= lengths[:, None]
@@ -153,28 +154,32 @@ class ChosenLogProbs(LogitsProcessor):
 class Translator:
     """Translates lines with `model.generate`.
 
-    A translation contains no special tokens, such as padding or a language's tag, however probable the model finds
-    them. `suppress_tokens`, here or in the model's generation configuration, replaces this rule.
+    A translation never contains special tokens, such as padding or a language tag, even if the model gives them a high
+    probability. `suppress_tokens`, given here or in the model's generation configuration, replaces this rule.
 
     Args:
-        model: an encoder-decoder model, put into evaluation mode.
-        tokenizer: its tokenizer.
-        target_language: of a multilingual model: the language to translate into.
-        tokens_per_batch: positions of a batch, padding included, times the number of beams; None: 8000.
-        batch_size: sources of a batch at most; None: as many as fit into `tokens_per_batch`.
-        buffer_lines: lines read before the first of them is translated; more of them fit together better.
-        max_length_ratio: a translation ends at that many times the source's tokens plus ten, whatever length the
-            model's generation configuration has. `max_length` or `max_new_tokens` among the arguments ends it earlier.
-        length_alpha: search with GNMT's score, see `gnmt_beam_search`; None, and so the other: the library's score.
-        coverage_beta: likewise.
-        with_scores: whether translations have a score. With the library's beam search that takes memory for the logits
-            of all steps, about 4 * tokens_per_batch * vocabulary bytes; with the others it is free.
-        **generate_arguments (Any): for `model.generate`, such as num_beams, num_return_sequences, do_sample; what is
-            not given is as in the model's generation configuration.
+        model: an encoder-decoder model; it is put into evaluation mode.
+        tokenizer: the model's tokenizer.
+        target_language: language to translate into, for a multilingual model.
+        tokens_per_batch: maximal number of positions in a batch: padded source length times sources times beams.
+            None: 8000.
+        batch_size: maximal number of sources in a batch; None: as many as fit into `tokens_per_batch`.
+        buffer_lines: number of lines read before the first is translated. More lines give batches with less padding.
+        max_length_ratio: a translation ends at this multiple of the source's tokens plus ten. It overrides the length
+            in the model's generation configuration. `max_length` and `max_new_tokens`, given here, can only shorten
+            it.
+        length_alpha: alpha of GNMT's score, see `gnmt_beam_search`. If both `length_alpha` and `coverage_beta` are
+            None, Transformers' score is used.
+        coverage_beta: beta of GNMT's score.
+        with_scores: whether translations have a score. With Transformers' beam search, scores need memory for the
+            logits of all steps, about 4 * tokens_per_batch * vocabulary bytes. Other searches need no extra memory.
+        **generate_arguments (Any): for `model.generate`, such as num_beams, num_return_sequences, do_sample. The
+            defaults are in the model's generation configuration.
 
     Raises:
-        InputError: a number that is not allowed, or GNMT's score without several beams or with what it replaces; when
-            it translates, a `target_language` that is not one of the tokenizer's, or none where it has some.
+        InputError: a number is out of range, or GNMT's score is combined with a single beam or another length penalty.
+            The translation raises it if `target_language` is unknown to the tokenizer, or missing for a multilingual
+            one.
     """
 
     def __init__(
@@ -221,21 +226,21 @@ class Translator:
 
     @staticmethod
     def _take_old_name(generate_arguments: dict, tokens_per_batch: int | None) -> int:
-        """The value of `batch_tokens`, as `tokens_per_batch` was called in the release before."""
+        """Return the value of `batch_tokens`, the old name of `tokens_per_batch`."""
         message = "batch_tokens of Translator is now called tokens_per_batch"
         if tokens_per_batch is not None:
-            raise InputError(f"{message}; give tokens_per_batch={tokens_per_batch} alone")
-        warnings.warn(f"{message}; the old name goes with the next release", DeprecationWarning, stacklevel=3)
+            raise InputError(f"{message}; give only tokens_per_batch={tokens_per_batch}")
+        warnings.warn(f"{message}; the next release removes the old name", DeprecationWarning, stacklevel=3)
         return generate_arguments.pop("batch_tokens")
 
     def _setting(self, name: str, default=None):
-        """What generate() will take: an argument, or what a generation configuration says."""
+        """Return the value that generate() will use: an argument, or a value of a generation configuration."""
         configs = (self.generate_arguments.get("generation_config"), self.model.generation_config)
         values = [self.generate_arguments.get(name), *(getattr(config, name, None) for config in configs)]
         return next((value for value in values if value is not None), default)
 
     def _take_max_new_tokens(self) -> float:
-        """The tokens that the caller's `max_new_tokens` and `max_length`, which counts the start too, allow."""
+        """Return the limit from `max_new_tokens` and `max_length`; `max_length` also counts the start token."""
         new, length = (self.generate_arguments.pop(name, None) for name in ("max_new_tokens", "max_length"))
         for name, value, least in (("max_new_tokens", new, 1), ("max_length", length, 2)):
             if value is not None and value < least:
@@ -243,7 +248,7 @@ class Translator:
         return min(math.inf if new is None else new, math.inf if length is None else length - 1)
 
     def _length_arguments(self, new_tokens: int) -> dict[str, int]:
-        """For generate(), to allow that many tokens; it warns if both names are given, here and in the folder."""
+        """Return arguments of generate() that allow `new_tokens`, under one name: generate() warns about two."""
         if self._setting("max_new_tokens") is None:
             return {"max_length": new_tokens + 1}
         return {"max_new_tokens": new_tokens}
@@ -280,11 +285,11 @@ class Translator:
         Yields:
             The translations of each line, as many as `num_return_sequences`, best first.
         """
-        if isinstance(lines, str):  # whose letters would be taken for lines
+        if isinstance(lines, str):  # its letters would be taken for lines
             raise InputError(f"lines={shown(lines)} is one text, give a list of texts")
         if self.model.device.type == "meta":
-            raise InputError("device='meta' holds no values, and cannot translate: take cpu or an accelerator")
-        encode_sources(self.tokenizer, [], self.target_language)  # a wrong language is refused for empty lines too
+            raise InputError("device='meta' has no values and cannot translate: use cpu or an accelerator")
+        encode_sources(self.tokenizer, [], self.target_language)  # refuses a wrong language, even without lines
         empty = Translation("", 0.0 if self.with_scores else None, [], [])
         for chunk in _portions(lines, self.buffer_lines):
             for line in chunk:
@@ -299,11 +304,11 @@ class Translator:
     def translate_ids(
         self, encoded: Sequence[Sequence[int]], on_batch: Callable[[int], None] = lambda number: None
     ) -> list[list[Translation]]:
-        """The translations of encoded sources, in their order.
+        """Return the translations of encoded sources, in input order.
 
         Args:
-            encoded: token ids as `encode_sources` gives them.
-            on_batch: called with the number of sources after each batch, to show progress.
+            encoded: token ids from `encode_sources`.
+            on_batch: called after each batch with its number of sources, to show progress.
         """
         results: list[list[Translation]] = [[] for _ in encoded]
         for batch in self._batches([len(ids) for ids in encoded]):
@@ -313,7 +318,7 @@ class Translator:
         return results
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Numbers of the sources, the longest first, in batches of at most `tokens_per_batch` positions."""
+        """Yield batches of source indices, longest sources first, of at most `tokens_per_batch` positions."""
         order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         beams = max(self.num_beams, self.num_results)
         start = 0
@@ -325,7 +330,7 @@ class Translator:
     @torch.no_grad()
     def _translate_batch(self, sources: list[list[int]]) -> list[list[Translation]]:
         inputs = self.tokenizer.pad({"input_ids": sources}, return_tensors="pt", padding_side="right")
-        positions = getattr(self.model.config, "max_position_embeddings", math.inf)  # of a Transformer
+        positions = getattr(self.model.config, "max_position_embeddings", math.inf)  # limited in a Transformer
         longest = min(positions, self.max_new_tokens)
         limits = [min(int(self.max_length_ratio * len(ids)) + 10, longest) for ids in sources]
         log_probs = ChosenLogProbs() if self.with_scores and self.num_beams == 1 else None
@@ -336,7 +341,7 @@ class Translator:
                 logits_processor=self._logits_processors(log_probs),
                 stopping_criteria=StoppingCriteriaList([LengthLimits(limits)]),
                 return_dict_in_generate=True,
-                # The library's beam search tells the scores of the translations with those of all steps only.
+                # The library's beam search returns the translations' scores only with the scores of all steps.
                 output_scores=self.with_scores
                 and self.num_beams > 1
                 and "custom_generate" not in self.generate_arguments,
@@ -345,7 +350,7 @@ class Translator:
         ends = (sequences == self.tokenizer.eos_token_id) | (sequences == self.tokenizer.pad_token_id)
         lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), sequences.shape[1])
         limits = torch.tensor(limits, device=lengths.device).repeat_interleave(self.num_results)
-        kept = lengths + (lengths < limits)  # with the end, which one that was cut does not have
+        kept = lengths + (lengths < limits)  # includes the end token, which a truncated translation lacks
         scores = [None] * len(sequences)
         if log_probs is not None:
             scores = log_probs.sums(outputs.sequences, kept).tolist()
@@ -359,7 +364,7 @@ class Translator:
         return [translations[i : i + self.num_results] for i in range(0, len(translations), self.num_results)]
 
     def _logits_processors(self, log_probs: ChosenLogProbs | None) -> LogitsProcessorList:
-        """The processor that keeps the scores, and after it the one that keeps special tokens out of a translation."""
+        """Return the processor that records scores, then the processor that suppresses special tokens."""
         processors = LogitsProcessorList([] if log_probs is None else [log_probs])
         if self._setting("suppress_tokens") is None:
             names = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
@@ -369,13 +374,13 @@ class Translator:
         return processors
 
     def _give_attention(self) -> None:
-        """Of the implementations of a Transformer's attention only this one returns it."""
+        """Switch a Transformer to eager attention, the only implementation that returns attention weights."""
         if getattr(self.model.config, "_attn_implementation", None) not in (None, "eager"):
             self.model.set_attn_implementation("eager")
 
     @torch.no_grad()
     def attention(self, translation: Translation) -> torch.Tensor:
-        """(target tokens, source tokens): where the decoder looks while it writes each token of a translation."""
+        """Return the decoder's attention (target tokens, source tokens) for each token of a translation."""
         self._give_attention()
         device = self.model.device
         outputs = self.model(

@@ -1,26 +1,32 @@
-"""A model with many experts from a trained one with one or a few, which computes the same function at its start.
+"""Makes a model with many experts from a trained model with one or a few; at first, both compute the same function.
 
-A MoE layer puts y = sum_i G_i(x) E_i(x), with E_i(x) = W_down,i act(W_up,i x), through a sigmoid. Each of its n
-experts becomes c s new ones: c replicas, each cut into s slices of its hidden units, whose W_down is multiplied by s,
-so that E_i = 1/s sum_j E_ij. The new layer is the old one for every token at which the weights that it gives to slice
-j of expert i, summed over the replicas, are G_i / s for each j:
+A MoE layer computes y = sum_i G_i(x) E_i(x), with E_i(x) = W_down,i act(W_up,i x), and applies a sigmoid to y. Each of
+the n old experts becomes c s new experts: c replicas, each cut into s slices of the hidden units. W_down of a slice is
+multiplied by s, so that E_i = 1/s sum_j E_ij.
 
-- One expert (n = 1, such as MoE-1-Wide), copies: the weights sum to 1, so sum_r G_r E = E, for any gate.
-- One expert, slices: the s slices of a replica have the same row in the gate. They tie, so that a choice of K, a
-  multiple of s, takes whole replicas, all slices of one with the same weight ("virtual groups", He et al., 2024).
-- n experts, slices: each expert's row is repeated s times. Of K = s k all slices of the same k experts are taken, with
-  G_i / s each.
-- n experts, num_expert_groups = n: a hierarchical gate. The old gate is the primary one, each old expert a group, in
-  which copies or slices are chosen as those of one expert are. y = sum_i G_i(x) (E_i(x)) for any c.
-- n experts, replicas without such groups: row i of the gate plus a row of replica r, the same for all i. Where one
-  replica's logit leads by more than the best experts' differ, the k best of that replica are taken, and its logit
-  cancels in the softmax; elsewhere this is an approximation. All replicas taken (K = c s k, gate_std = 0) are exact.
+The new layer equals the old layer for a token if each slice j of expert i gets the weight G_i / s, summed over the
+replicas. The cases:
 
-While training, each expert draws noise of its own, which tears slices apart: then these are exact in evaluation alone,
-but for copies of one expert or in groups. `exactness` tells. Upcycling to copies is Komatsuzaki et al.'s (2022, arXiv
-2212.05055), virtual groups are He et al.'s (2024, arXiv 2410.07524); neither is in the paper.
+- One expert (n = 1, such as MoE-1-Wide), copies: the weights sum to 1, so sum_r G_r E = E for any gate.
+- One expert, slices: the s slices of a replica share one row of the gate, so their logits tie. K is a multiple of s,
+  so a token gets whole replicas, with equal weights for all slices of a replica ("virtual groups", He et al., 2024).
+- n experts, slices: each expert's row of the gate is repeated s times. With K = s k, a token gets all slices of the
+  same k experts as before, with the weight G_i / s each.
+- n experts, num_expert_groups = n: a hierarchical gate. The old gate becomes the primary gate, and each old expert
+  becomes a group. Each group chooses among its copies or slices as in the cases of one expert. The result is
+  y = sum_i G_i(x) E_i(x) for any c.
+- n experts, replicas without such groups: new row = row i of the old gate + row of replica r, the same for all i. This
+  is exact for a token if the best replica's logit leads by more than the difference between the best experts' logits.
+  Then the k best experts of that replica are chosen, and the replica's logit cancels in the softmax. For other tokens
+  it is an approximation. If all replicas are chosen (K = c s k, gate_std = 0), it is exact.
 
-Letters: n old and N new experts, k and K of them for a token, h hidden size of an old expert, c replicas, s slices.
+In training, each expert has its own gating noise, which separates the slices. The cases above are then exact only in
+evaluation. The exceptions are copies of one expert, and copies in groups. `exactness` returns which case applies.
+
+Upcycling by copies follows Komatsuzaki et al. (2022, arXiv 2212.05055), and virtual groups follow He et al. (2024,
+arXiv 2410.07524). Neither is in the paper of Shazeer et al.
+
+Letters: n old and N new experts, k and K experts per token, h hidden size of an old expert, c replicas, s slices.
 """
 
 import copy
@@ -51,29 +57,30 @@ def upcycle(
     expert_std: float = 0.0,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """A new model of the same class with more experts, all MoE layers alike; `model` is left as it is.
+    """Return a new model of the same class with more experts in every MoE layer; `model` does not change.
 
-    Everything but the MoE layers is copied, the generation settings too. The state of an optimizer has no counterpart:
-    train on with a new one.
+    Everything outside the MoE layers is copied, including the generation settings. Optimizer state cannot be
+    converted: continue the training with a new optimizer.
 
     Args:
-        model: of either family, with MoE layers; num_experts=1 is a dense model.
+        model: a model of either family, with MoE layers; num_experts=1 is a dense model.
         num_experts: N, a multiple of n * s.
         slices: s; an expert of the result has h / s hidden units.
-        num_experts_per_tok: K. None: s k, the operations of the source, but at least 2 for each new gate: a choice of
-            one has weight 1, which teaches the gate nothing.
-        num_expert_groups: of a hierarchical gate. For n = 1 any; for n experts behind a flat gate n: each becomes a
-            group. None: flat for n = 1, else as it was.
-        num_groups_per_tok: for n = 1 with groups; by default 2. Otherwise the source decides.
-        gating: for n = 1; by default the source's.
-        gate_std: standard deviation of what tells replicas apart in the gate: of their logits, for an input of unit
-            variance. With 0 all replicas tie until noise or training parts them.
-        expert_std: standard deviation of noise on the new experts' weights, as a part of each matrix's own. Anything
-            but 0 changes the function; replicas that are always chosen together need it to become different.
-        seed: of both.
+        num_experts_per_tok: K. None: s k, which keeps the cost of a token, but at least 2 for each new gate. A gate
+            that chooses one expert always gives it weight 1, and so cannot learn.
+        num_expert_groups: number of groups of a hierarchical gate. For n = 1, any number; for n experts behind a flat
+            gate, n, so that each expert becomes a group. None: flat for n = 1, otherwise the source's value.
+        num_groups_per_tok: only for n = 1 with groups; by default 2. Otherwise the source's gate determines it.
+        gating: only for n = 1; by default the source's.
+        gate_std: standard deviation of the random rows that distinguish replicas in the gate, measured on their logits
+            for an input of unit variance. With 0, all replicas tie until noise or training separates them.
+        expert_std: standard deviation of noise on the new experts' weights, relative to the standard deviation of each
+            matrix. A value other than 0 changes the function. Replicas that are always chosen together stay equal
+            without such noise.
+        seed: seed of the gate's rows and the experts' noise.
 
     Raises:
-        InputError: the model has no MoE layers, or sizes do not fit.
+        InputError: the model has no MoE layers, or the sizes do not fit.
     """
     moe_blocks(model)
     changes = _sizes(
@@ -98,15 +105,15 @@ def upcycle(
 
 
 def exactness(old, new, gate_std: float = 1.0, expert_std: float = 0.0) -> str:
-    """How close the result of `upcycle` is to its source: EXACT, EXACT_IN_EVALUATION or APPROXIMATE.
+    """Return how close the result of `upcycle` is to its source: EXACT, EXACT_IN_EVALUATION or APPROXIMATE.
 
-    "exact" means up to rounding, while training too (for the same noise and dropout).
+    EXACT means equal up to rounding, also in training (with the same noise and dropout).
 
     Args:
         old (MoeConfig): configuration of the source.
         new (MoeConfig): configuration of the result.
-        gate_std: as `upcycle` got it.
-        expert_std: as `upcycle` got it.
+        gate_std: the value passed to `upcycle`.
+        expert_std: the value passed to `upcycle`.
     """
     n, slices = old.num_experts, old.moe_intermediate_size // new.moe_intermediate_size
     copies = new.num_experts // (n * slices)
@@ -116,7 +123,7 @@ def exactness(old, new, gate_std: float = 1.0, expert_std: float = 0.0) -> str:
     if new.gating == "softmax":
         return EXACT
     if n == 1:
-        if new.gating == "strictly_balanced":  # while training some tokens have no expert
+        if new.gating == "strictly_balanced":  # in training, some tokens get no expert
             return EXACT_IN_EVALUATION
         return EXACT_IN_EVALUATION if is_noisy and slices > 1 else EXACT
     if new.num_expert_groups != old.num_expert_groups:
@@ -129,15 +136,15 @@ def exactness(old, new, gate_std: float = 1.0, expert_std: float = 0.0) -> str:
 
 
 def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> PreTrainedModel:
-    """A model with `changes` in its configuration; its MoE layers are filled by `write_block`, the rest is copied.
+    """Return a model with `changes` in its configuration; `write_block` fills its MoE layers, the rest is copied.
 
-    Needs the memory of both models, and little besides: a gate, or the experts that are merged into one.
+    The function needs the memory of both models, plus one gate or the experts that are merged into one.
 
     Args:
         model: the source.
         changes: {argument of the configuration: value}.
-        write_block (Callable): is called with a MoE layer's name, the old block and the new one, whose parameters hold
-            no values.
+        write_block (Callable): called with a MoE layer's name, the old block and the new block, whose parameters are
+            uninitialised.
 
     Raises:
         InputError: the configuration does not allow the changes, or a weight of the result is not finite.
@@ -145,7 +152,7 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
     try:
         config = type(model.config).from_dict(model.config.to_dict() | changes)
         check_memory(config)
-        with torch.device("meta"):  # nothing is drawn at random
+        with torch.device("meta"):  # no random initialisation
             result = type(model)._from_config(
                 config, dtype=model.dtype, experts_implementation=model.config._experts_implementation
             )
@@ -168,10 +175,10 @@ def with_other_experts(model: PreTrainedModel, changes: dict, write_block) -> Pr
 
 
 def moe_blocks(model: PreTrainedModel) -> list[tuple[str, MoeBlock]]:
-    """The MoE layers of a model with their names.
+    """Return the MoE layers of a model with their names.
 
     Raises:
-        InputError: there are none.
+        InputError: the model has no MoE layers.
     """
     blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, MoeBlock)]
     if not blocks:
@@ -181,7 +188,7 @@ def moe_blocks(model: PreTrainedModel) -> list[tuple[str, MoeBlock]]:
 
 
 def _sizes(config, num_experts, slices, num_experts_per_tok, **gate_arguments) -> dict:
-    """What changes in the configuration; refuses sizes that do not fit."""
+    """Return the changes of the configuration; refuse sizes that do not fit."""
     n, h = config.num_experts, config.moe_intermediate_size
     if slices < 1 or h % slices:
         raise InputError(f"slices={slices} must divide moe_intermediate_size={h}")
@@ -200,7 +207,7 @@ def _sizes(config, num_experts, slices, num_experts_per_tok, **gate_arguments) -
         if changes["gating"] in ("noisy_top_k", "softmax_top_k") and num_experts_per_tok % multiple:
             raise InputError(
                 f"num_experts_per_tok={num_experts_per_tok} must be a multiple of {multiple}: all slices={slices} "
-                f"of an expert, in num_groups_per_tok={num_choices} groups"
+                f"of an expert in each of num_groups_per_tok={num_choices} groups"
             )
         return changes | {"num_experts_per_tok": num_experts_per_tok}
     is_dense = changes["gating"] == "softmax"
@@ -208,9 +215,11 @@ def _sizes(config, num_experts, slices, num_experts_per_tok, **gate_arguments) -
 
 
 def _gate_of_one_expert(config, slices, num_expert_groups, num_groups_per_tok, gating) -> tuple[dict, int, int]:
-    """Changes for a new gate, how many gates choose experts for a token, and how many each by default."""
+    """Return the changes for a new gate, the number of gates that choose experts for a token, and their default k."""
     if config.gating == "strictly_balanced":
-        raise InputError("gating='strictly_balanced' of a model with num_experts=1: its threshold decides nothing")
+        raise InputError(
+            "gating='strictly_balanced' is not supported for num_experts=1: the threshold of one expert has no effect"
+        )
     changes = {"gating": gating or config.gating, "num_expert_groups": num_expert_groups}
     if num_expert_groups is None:
         return changes, 1, max(2, slices)
@@ -219,17 +228,19 @@ def _gate_of_one_expert(config, slices, num_expert_groups, num_groups_per_tok, g
 
 
 def _gate_of_many_experts(config, slices, num_expert_groups, num_groups_per_tok, gating) -> tuple[dict, int, int]:
-    """The same for a gate that is made from the old one."""
+    """Return the same values as `_gate_of_one_expert` for a gate that is made from the old gate."""
     n, k, groups = config.num_experts, config.num_experts_per_tok, config.num_expert_groups
     for name, value in (("gating", gating), ("num_groups_per_tok", num_groups_per_tok)):
         if value is not None:
-            raise InputError(f"{name}={value!r} is for a model with one expert; here the gate of the {n} decides")
+            raise InputError(
+                f"{name}={value!r} is only for a model with num_experts=1, but the model has num_experts={n}"
+            )
     if num_expert_groups in (None, groups):
         taken = 1 if groups is None else config.num_groups_per_tok
         return {"gating": config.gating}, taken, slices * k // taken
     if groups is not None or num_expert_groups != n or config.gating not in ("noisy_top_k", "softmax_top_k"):
         raise InputError(
-            f"num_expert_groups={num_expert_groups} must be {n}, a group for each expert of a flat gate, or left out; "
+            f"num_expert_groups={num_expert_groups} must be {n} (one group for each expert) or left out; "
             f"the model has num_expert_groups={groups}, gating={config.gating!r}"
         )
     changes = {"gating": "noisy_top_k", "num_expert_groups": n, "num_groups_per_tok": k}
@@ -254,7 +265,7 @@ def _write_experts(old, new, slices: int, expert_std: float, generator: torch.Ge
 
 
 def _write_gate(old, new, is_fresh: bool, slices: int, gate_std: float, generator: torch.Generator) -> None:
-    """The old gate's rows for its experts' replicas and slices; for one expert and in new groups rows of zeros."""
+    """Write the old gate's rows for replicas and slices; start from zeros for one expert and in new groups."""
     becomes_primary = not is_fresh and isinstance(new, HierarchicalGate) and not isinstance(old, HierarchicalGate)
     *groups, _, width = new.weight.shape
     zeros = new.weight.new_zeros(*groups, 1, width)
@@ -264,7 +275,7 @@ def _write_gate(old, new, is_fresh: bool, slices: int, gate_std: float, generato
         _write_rows(new.noise_weight, old.noise_weight if has_rows else zeros, slices)
     if hasattr(new, "threshold"):
         parts = len(new.threshold) // len(old.weight)
-        # One replica of average logits then passes at least; of old experts, all parts of those that passed before.
+        # At least one replica with average logits passes. All parts of an old expert pass if the expert passed before.
         new.threshold.copy_(torch.ones(parts) / parts if is_fresh else old.threshold.repeat_interleave(parts) / parts)
     if isinstance(new, HierarchicalGate):
         source = old if becomes_primary else getattr(old, "primary", None)
@@ -276,7 +287,7 @@ def _write_gate(old, new, is_fresh: bool, slices: int, gate_std: float, generato
 def _write_rows(
     target: torch.Tensor, rows: torch.Tensor, slices: int, std: float = 0.0, generator: torch.Generator | None = None
 ) -> None:
-    """Rows (..., m, D) -> `target` (..., m * c * s, D): row i, plus a random row of replica r if there are several."""
+    """Write rows (..., m, D) to `target` (..., m * c * s, D): row i, plus a random row per replica if c > 1."""
     *lead, m, width = rows.shape
     target = target.view(*lead, m, -1, slices, width)
     copies = target.shape[-3]

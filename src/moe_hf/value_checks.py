@@ -1,6 +1,6 @@
-"""Checks of the values that users give, in YAML, on a command line or as keywords: by type, and by range.
+"""Checks the types and ranges of values that users give in YAML, on a command line or as keywords.
 
-`typed` takes a value for what an annotation says, or refuses it. `Range` says which numbers are allowed.
+`typed` converts a value to the type of an annotation, or refuses it. `Range` defines which numbers are allowed.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from .errors import InputError
 
-LARGEST = 2**63 - 1  # what torch, numpy and Python's own iterators count to
-LARGEST_FACTOR = 2**31 - 1  # of numbers that are multiplied with one another
+LARGEST = 2**63 - 1  # the limit of counters in torch, numpy and Python's iterators
+LARGEST_FACTOR = 2**31 - 1  # for numbers that are multiplied with each other
 MOST_PROCESSES = 1024
 MOST_BEAMS = 1000
-MOST_CONTEXTS = 10_000  # that a report shows, and tokens on either side of each
+MOST_CONTEXTS = 10_000  # places in a report, and tokens on either side of each place
 TRUTH_VALUES = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(
     ("no", "false", "f", "n", "0"), False
 )
@@ -30,7 +30,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 200
 
 
 def shown(value: Any) -> str:
-    """A value on one short line: text in quotes, others as they are written."""
+    """Return a value on one short line, with text in quotes."""
     if isinstance(value, str | list | dict | tuple | set | bytes):
         return _repr.repr(value)
     text = " ".join(str(value).split())
@@ -39,15 +39,15 @@ def shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Which numbers are allowed; NaN never is.
+    """A range of allowed numbers; NaN is never allowed.
 
     Attributes:
-        least: the smallest.
-        above: what they must exceed.
-        most: the largest.
-        below: what they must not reach.
-        is_finite: whether they must be finite.
-        is_whole_above_1: whether a number above 1 must be a whole one, as below 1 it is a share.
+        least: the smallest number allowed.
+        above: a lower bound that is not allowed itself.
+        most: the largest number allowed.
+        below: an upper bound that is not allowed itself.
+        is_finite: whether infinity is refused.
+        is_whole_above_1: whether a number above 1 must be whole. A number below 1 is then a share.
     """
 
     least: float = -math.inf
@@ -76,46 +76,46 @@ COUNT = Range(least=1, most=LARGEST)
 NOT_NEGATIVE = Range(least=0)
 POSITIVE = Range(above=0)
 SHARE = Range(least=0, below=1)
-LENGTH_WEIGHT = Range(least=0, most=10)  # of GNMT's score
-LENGTH_EXPONENT = Range(least=-10, most=10)  # of a number of tokens, which then fits into float32
+LENGTH_WEIGHT = Range(least=0, most=10)  # weights in GNMT's score
+LENGTH_EXPONENT = Range(least=-10, most=10)  # exponents of a number of tokens; the power fits into float32
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:
-    """Refuse a number outside of a range; None and what is not a number pass.
+    """Refuse a number outside a range; None and values of other types pass.
 
     Raises:
-        InputError: names the argument, the value and what is allowed.
+        InputError: the number is out of range; the message has the argument, the value and the range.
     """
     if isinstance(value, Real) and value not in allowed:
         raise InputError(f"{name}={shown(value)} must be {allowed}")
 
 
 def check_choice(name: str, value: Any, choices) -> None:
-    """Refuse what is none of the choices.
+    """Refuse a value that is not one of the choices.
 
     Raises:
-        InputError: names the argument, the value and the choices.
+        InputError: the value is not known; the message has the argument, the value and the choices.
     """
     if value not in choices:
         raise InputError(f"{name}={shown(value)} is not known, use one of {', '.join(map(str, choices))}")
 
 
 def typed(name: str, value: Any, annotation: Any) -> Any:
-    """A value as the annotation of its argument says.
+    """Convert a value to the type that its argument's annotation says.
 
-    A whole number counts as a float. Text is read as a number, as a truth value or as JSON, where the annotation does
-    not allow text itself.
+    An integer counts as a float. If the annotation does not allow text, text is read as a number, a truth value or
+    JSON.
 
     Args:
-        name: of the argument.
-        value: from YAML, from a command line, or of a caller.
-        annotation: such as int, `list[str] | None` or an enumeration.
+        name: the argument's name.
+        value: the value from YAML, from a command line, or from a caller.
+        annotation: a type, such as int, `list[str] | None` or an enumeration.
 
     Returns:
-        the value, converted where it is text or of an equal type.
+        the converted value.
 
     Raises:
-        InputError: the value is of another type, or empty where something is needed.
+        InputError: the value has another type, or is empty although a value is needed.
     """
     is_union = get_origin(annotation) in (Union, types.UnionType)
     kinds = list(get_args(annotation)) if is_union else [annotation]
@@ -125,7 +125,7 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
         if allows_none:
             return None
         raise InputError(f"{name} is empty: give {_words(kinds)}, or leave {name} out")
-    if any(_is_enum(kind) for kind in kinds):  # beside it, text means the name of a member
+    if any(_is_enum(kind) for kind in kinds):  # text then means a member's name
         kinds = [kind for kind in kinds if kind is not str]
     for kind in sorted(kinds, key=lambda kind: kind is str):
         converted = _CONVERT.get(get_origin(kind) or kind, _as_other)(name, value, kind)
@@ -189,7 +189,7 @@ def _as_text(name, value, kind):
 def _as_list(name, value, kind):
     if isinstance(value, str | Path) and str in get_args(kind):
         only = _as_text(name, value, str)
-        return only if name.endswith("files") else [only]  # a run's folder has the names of files as they were given
+        return only if name.endswith("files") else [only]  # a run's arguments keep file names as given
     if not isinstance(value, list | tuple):
         return _REFUSED
     (inner,) = get_args(kind) or (Any,)
@@ -198,7 +198,7 @@ def _as_list(name, value, kind):
 
 def _as_dict(name, value, kind):
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        read_json(name, value)  # the library, or the argument's own class, reads it again
+        read_json(name, value)  # only checked here; its consumer parses it again
         return value
     return value if isinstance(value, dict) or dataclasses.is_dataclass(value) else _REFUSED
 
@@ -239,14 +239,14 @@ def _words(kinds: list) -> str:
 
 
 def read_json(name: str, text: str) -> Any:
-    """Read JSON, without a key twice in a mapping.
+    """Read JSON in which no mapping has a key twice.
 
     Args:
-        name: of the argument.
-        text: its value.
+        name: the argument's name.
+        text: the argument's value.
 
     Raises:
-        InputError: it is not JSON, or has a key twice.
+        InputError: the text is not JSON, or a mapping has a key twice.
     """
 
     def mapping(pairs):

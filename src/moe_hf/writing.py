@@ -1,6 +1,6 @@
-"""Files and folders that are written whole or not at all, and errors that name what cannot be written.
+"""Writes files and folders completely or not at all, with errors that name what cannot be written.
 
-All is written into a folder `.unfinished-...` beside its place, and moved when it is whole.
+Everything is written into a folder `.unfinished-...` beside the target, and moved there when it is complete.
 """
 
 import os
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from .errors import InputError, first_line
 
 UNFINISHED = ".unfinished-"
-# What torch.save and the tokenizers library say, in errors of no class of their own.
+# Messages of torch.save and the tokenizers library, whose errors do not have a specific class.
 TORCH_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error")
 WRITE_ERRORS = (*TORCH_ERRORS, "cannot be opened", "(os error ")
 # Errors of `datasets` that hide the cause.
@@ -30,10 +30,10 @@ def naming(argument: str, path: str | Path, what: str = "", advice: str = "") ->
     """Turn an error of writing into one line that names the argument.
 
     Args:
-        argument: that `path` was given for.
-        path: as the user gave it.
+        argument: the name of the argument that `path` was given for.
+        path: the path as the user gave it.
         what: the file that is written, if it is not `path` itself.
-        advice: what to do, appended.
+        advice: advice to append.
 
     Raises:
         InputError: a file cannot be written.
@@ -48,7 +48,7 @@ def naming(argument: str, path: str | Path, what: str = "", advice: str = "") ->
 
 
 def reason_of(error: BaseException) -> str | None:
-    """Why a file could not be written; None: `error` is about something else."""
+    """Return why a file could not be written, or None if `error` has another cause."""
     text = str(error)
     if type(error) is ValueError and "null byte" in text:
         return text
@@ -57,7 +57,7 @@ def reason_of(error: BaseException) -> str | None:
     if not (is_of_writing or type(error).__name__ in WRAPPERS):
         return None
     cause = error
-    while cause is not None:  # the number says it best
+    while cause is not None:  # errno is the clearest reason
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
         if match := re.search(r"os error (\d+)", str(cause)):
@@ -69,17 +69,17 @@ def reason_of(error: BaseException) -> str | None:
 
 
 def check_new_folder(folder: str | Path, argument: str = "folder") -> Path:
-    """Check that a folder is new or empty, and can be written; to be called before there is work that could be lost.
+    """Check that a folder is new or empty, and can be written. Call it before work that could be lost.
 
     Args:
-        folder: its parents are made if there are none.
-        argument: what the user calls it.
+        folder: the folder; missing parents are created.
+        argument: the argument's name in error messages.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: it has something in it, is a file, or cannot be written.
+        InputError: the folder is not empty, is a file, or cannot be written.
     """
     path = _path(folder, argument)
     with naming(argument, folder):
@@ -93,11 +93,11 @@ def check_folder(folder: str | Path, argument: str) -> None:
     """Check that a folder, or a new one of that name, can be written.
 
     Args:
-        folder: its parents need not exist.
-        argument: what the user calls it.
+        folder: the folder; parents need not exist.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: it cannot.
+        InputError: the folder cannot be written.
     """
     path = _path(folder, argument)
     with naming(argument, folder), _unfinished(path) as inside:
@@ -106,17 +106,17 @@ def check_folder(folder: str | Path, argument: str) -> None:
 
 @contextmanager
 def new_folder(folder: str | Path, argument: str = "folder") -> Iterator[Path]:
-    """Write the files of a new or empty folder: all of them are there at the end, or none after an error.
+    """Write a new or empty folder: all files appear at the end, or none after an error.
 
     Args:
         folder: as for `check_new_folder`, which is called first.
-        argument: what the user calls it.
+        argument: the argument's name in error messages.
 
     Yields:
         The folder to write into, with the same name.
 
     Raises:
-        InputError: `folder` has something in it, or cannot be written.
+        InputError: `folder` is not empty, or cannot be written.
     """
     path = check_new_folder(folder, argument)
     with whole_files(path, argument) as inside:
@@ -125,12 +125,12 @@ def new_folder(folder: str | Path, argument: str = "folder") -> Iterator[Path]:
 
 @contextmanager
 def whole_files(folder: str | Path, argument: str, advice: str = "") -> Iterator[Path]:
-    """Write files into a folder, which may have others: they take their places at the end, or none after an error.
+    """Write files into a folder that may have other files: all files appear at the end, or none after an error.
 
     Args:
-        folder: made if there is none.
-        argument: what the user calls it.
-        advice: what to do after an error.
+        folder: the folder; created if missing.
+        argument: the argument's name in error messages.
+        advice: advice to append to an error message.
 
     Yields:
         The folder to write into.
@@ -143,15 +143,15 @@ def whole_files(folder: str | Path, argument: str, advice: str = "") -> Iterator
 
 
 def check_not_input(file: str | Path, argument: str, inputs: dict[str, str]) -> None:
-    """Check that a file to be written is not one that is read, which would be lost.
+    """Check that an output file would not overwrite an input.
 
     Args:
-        file: to write.
-        argument: what the user calls it.
-        inputs: {what the user calls it: a file, or a folder with files}.
+        file: the output file.
+        argument: the argument's name in error messages.
+        inputs: {argument: a file, or a folder with files}.
 
     Raises:
-        InputError: it is one of them.
+        InputError: `file` is one of the inputs.
     """
     there = Path(file).resolve()
     for name, given in inputs.items():
@@ -161,17 +161,17 @@ def check_not_input(file: str | Path, argument: str, inputs: dict[str, str]) -> 
 
 
 def check_file(file: str | Path, argument: str) -> Path:
-    """Check that a file can be written; to be called before there is work that could be lost.
+    """Check that a file can be written. Call it before work that could be lost.
 
     Args:
-        file: its folder must exist.
-        argument: what the user calls it.
+        file: the file, in a folder that exists.
+        argument: the argument's name in error messages.
 
     Returns:
         The file.
 
     Raises:
-        InputError: it is a folder, its folder does not exist, or it cannot be written.
+        InputError: `file` is a folder, its folder does not exist, or it cannot be written.
     """
     path = _path(file, argument)
     with naming(argument, file):
@@ -187,17 +187,17 @@ def check_file(file: str | Path, argument: str) -> Path:
 
 @contextmanager
 def whole_file(file: str | Path, argument: str) -> Iterator[Path]:
-    """Write a file: an earlier one of that name stays as it is until the new one is whole.
+    """Write a file: an existing file of that name does not change until the new file is complete.
 
     Args:
-        file: its folder must exist. A device, such as /dev/stdout, is written as it is.
-        argument: what the user calls it.
+        file: the file, in a folder that exists. A device, such as /dev/stdout, is written directly.
+        argument: the argument's name in error messages.
 
     Yields:
-        The file to write, with the same ending.
+        The file to write, with the same suffix.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     path = check_file(file, argument)
     with naming(argument, file):
@@ -209,22 +209,22 @@ def whole_file(file: str | Path, argument: str) -> Iterator[Path]:
 
 
 def write_file(file: str | Path, text: str, argument: str) -> None:
-    """`whole_file` of a text in UTF-8, with line breaks as they are.
+    """Write text with `whole_file`, in UTF-8 and with unchanged line breaks.
 
     Args:
-        file: to write.
-        text: its content.
-        argument: what the user calls it.
+        file: the file to write.
+        text: the content.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     with whole_file(file, argument) as path:
         path.write_text(text, encoding="utf-8", newline="")
 
 
 def _shown(path: str | Path) -> str:
-    """On one line."""
+    """Return a path on one line; refuse an empty one."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
@@ -239,13 +239,13 @@ def _is_device(path: Path) -> bool:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether it is of a command that was killed while writing."""
+    """Return whether a folder was left by a command that was killed while writing."""
     return path.name.startswith(UNFINISHED)
 
 
 @contextmanager
 def _unfinished(folder: Path, keep: bool = False) -> Iterator[Path]:
-    """Yields a folder on the same disk that stands for `folder`; at the end its content goes there if `keep`."""
+    """Yield a temporary folder on the same disk as `folder`; at the end, move its content to `folder` if `keep`."""
     folder = Path(os.path.realpath(folder, strict=os.path.islink(folder)))
     there = folder
     while not os.path.lexists(there):

@@ -1,4 +1,4 @@
-"""YAML files of arguments, read strictly: no key twice, nothing that YAML takes for another value unasked."""
+"""Reads YAML files of arguments strictly: refuses repeated keys, and numbers in base 60."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from .errors import InputError
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, and numbers to base 60 such as 12:30."""
+    """Refuses a key that a mapping has twice, and numbers in base 60 such as 12:30."""
 
     def compose_mapping_node(self, anchor):
         node, seen = super().compose_mapping_node(anchor), set()
-        for key, _ in node.value:  # before << puts the keys of other mappings here
+        for key, _ in node.value:  # before << merges the keys of other mappings
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
                     raise yaml.composer.ComposerError(
@@ -23,7 +23,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_decimal(self, node):
         if ":" in node.value:
-            problem = f"{node.value} would be a number to base 60, write it in quotes if it is text"
+            problem = f"{node.value} would be read as a number in base 60, write it in quotes if it is text"
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
         is_float = node.tag == "tag:yaml.org,2002:float"
         return self.construct_yaml_float(node) if is_float else self.construct_yaml_int(node)
@@ -40,7 +40,7 @@ def read_yaml(path: str | Path) -> dict:
         path: the file.
 
     Raises:
-        InputError: the file is missing, cannot be read, is not YAML, has a key twice or is not a mapping.
+        InputError: the file is missing or cannot be read, is not YAML, has a key twice, or is not a mapping.
     """
     if not Path(path).is_file():
         raise InputError(f"configuration file {path} does not exist")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Run every case of bad input, and write the table of docs/bad-inputs.md.
+"""Run every case of bad input, and write the table of docs/design.md.
 
-python tests/bad_inputs/table.py [--output docs/bad-inputs.md] [KIND ...]
+python tests/bad_inputs/table.py [--output docs/design.md] [KIND ...]
 """
 
 import argparse

@@ -264,7 +264,7 @@ TOGETHER = [
 NOT_HERE = [
     lm(("debug=underflow_overflow",), debug="underflow_overflow"),
     lm(("use_liger_kernel=True",), use_liger_kernel=True),
-    lm(("optim_args='betas=x'", "changes nothing"), optim_args="betas=x"),
+    lm(("optim_args='betas=x'", "has no effect"), optim_args="betas=x"),
     lm(("gradient_accumulation_kwargs", "'x'"), accelerator_config={"gradient_accumulation_kwargs": {"x": 1}}),
     lm(("model_name_or_path=nowhere", "cannot be loaded"), model_name_or_path="nowhere"),
     translation(("generation_config=nowhere", "cannot be loaded"), generation_config="nowhere"),

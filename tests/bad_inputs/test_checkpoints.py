@@ -451,8 +451,8 @@ CASES = [
     Case("training_args.bin executes", arguments_that_execute, ends="recovers", check=nothing_executed),
     # Which checkpoint.
     Case("every checkpoint broken", every_checkpoint_broken, ("checkpoint-4", "output_dir="), check=stays),
-    Case("killed before the first checkpoint", killed_before_the_first, "no whole checkpoint", ends="recovers"),
-    Case("killed while saving the first", killed_while_saving_the_first, "no whole checkpoint", ends="recovers"),
+    Case("killed before the first checkpoint", killed_before_the_first, "no complete checkpoint", ends="recovers"),
+    Case("killed while saving the first", killed_while_saving_the_first, "no complete checkpoint", ends="recovers"),
     Case("killed while writing", leaves(".unfinished-a/file"), ends="recovers"),
     Case("failed at once", leaves("run.lock", "run.yaml", "run_arguments.json"), ends="recovers"),
     Case("evaluated with --record", evaluated_with_record, ends="recovers", check=nothing_passed_over),

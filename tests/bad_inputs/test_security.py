@@ -188,7 +188,7 @@ REFUSED = {
     "a config": (of_config, "code of its own"),
     "a tokenizer": (of_tokenizer, "the tokenizer cannot be loaded (it needs code of its own"),
     "pickled weights": (of_pickled_weights, "pytorch_model.bin is damaged, or has code in it"),
-    "a kernel": (of_kernel, "attn_implementation='me/evil' is code, which is not run here"),
+    "a kernel": (of_kernel, "attn_implementation='me/evil' needs code, which is not run here"),
 }
 # The classes of this package are loaded in the place of the planted ones.
 IGNORED = {"a known config": of_known_config, "generate()": of_generate}

@@ -261,7 +261,7 @@ def test_a_run_goes_on_when_there_is_space_again(tmp_path, monkeypatch, capsys):
         assert cli.main(command) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: output_dir=") and "checkpoint-4 cannot be written" in error
-    assert "--resume_from_checkpoint goes on" in error
+    assert "resume by the same command with --resume_from_checkpoint" in error
     assert [path.name for path in (place / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     resource.setrlimit(resource.RLIMIT_FSIZE, UNLIMITED)
     assert cli.main([*command, "--resume_from_checkpoint"]) == 0

@@ -123,7 +123,7 @@ def test_evaluation_refuses_before_it_translates(call, model, arguments, named):
 
 def test_pipeline_knows_devices_and_needs_a_tokenizer(tokenizer):
     model = tiny_gnmt(vocab_size=len(tokenizer), gating="softmax_top_k", std=0.5)
-    with pytest.raises(ValueError, match="tokenizer=None: .* give the model's tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer=None: .* give its tokenizer"):
         moe_hf.pipeline("translation", model=model)
     translate_text = moe_hf.pipeline("translation", model=model, tokenizer=tokenizer, device="cpu")
     assert translate_text("a dog")[0]["translation_text"] and translate_text.model.device.type == "cpu"

@@ -72,3 +72,22 @@ def test_torchrun_ends_within_seconds_when_a_process_is_killed(folder):
     assert time.monotonic() - start < 30
     assert job.returncode != 0
     assert "ChildFailedError" in output and "Signal 9 (SIGKILL)" in output, output
+
+
+def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder):
+    options = ("--max_steps", 40, "--save_strategy", "steps", "--save_steps", 5)
+    _, *arguments = map(str, script(folder, "uninterrupted", 1, *options))
+    train_lm(*parse_arguments(arguments))
+    options = (*options, "--expert_parallel_size", -1, "--resume_from_checkpoint")
+    job = launch(*TORCHRUN, 2, "--max_restarts", 1, *script(folder, "restarted", 2, *options))
+    first = folder / "restarted" / "checkpoint-5" / "trainer_state.json"
+    end = time.monotonic() + 60
+    while not first.is_file() and time.monotonic() < end:
+        time.sleep(0.02)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    output = finish(job)
+    assert job.returncode == 0 and output.count("train: 40 lines") == 2, output  # started twice
+    # The first epoch has 10 whole batches; two processes share the last, of 7 rows, in another way than one.
+    restarted, uninterrupted = losses(folder, "restarted"), losses(folder, "uninterrupted")
+    assert len(restarted) == 40 and restarted[:10] == pytest.approx(uninterrupted[:10], rel=1e-5), output

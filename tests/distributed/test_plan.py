@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import GNMT, LM, random_ids, tiny_lm_config
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, use_factored_gradients
 from moe_hf.commands import plan as script
@@ -216,3 +217,35 @@ def test_the_documented_table_is_what_the_command_prints():
     documented = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     table = paper_memory_table(ROOT / "configs" / "lm")
     assert table in documented and len(table.splitlines()) == 2 + len(PAPER)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"vocab_size": 4000},
+        {"moe_intermediate_size": 256},
+        {"recompute_experts": True},
+        {"gating": "noisy_top_k", "num_experts": 64},
+    ],
+    ids=["as it is", "the softmax is the largest part", "large experts", "recomputed experts", "noisy gate"],
+)
+def test_memory_is_the_peak_of_a_step(changes):
+    sizes = dict(hidden_size=64, lstm_hidden_size=80, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=96)
+    config = LstmMoeConfig(**(dict(vocab_size=500, dropout=0.0, gating="softmax_top_k") | sizes | changes))
+    model = LstmMoeForCausalLM(config).train()
+    ids = random_ids(64, 32, vocab_size=500)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step():
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # makes the optimizer's state
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        step()
+    (peak,) = (snapshot["Total"] for snapshot in tracker.get_tracker_snapshot("peak").values())
+    assert plan_sharding(config, ONE, ids.numel(), "adam").memory == pytest.approx(peak, rel=0.1)

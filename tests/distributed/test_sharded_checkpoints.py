@@ -146,7 +146,7 @@ def test_a_flipped_bit_in_the_part_of_any_process_is_found(killed, folder, tmp_p
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InputError, match=f"{file.name} is not what was saved"):
+    with pytest.raises(InputError, match=f"{file.name} is not as it was saved"):
         check_checkpoint(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""`transformers serve` and `transformers chat` on a folder that brings its code, started as docs/ecosystem.md says."""
+"""`transformers serve` and `chat` on a folder that brings its code, started as docs/integrations.md says."""
 
 import json
 import os

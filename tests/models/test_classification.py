@@ -52,7 +52,7 @@ def test_without_a_mask_the_padding_token_tells_where_a_text_ends():
     assert_same(model(ids).logits, logits_of_single_texts(model))
     model.config.pad_token_id = None
     assert_same(model(ids[:1]).logits, logits_of_single_texts(model)[:1])
-    with pytest.raises(ValueError, match="pad_token_id=None, and no attention_mask"):
+    with pytest.raises(ValueError, match="pad_token_id=None and attention_mask=None"):
         model(ids)
 
 

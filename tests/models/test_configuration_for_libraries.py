@@ -40,7 +40,7 @@ def test_peft_finds_a_number_of_heads_that_is_not_saved(family, tmp_path, monkey
     warnings = []
     monkeypatch.setattr(configuration_moe.logger, "warning", warnings.append)
     assert type(config)(num_attention_heads=8).num_attention_heads == 1
-    assert warnings == ["num_attention_heads=8 changes nothing: these models have one head, or none"]
+    assert warnings == ["num_attention_heads=8 has no effect: these models have one head, or do not use attention"]
 
 
 @FAMILY

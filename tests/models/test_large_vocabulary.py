@@ -193,7 +193,7 @@ def test_the_loss_finds_the_whole_weight_under_fsdp(one_process, changes):
 
 def test_a_tensor_parallel_head_is_refused(one_process):
     model, input_ids = tiny_lm(torch.float32, loss_chunk_size=4), random_ids(2, 4)
-    message = "lm_head is tensor parallel: allowed are num_sampled=None and loss_chunk_size=None"
+    message = "lm_head is tensor parallel: only num_sampled=None and loss_chunk_size=None are allowed"
     parallelize_module(model.lm_head, one_process, ColwiseParallel())
     with pytest.raises(ValueError, match=message):
         model(input_ids, labels=input_ids)

@@ -1,10 +1,15 @@
 """The compiled kernels against float64 sums over the rows of each expert, in plain torch."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 
-from moe_hf.models import native_experts
+from moe_hf.models import factored_gradients, native_experts
 from moe_hf.models.native_experts import Visited
+from moe_hf.training import row_step
 
 D, H = 48, 32
 TIMES_FLOAT32 = dict(rtol=2e-5, atol=2e-5)
@@ -102,16 +107,20 @@ def test_norm_and_step(rows, threads):
         assert torch.equal(actual[idle].double(), old[idle])
 
 
-def test_the_limit_is_measured_once_and_kept(tmp_path, monkeypatch):
+LIMITS = [native_experts.measured_limit, factored_gradients._measured_limit, row_step.measured_limit]
+
+
+@pytest.mark.parametrize("limit_of", LIMITS, ids=["products", "norm", "step"])
+def test_the_limit_is_measured_once_and_kept(limit_of, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native_experts.measured_limit.cache_clear()
-    limit = native_experts.measured_limit(16, 32)
+    limit_of.cache_clear()
+    limit = limit_of(16, 32)
     (file,) = (tmp_path / "moe_hf").iterdir()
     assert limit in (0, *native_experts.ROWS_TRIED)
     file.write_text("5")
-    native_experts.measured_limit.cache_clear()
-    assert native_experts.measured_limit(16, 32) == 5
-    native_experts.measured_limit.cache_clear()
+    limit_of.cache_clear()
+    assert limit_of(16, 32) == 5
+    limit_of.cache_clear()
 
 
 def test_they_can_be_turned_off(monkeypatch):
@@ -121,3 +130,28 @@ def test_they_can_be_turned_off(monkeypatch):
         assert native_experts.few_rows(torch.float32, torch.device("cpu"), 16, 16) == 0
     finally:
         native_experts.library.cache_clear()
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    """A data loader's worker is forked, and has none of its parent's threads: it would wait for them for ever."""
+    squared_norms()
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if squared_norms() == pytest.approx(40 * 9 * 256) else 1)
+    end = time.monotonic() + 20
+    while not (status := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    if not status[0]:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert status == (pid, 0)
+
+
+def squared_norms():
+    """Of 40 experts with three rows of ones, computed in two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    left, right = torch.ones(120, 16), torch.ones(120, 16)
+    result = Visited(torch.full((40,), 3), 4).squared_norm(left, right)
+    torch.set_num_threads(before)
+    return result

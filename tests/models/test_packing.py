@@ -121,7 +121,7 @@ def test_a_hole_in_the_mask_is_no_boundary():
 
 def test_a_state_and_packed_documents_are_refused_together():
     model, batch = tiny_lm(), told_by("position_ids", DOCUMENTS)
-    message = "share no state: allowed are past_key_values=None and use_cache=False"
+    message = "do not share a state: only past_key_values=None and use_cache=False are allowed"
     for arguments in ({"past_key_values": DynamicCache(config=model.config)}, {"use_cache": True}):
         with pytest.raises(ValueError, match=message):
             model(**batch, **arguments)

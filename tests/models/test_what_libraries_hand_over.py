@@ -51,7 +51,7 @@ def test_an_unknown_keyword_is_a_type_error(family):
 
 
 def test_a_language_model_has_no_attentions_to_return():
-    with pytest.raises(ValueError, match="output_attentions=True: this model has no attention"):
+    with pytest.raises(ValueError, match="output_attentions=True: this model does not use attention"):
         tiny_lm()(TEXT, output_attentions=True)
 
 
@@ -121,7 +121,7 @@ def test_label_smoothing_of_the_trainer_is_refused_before_the_first_step(family,
     arguments = Seq2SeqTrainingArguments(str(tmp_path), label_smoothing_factor=0.1, **OPTIONS)
     trainer = Seq2SeqTrainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     for run in (trainer.train, trainer.evaluate):
-        with pytest.raises(ValueError, match="instead of the Trainer's label_smoothing_factor set label_smoothing"):
+        with pytest.raises(ValueError, match="instead of the Trainer's label_smoothing_factor, set label_smoothing"):
             run()
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
@@ -191,7 +191,7 @@ def test_a_loss_func_of_the_trainer_says_that_it_adds_the_balancing_losses(tmp_p
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     model.accepts_loss_kwargs = True
     with pytest.raises(
-        ValueError, match="with a compute_loss_func that adds outputs.aux_loss itself set model.accepts"
+        ValueError, match="with a compute_loss_func that adds outputs.aux_loss itself, set model.accepts"
     ):
         Trainer(model, arguments, train_dataset=rows, compute_loss_func=loss_func).train()
 

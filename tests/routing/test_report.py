@@ -297,7 +297,7 @@ def test_the_command_writes_a_report_and_says_where(lm, tmp_path, monkeypatch, c
         ("lm", {"output": "nowhere/page.html"}, "there is no folder nowhere"),
         ("lm", {"batch_size": 0}, "batch_size=0 must be at least 1"),
         ("lm", {"num_contexts": -1}, "num_contexts=-1 must be at least 1"),
-        ("lm", {"layers": ["layers.0"]}, "'layers.0' is no MoE layer of the model, it has layers.1"),
+        ("lm", {"layers": ["layers.0"]}, "'layers.0' is not a MoE layer of the model, use one of layers.1"),
         ("lm", {"files": ["nothing.txt"]}, "no file matches 'nothing.txt'"),
         ("lm", {"history": "nothing.csv"}, "history=nothing.csv"),
         ("lm", {"target_language": "de"}, "target_language='de' is for translation models"),

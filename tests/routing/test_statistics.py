@@ -173,7 +173,9 @@ def test_the_model_is_left_as_it_was():
 def test_layers_can_be_chosen_and_unknown_ones_are_named():
     model, (batches, lengths) = tiny_gnmt(**FLAT), gnmt_batches()
     assert list(collect_routing(model, batches, lengths, layers=["decoder.layers.1"])) == ["decoder.layers.1"]
-    with pytest.raises(InputError, match="'layers.7' is no MoE layer of the model, it has encoder.layers.2, decoder"):
+    with pytest.raises(
+        InputError, match="'layers.7' is not a MoE layer of the model, use one of encoder.layers.2, decoder"
+    ):
         collect_routing(model, batches, lengths, layers=["layers.7"])
     with pytest.raises(InputError, match="has no MoE layer"):
         collect_routing(tiny_lm(layer_pattern=["lstm"]), *lm_batches())

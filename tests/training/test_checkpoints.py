@@ -252,7 +252,7 @@ def test_a_weight_file_that_the_index_names_is_needed(real_checkpoint, tmp_path)
     weights.rename(checkpoint / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="is not whole: model-00002-of-00002.safetensors is missing"):
+    with pytest.raises(InputError, match="is incomplete: model-00002-of-00002.safetensors is missing"):
         check_checkpoint(checkpoint)
 
 

@@ -83,4 +83,4 @@ def test_use_cpu_beside_a_device_is_told(has_device, tmp_path, monkeypatch, capl
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: "cuda")
     with caplog.at_level(logging.WARNING, "moe_hf"):
         check_run(None, None, None, training, {})
-    assert ("the cuda device stays idle" in caplog.text) == has_device
+    assert ("leaves the cuda device idle" in caplog.text) == has_device

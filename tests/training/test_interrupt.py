@@ -136,7 +136,7 @@ def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, cap
         assert call() == 128 + signal.SIGINT
     error = capsys.readouterr().err
     assert "SIGINT: stops after this step, again: at once\n" in error
-    assert "interrupted after step 2 of 4" in error and "--resume_from_checkpoint goes on" in error
+    assert "interrupted after step 2 of 4" in error and "same command with --resume_from_checkpoint" in error
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert call("--resume_from_checkpoint") == 0
     for name in ("model.safetensors", "expert_history.csv"):

@@ -139,7 +139,7 @@ BAD_INPUT = {
     "short validation text": (["--validation_files", file_with(b"a b\n")], "3 tokens, fewer than window_length=7"),
     "unset variable": (["--train_files", "${MOE_HF_UNSET}/a.txt"], "variable MOE_HF_UNSET, which is not set"),
     "no text": (["--train_files"], "train_files"),
-    "broken checkpoint": (["--resume_from_checkpoint", broken_checkpoint], "checkpoint-3 is not whole: trainer_state"),
+    "broken checkpoint": (["--resume_from_checkpoint", broken_checkpoint], "checkpoint-3 is incomplete: trainer"),
     "no checkpoint": (["--resume_from_checkpoint", "nowhere"], "checkpoint nowhere does not exist"),
     "full folder": (["--output_dir", full_folder], "output_dir=.* is not empty"),
     "model": (["--model_name_or_path", full_folder], "name_or_path=.*cannot be loaded"),

@@ -114,7 +114,7 @@ def test_half_written_checkpoint_is_passed_over(tmp_path, caplog):
     train(tmp_path / "resumed", interrupt_at=5, **arguments)
     (tmp_path / "resumed" / "checkpoint-4" / "trainer_state.json").unlink()
     assert train(tmp_path / "resumed", **arguments) == str(tmp_path / "resumed" / "checkpoint-2")
-    assert "checkpoint-4 is not whole: trainer_state.json is missing" in caplog.text
+    assert "checkpoint-4 is incomplete: trainer_state.json is missing" in caplog.text
     assert_same_run(tmp_path / "resumed", tmp_path / "whole", 2 * STEPS_PER_EPOCH)
 
 

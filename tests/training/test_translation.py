@@ -255,7 +255,7 @@ def test_translate_prints_as_many_lines_as_it_reads(corpus, trained, capsys):
         (["--attention_type", "dot"], "attention_type='dot' is not known, use one of product, additive"),
         (["--decoder_layer_pattern", "moe", "lstm"], "decoder_layer_pattern=.* must start with 'lstm'"),
         (["--constant_steps", "-1"], "constant_steps=-1 must be at least 0"),
-        (["--constant_steps", "5", "--lr_scheduler_type", "cosine"], "is for lr_scheduler_type=inverse_sqrt"),
+        (["--constant_steps", "5", "--lr_scheduler_type", "cosine"], "needs lr_scheduler_type=inverse_sqrt"),
         (["--eval_num_beams", "0"], "eval_num_beams=0 must be at least 1"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor=0.1 .* only 0 is allowed"),
         (["--max_source_length", "1"], "max_source_length=1"),

@@ -1,4 +1,4 @@
-"""What can be done from a command line: one module for each subcommand of `moe-hf`, and here what they share."""
+"""The subcommands of `moe-hf`, one module each, and the functions that they share."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ from .parser import command_parser as command_parser
 def run_command(command: Callable[[], dict | None]) -> int:
     """Call `command` and print the metrics that it returns, or its error as one line on standard error.
 
-    Meanwhile the package's messages are printed too, see `printed_messages`.
+    The package's log messages are printed while `command` runs, see `printed_messages`.
 
     Returns:
         the exit status, see `exit_status_of`.
@@ -32,7 +32,7 @@ def run_command(command: Callable[[], dict | None]) -> int:
 
 
 def print_metrics(metrics: dict[str, float | str]) -> None:
-    """Print a line for each."""
+    """Print one line for each metric."""
     for name, value in metrics.items():
         print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
     sys.stdout.flush()
@@ -40,7 +40,7 @@ def print_metrics(metrics: dict[str, float | str]) -> None:
 
 @contextmanager
 def printed_on_error(metrics: dict[str, float | str]) -> Iterator[None]:
-    """Print the metrics, which took work, even if what follows ends in an error."""
+    """Print the metrics even if the block under `with` raises an error: the work for them is done."""
     try:
         yield
     except InputError:
@@ -50,7 +50,7 @@ def printed_on_error(metrics: dict[str, float | str]) -> Iterator[None]:
 
 @contextmanager
 def printed_messages() -> Iterator[None]:
-    """Print what the package logs, a line each: messages on standard output, warnings on standard error."""
+    """Print the package's log, one line a record: messages on standard output, warnings on standard error."""
     logger, handler = logging.getLogger("moe_hf"), _PrintHandler()
     level = logger.level
     logger.addHandler(handler)
@@ -61,13 +61,13 @@ def printed_messages() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        for bar in list(tqdm._instances):  # those of what was interrupted
+        for bar in list(tqdm._instances):  # bars of interrupted work
             bar.close()
 
 
 @contextmanager
 def _others_clear_of_bars() -> Iterator[None]:
-    """Give the libraries' messages, and Python's warnings, a line of their own beside progress bars too."""
+    """Keep the libraries' messages and Python's warnings off the lines of progress bars."""
     loggers = map(logging.getLogger, ("transformers", "datasets", "huggingface_hub"))
     handlers = [*chain.from_iterable(logger.handlers for logger in loggers), logging.lastResort]
     writers = [(handler, "emit") for handler in handlers] + [(warnings, "showwarning")]
@@ -88,10 +88,10 @@ def _others_clear_of_bars() -> Iterator[None]:
 
 
 class _PrintHandler(logging.Handler):
-    """Prints a message on a line of its own: clears progress bars before it and draws them again after it."""
+    """Prints each message on a separate line: clears progress bars before the message and redraws them after it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Unlike a StreamHandler it raises: a closed pipe ends the command.
+        # Unlike StreamHandler, this handler lets errors through, so that a closed pipe ends the command.
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         tqdm.write(self.format(record), file=stream)
         stream.flush()

@@ -2,10 +2,12 @@
 
     moe-hf average runs/en-de runs/en-de-averaged --last 10
 
-The run needs --save_total_limit of at least as many; with --load_best_model_at_end an old checkpoint, the best, may be
-among those that are left: the names are printed. Tokenizer, generation settings and what a model card tells of the
-training go along; an optimizer's state and the run's own results do not. Whether the average is better than the last
-checkpoint, `moe-hf evaluate` tells on validation data.
+The training must have kept that many checkpoints (--save_total_limit). With --load_best_model_at_end, the kept
+checkpoints include the best one, which may be older than the others. The command prints the checkpoints' names.
+
+The output folder also gets the tokenizer, the generation settings and the training's records for a model card. It does
+not get the optimizer state or the training's results. Compare the average with the last checkpoint on validation data,
+with `moe-hf evaluate`.
 """
 
 from ..averaging import average_checkpoints, keep_training, last_checkpoints
@@ -20,14 +22,14 @@ from .parser import count
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("average", __doc__)
-    parser.add_argument("run", help="output folder of a training, with folders checkpoint-N")
+    parser.add_argument("run", help="output folder of a training, with checkpoint-N folders")
     parser.add_argument("out", help="new folder for the result")
-    parser.add_argument("--last", type=count, default=10, help="how many checkpoints (default: 10)")
+    parser.add_argument("--last", type=count, default=10, help="number of checkpoints (default: 10)")
     return run_command(lambda: average(**vars(parser.parse_args(argv))))
 
 
 def average(run: str, out: str, last: int) -> dict:
-    """`average_checkpoints` from folder to folder; what to print."""
+    """Call `average_checkpoints` from folder to folder, and return what to print."""
     check_new_folder(out, "out")
     folders = last_checkpoints(run, last)
     load_config(str(folders[-1]), argument="checkpoint")

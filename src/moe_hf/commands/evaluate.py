@@ -1,4 +1,4 @@
-"""Judge a model on text of yours: a language model by perplexity, a translation model by BLEU, chrF and perplexity.
+"""Evaluate a model on your text: a language model by perplexity, a translation model by BLEU, chrF and perplexity.
 
 moe-hf evaluate LANGUAGE_MODEL FILE [FILE ...]             see also moe-hf evaluate-lm --help
 moe-hf evaluate TRANSLATOR SOURCE_FILE TARGET_FILE         see also moe-hf evaluate-translation --help
@@ -22,5 +22,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(model: str):
-    """The module for the model's family."""
+    """Return the command module for the model's family."""
     return evaluate_lm if family_of(model) is LANGUAGE_MODELS else evaluate_translation

@@ -1,4 +1,4 @@
-"""Perplexity of a language model on text files, and how evenly they use its experts.
+"""Print the perplexity of a language model on text files, and how evenly the text uses its experts.
 
 moe-hf evaluate-lm MODEL FILE [FILE ...]
 """
@@ -16,10 +16,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("evaluate-lm", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
     parser.add_argument("files", nargs="+", help="text files: plain, .gz, .xz, globs")
-    parser.add_argument("--window_length", type=count, default=64, help="tokens at once (default: 64)")
-    parser.add_argument("--batch_size", type=count, default=16, help="rows that the text is cut into (default: 16)")
-    parser.add_argument("--no_carry_state", action="store_true", help="start every window from a state of zero")
-    parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
+    parser.add_argument("--window_length", type=count, default=64, help="tokens read at once (default: 64)")
+    parser.add_argument(
+        "--batch_size", type=count, default=16, help="parallel streams that the text is cut into (default: 16)"
+    )
+    parser.add_argument("--no_carry_state", action="store_true", help="start every window from a zero LSTM state")
+    parser.add_argument(
+        "--record", action="store_true", help="save the result in the model's folder, for its model card"
+    )
 
     def evaluate() -> dict:
         arguments = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""Perplexity, BLEU and chrF of a translation model on sentence pairs, with sacrebleu's signatures.
+"""Print perplexity, BLEU and chrF of a translation model on sentence pairs, with sacrebleu's signatures.
 
     moe-hf evaluate-translation MODEL SOURCE_FILE TARGET_FILE [--num_beams 4] [--output translations.txt]
 
-Pairs with an empty side are left out, and have an empty line in the file of --output. Evaluations while training
-search greedily (--eval_num_beams 1): compare with them by --num_beams 1.
+Pairs with an empty side are skipped; the --output file has an empty line for each. Evaluations during training use
+greedy search (--eval_num_beams 1), so use --num_beams 1 to compare with them.
 """
 
 import sys
@@ -22,22 +22,33 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = command_parser("evaluate-translation", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
-    parser.add_argument("source_file", help="text file, a sentence a line: plain, .gz, .xz")
-    parser.add_argument("target_file", help="its translations, line by line")
-    parser.add_argument("--target_language", help="of a multilingual model: the language of TARGET_FILE")
+    parser.add_argument("source_file", help="source text, one sentence a line: plain, .gz, .xz")
+    parser.add_argument("target_file", help="reference translations, line by line")
+    parser.add_argument("--target_language", help="language of TARGET_FILE, for a multilingual model")
     parser.add_argument(
-        "--tokenize", help="sacrebleu's tokenizer for BLEU, such as 13a, zh or char (default: by the target language)"
+        "--tokenize",
+        help="sacrebleu's tokenizer for BLEU, such as 13a, zh or char (default: chosen by the target language)",
     )
-    parser.add_argument("--num_beams", type=beams, default=4, help="beams; 1 is greedy search (default: 4)")
+    parser.add_argument("--num_beams", type=beams, default=4, help="beam size; 1 is greedy search (default: 4)")
     parser.add_argument(
-        "--length_alpha", type=length_weight, help="GNMT's length normalisation, about 0.2; needs beams"
+        "--length_alpha",
+        type=length_weight,
+        help="GNMT's length normalisation, about 0.2; needs --num_beams of 2 or more",
     )
-    parser.add_argument("--coverage_beta", type=length_weight, help="GNMT's coverage penalty, about 0.2; needs beams")
     parser.add_argument(
-        "--length_penalty", type=length_exponent, help="the library's own, without GNMT's score (default: 1)"
+        "--coverage_beta",
+        type=length_weight,
+        help="GNMT's coverage penalty, about 0.2; needs --num_beams of 2 or more",
     )
-    parser.add_argument("--output", help="file to write the translations to, a line for each source line")
-    parser.add_argument("--record", action="store_true", help="keep the result beside the model, for its model card")
+    parser.add_argument(
+        "--length_penalty",
+        type=length_exponent,
+        help="Transformers' length penalty, for searches without GNMT's score (default: 1)",
+    )
+    parser.add_argument("--output", help="file for the translations, one line for each source line")
+    parser.add_argument(
+        "--record", action="store_true", help="save the result in the model's folder, for its model card"
+    )
 
     def evaluate() -> dict:
         arguments = vars(parser.parse_args(argv))

@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 from ..errors import InputError, InterruptedRun, NonFiniteLossError, first_line
 from ..models.finite import NonFiniteWeightsError
 
-# Seconds after a signal in which a command removes what is unfinished, and its workers end.
+# Seconds after a signal in which a command removes unfinished files, and its workers end.
 GRACE = 10
 SAID = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
 
 
 class _Stopped(KeyboardInterrupt):
-    """A signal came: what is unfinished is removed on the way out."""
+    """A signal arrived: unfinished files are removed while this exception propagates."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -27,11 +27,11 @@ class _Stopped(KeyboardInterrupt):
 def exit_status_of(main: Callable[[], int]) -> int:
     """Call `main`, and print its error as one line on standard error.
 
-    Calls may stand inside each other.
+    Calls may be nested.
 
     Returns:
-        the exit status: that of `main`, 1 after an error, and as in a shell 128 and the signal's number after one: 130
-        for Ctrl-C, 143 for SIGTERM, 141 when whoever read the output, such as `head`, has read enough.
+        the exit status: the one that `main` returns, or 1 after an error. After a signal it is 128 plus the signal's
+        number, as in a shell: 130 for Ctrl-C, 143 for SIGTERM, and 141 when a reader such as `head` closed the pipe.
     """
     try:
         with _signals_as_exceptions(), _not_hidden():
@@ -54,7 +54,7 @@ def exit_status_of(main: Callable[[], int]) -> int:
         if not _silence(_broken_streams()):
             raise
         return 128 + signal.SIGPIPE
-    except OSError as error:  # of a file whose argument is not known here
+    except OSError as error:  # the argument that named the file is not known here
         _silence(_unwritable_streams())
         where = error.filename or ("standard output" if error.errno else "a file")
         return _ended(f"error: {where}: {error.strerror or first_line(error)}", 1)
@@ -69,16 +69,16 @@ def _ended(message: str, status: int) -> int:
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise exceptions, in this process alone; its workers leave them to it.
+    """Let Ctrl-C and SIGTERM raise exceptions in this process only; its workers ignore these signals.
 
-    Several processes of one training are ended by their launcher, with a SIGTERM that must not wait for Python.
+    In a training with several processes, the launcher ends them with SIGTERM, which must not wait for Python.
     """
     handlers = {signal.SIGINT: _stop, signal.SIGTERM: _stop}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         del handlers[signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
         handlers = {}
-    # Those that are ignored stay so: of a job in a shell's background, or of nohup.
+    # A signal that is ignored stays ignored, as in a background job of a shell or under nohup.
     handlers = {number: handler for number, handler in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -91,11 +91,11 @@ def _signals_as_exceptions() -> Iterator[None]:
 
 
 def _stop(number, frame):
-    timer = threading.Timer(GRACE, os._exit, [128 + number])  # a pool may wait for ever for a worker that was killed
+    timer = threading.Timer(GRACE, os._exit, [128 + number])  # a pool may wait forever for a killed worker
     timer.daemon = True
     timer.start()
     _timers.append(timer)
-    sys.unraisablehook = lambda unraisable: None  # of the libraries' generators that are closed in mid-work
+    sys.unraisablehook = lambda unraisable: None  # from the libraries' unfinished generators
     raise _Stopped(number)
 
 
@@ -104,7 +104,7 @@ _timers: list[threading.Timer] = []
 
 @contextmanager
 def _not_hidden() -> Iterator[None]:
-    """Raise the interruption although another error came on the way out, as of a pool whose work is not done."""
+    """Raise the interruption even if it caused another error on the way out, such as a pool's unfinished work."""
     try:
         yield
     except Exception as error:
@@ -115,11 +115,11 @@ def _not_hidden() -> Iterator[None]:
 
 
 def _say_no_more(number, frame):
-    sys.unraisablehook = lambda unraisable: None  # of generators that the parent has no more use for
+    sys.unraisablehook = lambda unraisable: None  # from generators that the parent dropped
 
 
 def _leave_signals_to_parent() -> None:
-    """Let a worker process print no traceback, as the command itself ends it."""
+    """Keep a worker process from printing a traceback: the command itself ends the worker."""
     if signal.getsignal(signal.SIGTERM) is _stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, _say_no_more)
@@ -129,7 +129,7 @@ os.register_at_fork(after_in_child=_leave_signals_to_parent)
 
 
 def _open_standard_streams() -> None:
-    """Refuse a closed standard output, where results would be lost. A closed standard error drops messages only."""
+    """Refuse a closed standard output, which would lose results. A closed standard error only drops messages."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:
@@ -141,12 +141,12 @@ def _streams() -> list:
 
 
 def _broken_streams() -> list:
-    """Those of standard output and error that broke; empty if it was a pipe to another process."""
+    """Return the broken ones among standard output and error; empty if another pipe broke."""
     broken = []
     for stream in _streams():
         poll = select.poll()
         with suppress(OSError, ValueError):
-            poll.register(stream, 0)  # which reports errors and nothing else
+            poll.register(stream, 0)  # 0: report errors only
             if poll.poll(0):
                 broken.append(stream)
     return broken
@@ -163,7 +163,7 @@ def _unwritable_streams() -> list:
 
 
 def _silence(streams: list) -> bool:
-    """Throw away what they still hold, of which Python would complain when it ends; tells whether there are any."""
+    """Drop the buffers of the streams, which Python would fail to flush at exit; return whether there are streams."""
     for stream in streams:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -11,9 +11,9 @@ from ..value_checks import LARGEST, LENGTH_EXPONENT, LENGTH_WEIGHT, MOST_BEAMS, 
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Refuses wrong arguments with an `InputError` of one line, in place of usage lines and an exit.
+    """Raises an `InputError` of one line for wrong arguments, where argparse prints its usage and exits.
 
-    No text may be empty: an unset variable of a shell would stand for a folder or a name.
+    Empty text is refused: it is usually an unset shell variable in place of a folder or a name.
     """
 
     def error(self, message: str):
@@ -22,7 +22,7 @@ class CommandParser(argparse.ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(unknown[1], options, n=1)
             message = f"no argument is named {unknown[1]!r}" + (f", did you mean {near[0]!r}?" if near else "")
-        # argparse writes `argument -o/--output: what is wrong`; `_converted` starts that with the value.
+        # argparse writes `argument -o/--output: message`; the message from `_converted` starts with "=value".
         message = re.sub(r"^argument (?:-\w/)?-*([\w-]+): =", r"\1=", message)
         choice = r"^argument (?:-\w/)?-*([\w-]+): invalid choice: (.*) \(choose from (.*)\)$"
         message = re.sub(choice, r"\1=\2 is not known, use one of \3", message)
@@ -44,24 +44,24 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def command_parser(name: str, description: str) -> CommandParser:
-    """The parser of a subcommand's arguments, which names itself `moe-hf NAME`."""
+    """Return the parser of a subcommand's arguments, with the program name `moe-hf NAME`."""
     return CommandParser(
         prog=f"moe-hf {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def whole(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
-    """A `type` for `add_argument`: whole numbers between two.
+    """Return a `type` for `add_argument`: whole numbers in a range.
 
     Args:
-        least: the smallest.
-        most: the largest.
+        least: the smallest number allowed.
+        most: the largest number allowed.
     """
     return lambda text: _converted(text, int, Range(least=least, most=most))
 
 
 def number(allowed: Range = Range()) -> Callable[[str], float]:
-    """A `type` for `add_argument`: numbers of a range.
+    """Return a `type` for `add_argument`: numbers in a range.
 
     Args:
         allowed: the range; by default every finite number.
@@ -77,7 +77,7 @@ def path(text: str) -> Path:
 
 
 def size(text: str) -> str:
-    """A `type` for `add_argument`: such as 5GB or 500MB."""
+    """A `type` for `add_argument`: a size such as 5GB or 500MB."""
     if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", text, flags=re.I):
         raise argparse.ArgumentTypeError(f"={text!r} must be a size above 0, such as 5GB or 500MB")
     return text

@@ -1,10 +1,11 @@
-"""Print how a model's experts spread over devices: memory, bytes moved, time, and what bounds it (docs/scale.md).
+"""Estimate a model whose experts are spread over devices: memory, communication, time, and the bottleneck.
 
     moe-hf plan CONFIG.yaml --devices 128 --bandwidth 5 --flops 4 --memory 12
     moe-hf plan --num_experts 131072 --num_expert_groups 256 --hidden_size 512 --devices 1024
     moe-hf plan --paper_table
 
-Nothing is allocated, whatever the size. Numbers are decimal: a GB is 10^9 bytes.
+The model is never allocated, whatever its size. Units are decimal: 1 GB is 10^9 bytes. docs/scale.md explains the
+columns.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ MODEL_ARGUMENTS = (
     "num_groups_per_tok",
 )
 
-# The others have 32. Appendix D's numbers as remembered, not checked against its text.
+# The other models have 32. The numbers are recalled from appendix D and not checked against its text.
 PAPER_DEVICES = {"MoE-65536-h": 64, "MoE-131072-h": 128}
 PAPER_BATCH = 2_500_000
 
@@ -35,19 +36,24 @@ PAPER_BATCH = 2_500_000
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("plan", __doc__)
     parser.add_argument(
-        "config", type=path, nargs="?", help="file of a training script; by default LstmMoeConfig's values"
+        "config",
+        type=path,
+        nargs="?",
+        help="YAML file of moe-hf train-lm or train-translation (default: LstmMoeConfig's defaults)",
     )
     parser.add_argument("--devices", type=count, default=8, help="default: 8")
-    parser.add_argument("--flops", type=amount, default=100.0, help="TFLOP/s that a device reaches (default: 100)")
-    parser.add_argument("--bandwidth", type=amount, default=25.0, help="GB/s that a device sends (default: 25)")
-    parser.add_argument("--memory", type=amount, help="GB of a device, to be warned if it is too little")
-    parser.add_argument("--tokens", type=count, default=16384, help="tokens of each device in a step (default: 16384)")
+    parser.add_argument("--flops", type=amount, default=100.0, help="TFLOP/s that a device achieves (default: 100)")
+    parser.add_argument("--bandwidth", type=amount, default=25.0, help="GB/s that a device can send (default: 25)")
+    parser.add_argument("--memory", type=amount, help="GB of memory of a device; warns if the model needs more")
+    parser.add_argument(
+        "--tokens", type=count, default=16384, help="tokens of each device in one step (default: 16384)"
+    )
     parser.add_argument("--optimizer", default="factored_adam", help=" or ".join(OPTIMIZERS))
     parser.add_argument("--expert_gradients", default="dense", help=" or ".join(EXPERT_GRADIENTS))
-    parser.add_argument("--value_bytes", type=count, default=4, help="bytes of a value (default: 4, float32)")
-    parser.add_argument("--paper_table", action="store_true", help="the table of docs/scale.md instead")
+    parser.add_argument("--value_bytes", type=count, default=4, help="bytes of a number (default: 4, float32)")
+    parser.add_argument("--paper_table", action="store_true", help="print the memory of the paper's models instead")
     for name in MODEL_ARGUMENTS:
-        parser.add_argument(f"--{name}", type=count, help="of the model, instead of the file's")
+        parser.add_argument(f"--{name}", type=count, help="override the file's value")
     return run_command(lambda: print(report(parser.parse_args(argv))))
 
 
@@ -63,13 +69,15 @@ def report(arguments) -> str:
 
 
 def paper_memory_table(folder: Path) -> str:
-    """GB per device of the models for 100 billion words, on as many devices as the paper had, as Markdown.
+    """Return a Markdown table of the memory of the paper's models for 100 billion words, in GB per device.
+
+    Each model is on as many devices as in the paper.
 
     Args:
-        folder: configs/lm.
+        folder: the folder configs/lm.
     """
     names = ("model", "devices", "experts of a device", "tokens per expert", "parameters", "gradients")
-    names += ("factored state", "Adam's state", "gathered, kept", "in all, factored", "in all, Adam")
+    names += ("factored state", "Adam's state", "gathered, kept", "peak, factored", "peak, Adam")
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for row in BILLION_WORDS_100:
         config = read_config(folder / row.config)

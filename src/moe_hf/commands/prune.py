@@ -1,10 +1,10 @@
-"""Leave out or merge the experts that a text uses least, and report what that costs in perplexity on it.
+"""Remove or merge the experts that a text uses least, and print the perplexity on that text before and after.
 
     moe-hf prune LANGUAGE_MODEL FILE [FILE ...] OUT --keep 16
     moe-hf prune TRANSLATOR SOURCE_FILE TARGET_FILE OUT --keep 16 --method merge
 
-Tokenizer and generation settings go along; an optimizer's state does not. The text should be like what the model will
-see, and no test data; `moe-hf evaluate` tells the perplexity on other text.
+The output folder also gets the tokenizer and the generation settings, but not the optimizer state. Use text like the
+model's future input, and never test data. `moe-hf evaluate` gives the perplexity on other text.
 """
 
 from ..errors import InputError
@@ -23,22 +23,26 @@ from .parser import count
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("prune", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
-    parser.add_argument("text", nargs="+", help="text files; of a translation model a source and a target file")
+    parser.add_argument("text", nargs="+", help="text files; for a translation model, a source file and a target file")
     parser.add_argument("out", help="new folder for the result")
-    parser.add_argument("--keep", type=count, required=True, help="experts of each MoE layer that stay")
+    parser.add_argument("--keep", type=count, required=True, help="number of experts that each MoE layer keeps")
     parser.add_argument("--method", choices=METHODS, default="prune", help="default: prune")
-    parser.add_argument("--load", choices=LOADS, default="tokens", help="what decides (default: tokens)")
-    parser.add_argument("--num_experts_per_tok", type=count, help="of the result (default: as it was)")
-    parser.add_argument("--target_language", help="of a multilingual translation model")
+    parser.add_argument(
+        "--load", choices=LOADS, default="tokens", help="how the use of an expert is measured (default: tokens)"
+    )
+    parser.add_argument(
+        "--num_experts_per_tok", type=count, help="experts per token of the result (default: unchanged)"
+    )
+    parser.add_argument("--target_language", help="language of the target file, for a multilingual model")
     return run_command(lambda: prune_folder(**vars(parser.parse_args(argv))))
 
 
 def prune_folder(model: str, text: list[str], out: str, *, target_language: str | None = None, **options) -> dict:
-    """`prune` from folder to folder; what to print."""
-    load_metric("stream_perplexity")  # better now than after the text
+    """Call `prune` from folder to folder, and return what to print."""
+    load_metric("stream_perplexity")  # fails before the text is read, not after
     check_new_folder(out, "out")
     source, tokenizer = load_model_and_tokenizer(model)
-    sizes_of_pruned(source, options["keep"], options["num_experts_per_tok"])  # better now than after the text
+    sizes_of_pruned(source, options["keep"], options["num_experts_per_tok"])  # fails before the text is read
     before, totals = _measure(source, tokenizer, text, target_language)
     result = prune(source, totals=totals, **options)
     report = {

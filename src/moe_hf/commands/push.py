@@ -1,9 +1,9 @@
-"""Put a trained model on the Hub: weights, tokenizer, code and a model card, usable without this package.
+"""Upload a trained model to the Hub: weights, tokenizer, code and a model card. The model loads without this package.
 
     moe-hf push MODEL REPO [--private]
     moe-hf push MODEL REPO --dry-run FOLDER     # writes FOLDER, uploads nothing
 
-Log in first, by `hf auth login` or the environment variable HF_TOKEN.
+Log in first, with `hf auth login` or the environment variable HF_TOKEN.
 """
 
 from ..hub import export, push
@@ -14,16 +14,18 @@ from .parser import size
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("push", __doc__)
-    parser.add_argument("model", help="folder of a training (its output_dir), or folder or Hub name of a model")
-    parser.add_argument("repo", help="name of the repository on the Hub, such as me/my-moe")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("model", help="output folder of a training, or folder or Hub name of a model")
+    parser.add_argument("repo", help="name of the Hub repository, such as me/my-moe")
+    parser.add_argument("--private", action="store_true", help="create a new repository as private")
     parser.add_argument("--dry-run", metavar="FOLDER", help="write the repository into this folder and upload nothing")
-    parser.add_argument("--license", default="apache-2.0", help="of the weights (default: apache-2.0)")
+    parser.add_argument("--license", default="apache-2.0", help="licence of the weights (default: apache-2.0)")
     parser.add_argument(
-        "--language", nargs="+", help="codes of its languages, such as en (default: the sentence pairs')"
+        "--language",
+        nargs="+",
+        help="codes of the model's languages, such as en (default: the languages of the sentence pairs)",
     )
     parser.add_argument(
-        "--max_shard_size", type=size, default="5GB", help="size of a weights file at most (default: 5GB)"
+        "--max_shard_size", type=size, default="5GB", help="maximal size of a weights file (default: 5GB)"
     )
 
     def run() -> dict:

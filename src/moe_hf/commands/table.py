@@ -1,9 +1,9 @@
-"""Print size and cost of the paper's models (its tables 7 and 8, and those of translation) beside ours.
+"""Print the size and cost of the paper's models (tables 7 and 8, and the translation models) beside this package's.
 
     moe-hf table [CONFIGS]
 
-CONFIGS is a folder with lm/ and translation/ (default: that of the package, which configs/ of a checkout points to).
-Nothing is allocated, for 137 billion parameters neither. Exit status 1 when a row is not the paper's.
+CONFIGS is a folder with lm/ and translation/. By default, it is the copy of configs/ that comes with the package. No
+model is allocated, even at 137 billion parameters. The exit status is 1 if a row differs from the paper.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..training.arguments import TranslationModelArguments, TranslationTrainingA
 from . import command_parser, run_command
 from .parser import path
 
-CONFIGS = Path(__file__).parents[1] / "paper_configs"  # travels with the package; configs/ of a checkout points here
+CONFIGS = Path(__file__).parents[1] / "paper_configs"  # part of the package; configs/ of a checkout links here
 LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
 ROUNDED_DOWN = (
     "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/experiments/paper_tables.py."
@@ -25,20 +25,20 @@ ROUNDED_DOWN = (
 
 
 def read_config(path: Path) -> LstmMoeConfig:
-    """The model that a file for `moe-hf train-lm` describes."""
+    """Return the configuration of the model in a YAML file for `moe-hf train-lm`."""
     model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"])
     return LstmMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
 
 
 def read_translation_config(path: Path) -> GnmtMoeConfig:
-    """The model that a file for `moe-hf train-translation` describes."""
+    """Return the configuration of the model in a YAML file for `moe-hf train-translation`."""
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
     model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"], classes)
     return GnmtMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
 
 
 def print_row(row: PaperRow, configs: Path) -> bool:
-    """Print one row, and tell whether it is the paper's."""
+    """Print one row, and return whether it agrees with the paper."""
     config = read_config(configs / "lm" / row.config)
     ops, params = ops_per_timestep(config), count_parameters(config)
     matches = row.has_ops(ops) and row.has_params(params) and config.dropout == (row.dropout or 0)
@@ -49,7 +49,7 @@ def print_row(row: PaperRow, configs: Path) -> bool:
 
 
 def print_translation_row(row: TranslationRow, configs: Path) -> bool:
-    """Print one row, and tell whether it is the paper's."""
+    """Print one row, and return whether it agrees with the paper."""
     config = read_translation_config(configs / "translation" / row.config)
     ops, params = ops_per_timestep(config), count_parameters(config) + count_embedding_parameters(config)
     matches = row.has_ops(ops) and row.has_params(params)
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_configs(given: Path | None) -> Path:
-    """The folder given, else the package's."""
+    """Return the folder given, or the package's folder."""
     folder = given or CONFIGS
     if not ((folder / "lm").is_dir() and (folder / "translation").is_dir()):
         raise InputError(f"configs={folder} has no lm/ and translation/: give configs/ of a checkout of this project")
@@ -81,7 +81,7 @@ def find_configs(given: Path | None) -> Path:
 
 
 def print_tables(configs: Path) -> list[bool]:
-    """Print all rows, and tell of each whether it is the paper's."""
+    """Print all rows, and return for each whether it agrees with the paper."""
     matches = []
     for title, rows in (("1 billion words", BILLION_WORDS_1), ("100 billion words", BILLION_WORDS_100)):
         print_heads(f"{title}; in millions, without embedding and softmax; ppl is the paper's")

@@ -1,10 +1,10 @@
-"""Translate the lines of a file, or of standard input; prints as many lines as it read, in their order.
+"""Translate the lines of a file or of standard input, and print one translation for each line, in order.
 
     moe-hf translate MODEL [FILE|-] [--num_beams 4] [--length_alpha 0.2 --coverage_beta 0.2]
 
-With --num_return_sequences N each line gives N lines, best first. --scores puts the score and a tab before each. Lines
-are read in portions of --buffer_lines, which are sorted by length inside; --buffer_lines 1 answers each line at once.
-A line break in a translation, which a model that has learnt from such texts may write, is printed as a space.
+With --num_return_sequences N, each input line gives N output lines, best first. --scores prints the score and a tab
+before each translation. The command reads --buffer_lines lines at a time and sorts them by length, for efficient
+batches; with --buffer_lines 1 it answers each line at once. A line break inside a translation is printed as a space.
 """
 
 import argparse
@@ -25,22 +25,34 @@ from .parser import beams, count, length_exponent, length_weight
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("translate", __doc__)
     parser.add_argument("model", help="folder or Hub name of the model and its tokenizer")
-    parser.add_argument("file", nargs="?", default="-", help="text file, plain, .gz or .xz; - for standard input")
-    parser.add_argument("--target_language", help="of a multilingual model: the language to translate into")
-    parser.add_argument("--num_beams", type=beams, default=4, help="beams; 1 is greedy search (default: 4)")
+    parser.add_argument(
+        "file", nargs="?", default="-", help="text file: plain, .gz or .xz; - for standard input (the default)"
+    )
+    parser.add_argument("--target_language", help="language to translate into, for a multilingual model")
+    parser.add_argument("--num_beams", type=beams, default=4, help="beam size; 1 is greedy search (default: 4)")
     parser.add_argument("--num_return_sequences", type=count, default=1, help="translations of each line (default: 1)")
     parser.add_argument(
-        "--length_alpha", type=length_weight, help="GNMT's length normalisation, about 0.2; needs beams"
+        "--length_alpha",
+        type=length_weight,
+        help="GNMT's length normalisation, about 0.2; needs --num_beams of 2 or more",
     )
-    parser.add_argument("--coverage_beta", type=length_weight, help="GNMT's coverage penalty, about 0.2; needs beams")
     parser.add_argument(
-        "--length_penalty", type=length_exponent, help="the library's own, without GNMT's score (default: 1)"
+        "--coverage_beta",
+        type=length_weight,
+        help="GNMT's coverage penalty, about 0.2; needs --num_beams of 2 or more",
     )
-    parser.add_argument("--tokens_per_batch", type=count, default=8000, help="positions of a batch over all beams")
-    parser.add_argument("--buffer_lines", type=count, default=2000, help="lines of a portion (default: 2000)")
-    parser.add_argument("--scores", action="store_true", help="print the score of each translation")
-    parser.add_argument("--attention_plot", help="PNG file: attention of the first line with a translation")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
+    parser.add_argument(
+        "--length_penalty",
+        type=length_exponent,
+        help="Transformers' length penalty, for searches without GNMT's score (default: 1)",
+    )
+    parser.add_argument(
+        "--tokens_per_batch", type=count, default=8000, help="token positions of a batch, all beams included"
+    )
+    parser.add_argument("--buffer_lines", type=count, default=2000, help="lines read at a time (default: 2000)")
+    parser.add_argument("--scores", action="store_true", help="print the score before each translation")
+    parser.add_argument("--attention_plot", help="PNG file for the attention of the first non-empty translation")
+    parser.add_argument("--device", help="device, such as cpu or cuda:1 (default: an accelerator if present)")
     return parser.parse_args(with_new_options(argv, parser))
 
 

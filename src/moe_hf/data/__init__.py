@@ -1,1 +1,1 @@
-"""Text and sentence pairs: from files or the Hub to tokens, and from tokens to batches."""
+"""Loads text and sentence pairs from files or the Hub, and turns them into tokens and batches."""

@@ -1,4 +1,4 @@
-"""The arguments that say which text or sentence pairs a model is trained on, and how they become batches."""
+"""The arguments for the training data: text or sentence pairs, tokenizer, and batches."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ from ..errors import InputError
 from ..value_checks import COUNT, LARGEST_FACTOR, MOST_PROCESSES, POSITIVE, Range, check_choice, check_range
 from .pair_sources import PairSource, read_pair_sources
 
-MOST_TOKENS = 10**8  # of a vocabulary; the library's trainers reserve memory for as many
+MOST_TOKENS = 10**8  # limit of a vocabulary, because the library's trainers reserve memory for it
 RANGES = {
     "vocab_size": Range(least=1, most=MOST_TOKENS),
     "preprocessing_num_workers": Range(least=1, most=MOST_PROCESSES),
@@ -19,7 +19,7 @@ TOKENIZER_KINDS = ("bpe", "word")
 
 
 def _check(arguments) -> None:
-    """Check ranges, and that no argument describes a data set of the Hub when none is named."""
+    """Check ranges, and that arguments for a Hub dataset are only given with dataset_name."""
     for name, value in vars(arguments).items():
         if name in RANGES:
             check_range(name, value, RANGES[name])
@@ -28,39 +28,44 @@ def _check(arguments) -> None:
     for name in ("dataset_config_name", "train_split", "validation_split", "text_column"):
         value, default = getattr(arguments, name, None), getattr(type(arguments), name, None)
         if value not in (None, default):
-            raise InputError(f"{name}={value!r} is of a data set of the Hub, and needs dataset_name")
+            raise InputError(f"{name}={value!r} is for a dataset of the Hub, and needs dataset_name")
 
 
 @dataclass
 class DataArguments:
-    """The text: files or a `datasets` hub name, the tokenizer, and how the stream of tokens is cut."""
+    """The arguments of a language model's data: text, tokenizer, and windows of the token stream."""
 
     train_files: list[str] | None = field(
         default=None,
-        metadata={"help": "text files, one sentence or paragraph a line: plain, .gz, .xz, globs, ${VARS}"},
+        metadata={"help": "text files with one sentence or paragraph per line: plain, .gz, .xz, globs, ${VARS}"},
     )
     validation_files: list[str] | None = field(default=None, metadata={"help": "text files to evaluate on"})
-    dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
-    train_split: str = field(default="train", metadata={"help": "split of that dataset to train on"})
+    dataset_name: str | None = field(default=None, metadata={"help": "dataset of the Hub, instead of files"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
+    train_split: str = field(default="train", metadata={"help": "split of the Hub dataset to train on"})
     validation_split: str | None = field(
-        default="validation", metadata={"help": "split of that dataset to evaluate on, without validation_files"}
+        default="validation",
+        metadata={"help": "split of the Hub dataset to evaluate on, if validation_files is not given"},
     )
-    text_column: str = field(default="text", metadata={"help": "column of that dataset which holds the text"})
-    keep_empty_lines: bool = field(default=True, metadata={"help": "an empty line is an end-of-sentence symbol"})
-    max_train_lines: int | None = field(default=None, metadata={"help": "use only that many lines"})
+    text_column: str = field(default="text", metadata={"help": "column of the Hub dataset that has the text"})
+    keep_empty_lines: bool = field(
+        default=True, metadata={"help": "keep empty lines, each as one end-of-sentence token"}
+    )
+    max_train_lines: int | None = field(default=None, metadata={"help": "use only the first lines of the text"})
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "tokenizer to take; else one is trained"}
+        default=None, metadata={"help": "folder or Hub name of a tokenizer; by default, one is trained"}
     )
-    tokenizer_kind: str = field(default="bpe", metadata={"help": "tokenizer to train: bpe or word"})
-    vocab_size: int = field(default=16000, metadata={"help": "vocabulary of the tokenizer to train"})
-    window_length: int = field(default=35, metadata={"help": "tokens that gradients go back through"})
+    tokenizer_kind: str = field(default="bpe", metadata={"help": "kind of tokenizer to train: bpe or word"})
+    vocab_size: int = field(default=16000, metadata={"help": "vocabulary size of the tokenizer to train"})
+    window_length: int = field(
+        default=35, metadata={"help": "tokens per window, the length of back-propagation through time"}
+    )
     carry_state: bool = field(
         default=False,
-        metadata={"help": "hand the LSTM state from each window to the next (truncated back-propagation)"},
+        metadata={"help": "pass the LSTM state from each window to the next (truncated back-propagation)"},
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where tokenised text is kept"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for tokenised text"})
 
     def __post_init__(self):
         _check(self)
@@ -74,68 +79,79 @@ class DataArguments:
 
 @dataclass
 class TranslationDataArguments:
-    """Sentence pairs: one source of them by the flat arguments, or any number by `train_pairs`; tokenizer; batches."""
+    """The arguments of a translation model's data: sentence pairs, tokenizer, and batches."""
 
     train_source_files: list[str] | None = field(
         default=None,
-        metadata={"help": "text files, a sentence a line: plain, .gz, .xz, globs, ${VARS}; with train_target_files"},
+        metadata={
+            "help": "source texts, one sentence per line: plain, .gz, .xz, globs, ${VARS}; needs train_target_files"
+        },
     )
-    train_target_files: list[str] | None = field(default=None, metadata={"help": "their translations, line by line"})
+    train_target_files: list[str] | None = field(
+        default=None, metadata={"help": "translations of train_source_files, line by line"}
+    )
     train_files: list[str] | None = field(
-        default=None, metadata={"help": "files of both sides instead: .tsv or .jsonl, also .gz and .xz"}
+        default=None, metadata={"help": "files with both sides: .tsv or .jsonl, also compressed as .gz or .xz"}
     )
-    validation_source_files: list[str] | None = field(default=None, metadata={"help": "text files to evaluate on"})
-    validation_target_files: list[str] | None = field(default=None, metadata={"help": "their translations"})
-    validation_files: list[str] | None = field(default=None, metadata={"help": "files of both sides instead"})
-    dataset_name: str | None = field(default=None, metadata={"help": "name on the Hub, instead of files"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
-    train_split: str = field(default="train", metadata={"help": "split of that dataset to train on"})
+    validation_source_files: list[str] | None = field(default=None, metadata={"help": "source texts to evaluate on"})
+    validation_target_files: list[str] | None = field(
+        default=None, metadata={"help": "translations of validation_source_files"}
+    )
+    validation_files: list[str] | None = field(
+        default=None, metadata={"help": "files with both sides to evaluate on: .tsv or .jsonl"}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "dataset of the Hub, instead of files"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
+    train_split: str = field(default="train", metadata={"help": "split of the Hub dataset to train on"})
     validation_split: str | None = field(
-        default="validation", metadata={"help": "split of that dataset to evaluate on"}
+        default="validation", metadata={"help": "split of the Hub dataset to evaluate on"}
     )
-    source_language: str | None = field(default=None, metadata={"help": "language translated from, such as en"})
-    target_language: str | None = field(default=None, metadata={"help": "language translated to, such as de"})
+    source_language: str | None = field(default=None, metadata={"help": "code of the source language, such as en"})
+    target_language: str | None = field(default=None, metadata={"help": "code of the target language, such as de"})
     train_pairs: list[dict] | str | None = field(
         default=None,
         metadata={
-            "help": "instead of all above, for several directions or corpora: a list of mappings, on the command line "
-            'as JSON, e.g. [{"source_files": "a.en", "target_files": "a.de", "source_language": "en", '
-            '"target_language": "de"}] or, for all pairs, [{"parallel_files": {"en": "a.en", "de": "a.de"}}]'
+            "help": "several directions or corpora, instead of the arguments above: a list of mappings, as JSON on "
+            'the command line. Example: [{"source_files": "a.en", "target_files": "a.de", "source_language": "en", '
+            '"target_language": "de"}]. For all directions: [{"parallel_files": {"en": "a.en", "de": "a.de"}}]'
         },
     )
-    validation_pairs: list[dict] | str | None = field(default=None, metadata={"help": "the same, to evaluate on"})
+    validation_pairs: list[dict] | str | None = field(
+        default=None, metadata={"help": "as train_pairs, to evaluate on"}
+    )
     max_train_pairs: int | None = field(default=None, metadata={"help": "use only the first pairs of each source"})
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "tokenizer to take; else one is trained"}
+        default=None, metadata={"help": "folder or Hub name of a tokenizer; by default, one is trained"}
     )
-    vocab_size: int = field(default=32000, metadata={"help": "vocabulary of the tokenizer to train, all languages"})
+    vocab_size: int = field(default=32000, metadata={"help": "vocabulary size of the tokenizer to train"})
     max_source_length: int | None = field(
-        default=None, metadata={"help": "training pairs with more source tokens are left out, and counted"}
+        default=None, metadata={"help": "leave out training pairs with more source tokens, and print their number"}
     )
     max_target_length: int | None = field(
-        default=None, metadata={"help": "training pairs with more target tokens are left out, and counted"}
+        default=None, metadata={"help": "leave out training pairs with more target tokens, and print their number"}
     )
     tokens_per_batch: int = field(
         default=16000,
-        metadata={"help": "tokens of a batch and process, padding included, on the longer side of each pair"},
+        metadata={"help": "tokens per batch and process, with padding, counting the longer side of each pair"},
     )
     length_bucket_width: int = field(
-        default=1, metadata={"help": "pairs whose lengths differ by less are mixed; more means more padding"}
+        default=1,
+        metadata={"help": "mix pairs whose lengths differ by less than this; larger values need more padding"},
     )
     sampling_temperature: float = field(
-        default=1.0, metadata={"help": "T: a direction with n pairs is drawn in proportion to n^(1/T)"}
+        default=1.0, metadata={"help": "temperature T: directions with n pairs are sampled in proportion to n^(1/T)"}
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "processes that tokenise"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where text and tokens are kept"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for loaded text and tokens"})
 
     def __post_init__(self):
         _check(self)
 
     def train_sources(self) -> list[PairSource]:
-        """Where the training pairs are.
+        """Return the sources of the training pairs.
 
         Raises:
-            InputError: nowhere, or in two ways at once.
+            InputError: a source is missing, or sources are given in two ways.
         """
         sources = self._sources("train", self.train_split)
         if not sources:
@@ -146,7 +162,7 @@ class TranslationDataArguments:
         return sources
 
     def validation_sources(self) -> list[PairSource]:
-        """Where the pairs to evaluate on are, if there are any."""
+        """Return the sources of the validation pairs, if there are any."""
         return self._sources("validation", self.validation_split)
 
     def _sources(self, part: str, split: str | None) -> list[PairSource]:
@@ -173,7 +189,7 @@ class TranslationDataArguments:
 
     @staticmethod
     def _check_origin(flat: dict, names: list[str]) -> None:
-        """The rules of `PairSource`, under the names of the flat arguments."""
+        """Apply the rules of `PairSource`, under the names of the flat arguments."""
         sides = names[:2]
         for one, other in (sides, sides[::-1]):
             if one in flat and other not in flat:
@@ -183,8 +199,8 @@ class TranslationDataArguments:
             raise InputError(f"{' and '.join(origins)} are given, only one of them is allowed")
 
     def _check_languages(self, sources: list[PairSource], part: str) -> None:
-        """A flat language is not that of a mapping, which names its own."""
+        """Refuse a flat language with mappings, which must name their languages themselves."""
         for name in ("source_language", "target_language"):
             given = getattr(self, name)
             if given and not all(getattr(source, name) for source in sources):
-                raise InputError(f"{name}={given!r} is not for {part}_pairs: write it into each mapping there")
+                raise InputError(f"{name}={given!r} has no effect on {part}_pairs: write it into each mapping there")

@@ -1,4 +1,4 @@
-"""The folder that text and tokens are cached in."""
+"""The cache folder for text and tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from ..writing import check_folder, naming
 
 @contextmanager
 def cached_in(cache_dir: str | None) -> Iterator[None]:
-    """Load and tokenise text inside: errors of writing name the folder.
+    """Context for loading and tokenising text, in which write errors name the cache folder.
 
     Args:
-        cache_dir: None for that of `datasets`.
+        cache_dir: the folder; None for the default of `datasets`.
 
     Raises:
         InputError: the folder cannot be written.

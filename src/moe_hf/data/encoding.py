@@ -1,4 +1,4 @@
-"""Lines of text to token ids: text stays text, and memory is bounded."""
+"""Converts lines of text to token ids in bounded memory; text that spells a special token stays text."""
 
 import json
 import re
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-# Characters that are encoded at once: an encoding has about 180 bytes for each.
+# Characters encoded at once: an encoding needs about 180 bytes per character.
 PORTION = 1 << 20
-# A space between words, before which a text can be cut.
+# A space between words; text can be cut before it.
 _CUT = re.compile(r"(?<=\S) (?=\S)")
 
 
 def encode_lines(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]) -> list[list[int]]:
-    """Token ids of each line, without special tokens, whatever the tokenizer adds by itself.
+    """Return token ids of each line, without the special tokens that the tokenizer would add.
 
-    A text that spells a special token is text, whatever `tokenizer.split_special_tokens` says. A tokenizer of words
-    has no other token for a word that spells the end symbol: the word is unknown then.
+    Text that spells a special token is encoded as text, regardless of `tokenizer.split_special_tokens`. A tokenizer of
+    words encodes a word that spells the end symbol as unknown.
 
     Args:
-        tokenizer: any.
+        tokenizer: any tokenizer.
         lines: the text.
     """
     cuts_at_spaces = _cuts_at_spaces(tokenizer)
@@ -33,7 +33,7 @@ def encode_lines(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]) -> li
 
 
 def split_long_line(line: str) -> list[str]:
-    """Cut a line of more than `PORTION` characters before spaces between words, if it has some there."""
+    """Cut a line of more than `PORTION` characters before spaces between words, if there are such spaces."""
     pieces, start = [], 0
     while len(line) - start > PORTION and (cut := _CUT.search(line, start + PORTION)):
         pieces.append(line[start : cut.start()])
@@ -54,17 +54,17 @@ def _encode_in_portions(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 
 
 def encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens; a text that spells one is text.
+    """Return token ids of each text, without special tokens; text that spells one is encoded as text.
 
-    A tokenizer whose call is the library's own is asked for ids alone, without offsets and dictionaries.
+    A tokenizer with the library's own call only computes ids, without offsets and dictionaries.
 
     Args:
-        tokenizer: any.
-        texts: at least one.
+        tokenizer: any tokenizer.
+        texts: at least one text.
     """
     cls = type(tokenizer)
     if all(getattr(cls, name) is getattr(PreTrainedTokenizerFast, name) for name in ("__call__", "_encode_plus")):
-        backend = tokenizer.backend_tokenizer  # the library's call sets all of this anew each time
+        backend = tokenizer.backend_tokenizer  # the library's call resets these settings each time
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
@@ -81,7 +81,7 @@ def encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
 
 
 def _cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokens of a text are those of its parts before and after the start of a space between words."""
+    """Return whether cutting a text before a space between words leaves its tokens unchanged."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None or backend.pre_tokenizer is None:
         return False
     normalizer = backend.normalizer and json.loads(backend.normalizer.__getstate__())["type"]

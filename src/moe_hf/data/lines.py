@@ -1,4 +1,4 @@
-"""The lines of a text file, plain or compressed."""
+"""Reads the lines of a text file, plain or compressed."""
 
 import gzip
 import lzma
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..errors import InputError
 
-# text8 is a line of 95 MiB.
+# The text8 corpus is a single line of 95 MiB.
 MAX_LINE_MIB = 128
-# How files begin that are not UTF-8 text, what they are, and what to do with them.
+# {first bytes of a file that is not UTF-8 text: (kind of file, advice)}.
 _FOREIGN = {
     b"\xff\xfe\0\0": ("UTF-32 text", "convert it with iconv -f UTF-32 -t UTF-8"),
     b"\0\0\xfe\xff": ("UTF-32 text", "convert it with iconv -f UTF-32 -t UTF-8"),
@@ -36,17 +36,17 @@ def read_lines(path: str, allow_no_text: bool = False) -> Iterator[str]:
 
     Args:
         path: the file; "-" is standard input.
-        allow_no_text: whether the file may have only empty lines.
+        allow_no_text: whether a file with only empty lines is allowed.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8, has a NUL byte, ends its lines with "\\r" alone or has a
-            line of more than 128 MiB; or it has no text, unless that is allowed.
+        InputError: the file cannot be read, is not UTF-8, has a NUL byte, ends lines with "\\r" only, has a line of
+            more than 128 MiB, or does not have text although `allow_no_text` is False.
     """
     name = "standard input" if path == "-" else path
     number, has_text = 0, allow_no_text
     try:
         with _open_bytes(path) as file:
-            # Without a limit, a device or a compressed file of one endless line would fill the memory.
+            # The limit keeps a device or a compressed file with an endless line from filling the memory.
             for number, raw_line in enumerate(iter(partial(file.readline, (MAX_LINE_MIB << 20) + 1), b""), start=1):
                 if problem := _problem(raw_line, number):
                     raise InputError(f"{name}: {problem}")
@@ -64,7 +64,7 @@ def read_lines(path: str, allow_no_text: bool = False) -> Iterator[str]:
 
 
 def _problem(raw_line: bytes, number: int) -> str | None:
-    """What shows that a file is not UTF-8 text with lines, if something does."""
+    """Return why a file is not UTF-8 text with lines, or None."""
     if number == 1:
         for start, (kind, advice) in _FOREIGN.items():
             if raw_line.startswith(start):
@@ -75,7 +75,7 @@ def _problem(raw_line: bytes, number: int) -> str | None:
         if len(raw_line) > MAX_LINE_MIB << 20:
             return f"line {number} has more than {MAX_LINE_MIB} MiB: break it into lines"
         return None
-    if number == 1 and 0.4 < num_nul / len(raw_line) < 0.6:  # a half of ASCII text in UTF-16
+    if number == 1 and 0.4 < num_nul / len(raw_line) < 0.6:  # half of the bytes of ASCII text in UTF-16
         order = "BE" if raw_line[0] == 0 else "LE"
         return f"the file looks like UTF-16 text: convert it with iconv -f UTF-16{order} -t UTF-8"
     return f"line {number} has a NUL byte, so the file is not text: delete such bytes with tr -d '\\000' if it is"

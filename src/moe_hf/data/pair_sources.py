@@ -1,4 +1,4 @@
-"""Where sentence pairs come from: the description of one source, as configurations write it."""
+"""Describes a source of sentence pairs, as written in a configuration."""
 
 import dataclasses
 import difflib
@@ -12,23 +12,23 @@ from ..value_checks import read_json, shown, typed
 
 @dataclass(frozen=True, kw_only=True)
 class PairSource:
-    """Sentence pairs of one translation direction, from exactly one origin.
+    """A source of sentence pairs for one translation direction.
 
-    The origin is `source_files` with `target_files`, or `files`, or `dataset_name`.
+    Exactly one of these must be given: `source_files` with `target_files`, `files`, or `dataset_name`.
 
     Attributes:
-        source_files: aligned text files, globs allowed. Line n corresponds to line n of the target file. A file named
-            twice is read twice, with the other side of each.
+        source_files: aligned text files; globs are allowed. Line n is translated by line n of the target file. A file
+            that is named twice is read twice, with the corresponding target files.
         target_files: the translations, paired with `source_files` in order.
-        files: files that hold both sides, .tsv (source, tab, target) or .jsonl, also compressed as .gz or .xz.
-        dataset_name: whatever `datasets.load_dataset` takes.
-        dataset_config_name: configuration of that data set.
-        split: split of that data set.
-        source_language: code of the source's language; data that are keyed by language need it.
-        target_language: code of the target's language; data that are keyed by language need it.
+        files: files with both sides, .tsv (source, tab, target) or .jsonl, also compressed as .gz or .xz.
+        dataset_name: a name for `datasets.load_dataset`.
+        dataset_config_name: configuration of the dataset.
+        split: split of the dataset.
+        source_language: code of the source language; needed for data with language keys.
+        target_language: code of the target language; needed for data with language keys.
 
     Raises:
-        InputError: not exactly one origin, or a language that is not text.
+        InputError: no origin or several origins are given, or a language is not text.
     """
 
     source_files: list[str] | str | None = None
@@ -55,25 +55,25 @@ class PairSource:
 
     @property
     def direction(self) -> str:
-        """A name such as "en-de"; a language that is not named is "?"."""
+        """A name such as "en-de", with "?" for an unknown language."""
         return f"{self.source_language or '?'}-{self.target_language or '?'}"
 
 
 def read_pair_sources(value: list | str, name: str) -> list[PairSource]:
     """Read pair sources from a configuration's list of mappings, or from its JSON text.
 
-    The keys of a mapping are the fields of `PairSource`. A mapping with the single key `parallel_files`,
-    {language: files}, means aligned files in several languages and stands for all their ordered pairs.
+    The keys of a mapping are the fields of `PairSource`. A mapping with the single key `parallel_files` has the form
+    {language: files}: aligned files in several languages, which give all directions between the languages.
 
     Args:
         value: the list, or its JSON text.
-        name: the argument that `value` was given for, named in errors.
+        name: the argument's name in error messages.
 
     Returns:
         One `PairSource` for each direction, in the order of `value`.
 
     Raises:
-        InputError: not a list of mappings, an unknown key, and the errors of `PairSource`.
+        InputError: the value is not a list of mappings, a key is not known, or `PairSource` raises it.
     """
     if isinstance(value, str):
         value = read_json(name, value)

@@ -1,4 +1,4 @@
-"""Paths that users write: `~`, `${VARIABLE}` and globs."""
+"""Expands paths that users write: `~`, `${VARIABLE}` and globs."""
 
 import glob
 import os
@@ -12,8 +12,8 @@ def expand_path(path: str, argument: str) -> str:
     """Expand `~` and `${VARIABLE}`.
 
     Args:
-        path: as the user wrote it.
-        argument: the argument that `path` was given for, named in errors.
+        path: the path as the user wrote it.
+        argument: the argument's name in error messages.
 
     Raises:
         InputError: a variable is not set.
@@ -31,14 +31,14 @@ def expand_file_patterns(patterns: list[str] | str, argument: str = "files") -> 
     """Expand `~`, `${VARIABLE}` and globs to absolute file paths.
 
     Args:
-        patterns: one pattern, or several; a file comes as often as it is named.
-        argument: the argument that `patterns` was given for, named in errors.
+        patterns: one pattern, or several. A file that is named twice is returned twice.
+        argument: the argument's name in error messages.
 
     Returns:
-        The paths in the order of the patterns, sorted within each.
+        The paths in the order of the patterns, and sorted for each pattern.
 
     Raises:
-        InputError: a variable is not set, or no file matches; a folder, a pipe or a device is named.
+        InputError: a variable is not set, a pattern does not match a file, or it names a folder, a pipe or a device.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     paths = []
@@ -55,13 +55,13 @@ def expand_file_patterns(patterns: list[str] | str, argument: str = "files") -> 
 
 
 def _matches(pattern: str) -> list[str]:
-    if "\0" in pattern:  # which glob does not take
+    if "\0" in pattern:  # glob does not accept it
         return []
     return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
 
 
 def _why_not_a_file(path: str, shown: str) -> str:
-    """What a path is that no regular file has; `shown` is how errors name it."""
+    """Return why a path is not a regular file; error messages name it as `shown`."""
     once = "which can be read only once, but later runs look the text up by its file: write it into a file first"
     if path == "-":
         return f"{shown} is standard input, {once}"

@@ -1,4 +1,4 @@
-"""Sentence pairs for translation: from files or the Hub to a memory-mapped dataset; what is left out is counted."""
+"""Loads sentence pairs from files or the Hub as a memory-mapped dataset, and counts the pairs that are left out."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +24,10 @@ class SentencePairs:
 
     Attributes:
         dataset: columns "source", "target" (text), "direction" (int32, an index into `directions`) and "row" (int64,
-            the number of the pair among those read from its source, from 0).
-        directions: (source language, target language), either None if not named.
-        num_read: pairs read.
-        num_empty: pairs left out because a side is empty (white space only).
+            the index of the pair in its source, from 0).
+        directions: (source language, target language) pairs; an unknown language is None.
+        num_read: number of pairs read.
+        num_empty: number of pairs left out because a side is empty (white space only).
     """
 
     dataset: Dataset
@@ -37,11 +37,11 @@ class SentencePairs:
 
     @property
     def tagged_languages(self) -> list[str]:
-        """The target languages that a tokenizer needs tags for: none when there is a single direction."""
+        """Return the target languages that need tags in a tokenizer: none if there is a single direction."""
         return sorted({target for _, target in self.directions}) if len(self.directions) > 1 else []
 
     def texts(self) -> Iterator[str]:
-        """Both sides of every pair; an aligned sentence appears in each of its pairs."""
+        """Yield both sides of every pair; a sentence of several pairs appears in each of them."""
         for batch in self.dataset.iter(batch_size=1000):
             yield from batch["source"]
             yield from batch["target"]
@@ -58,25 +58,27 @@ def load_sentence_pairs(
     num_proc: int | None = None,
     argument: str = "{}",
 ) -> SentencePairs:
-    """Load all pairs of `sources`; the same direction may come from several of them.
+    """Load all pairs of `sources`; several sources may have the same direction.
 
-    Text is UTF-8; lines end at "\\n" or "\\r\\n" only. A TSV line is source, one tab, target, with no quoting. A JSONL
-    line is {"translation": {language: text, ...}} or {"source": text, "target": text}. A Hub data set has a column
-    "translation" with a mapping of languages, or a column for each language; None there counts as empty. Texts of
-    JSONL and of the Hub keep their line breaks, so a model trained on them may write some. Pairs of which a side is
-    empty are left out and counted.
+    - Text is UTF-8; lines end only at "\\n" or "\\r\\n".
+    - A TSV line is source, one tab, target, without quoting.
+    - A JSONL line is {"translation": {language: text, ...}} or {"source": text, "target": text}.
+    - A Hub dataset has a column "translation" with a mapping of languages, or one column per language. None counts as
+      empty text.
+    - Texts of JSONL and of the Hub keep their line breaks, so a model trained on them may write line breaks.
+    - Pairs with an empty side are left out and counted.
 
     Args:
-        sources: where the pairs are.
-        max_pairs: read only the first pairs of each source; None for all.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
-        num_proc: processes that read files.
-        argument: what the user calls a field of the sources, such as "train_{}".
+        sources: the sources of the pairs.
+        max_pairs: number of first pairs to read from each source; None for all.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
+        num_proc: number of processes that read files.
+        argument: name of a field of the sources in error messages, such as "train_{}".
 
     Raises:
-        InputError: no source, languages missing where there are several directions or the data are keyed by language,
-            files that cannot be read, are not UTF-8, change while they are read or have unequal numbers of lines,
-            malformed lines, columns that are not text, no pair left.
+        InputError: there are no sources; languages are missing although there are several directions or language keys;
+            a file cannot be read, is not UTF-8, changes while it is read, or differs in length from its counterpart; a
+            line is malformed; a column is not text; or no pairs are left.
     """
     if max_pairs is not None and max_pairs < 1:
         raise InputError(f"max_pairs={max_pairs} must be at least 1 (or None for all pairs)")
@@ -193,12 +195,12 @@ def _parse_jsonl(line: str, languages) -> tuple[str, str]:
             raise ValueError(f"{wanted}, there are {', '.join(map(repr, list(texts)[:8])) or 'none'}")
         if not isinstance(text := texts[key], str):
             raise ValueError(f"{wanted}, {key!r} has a JSON {type(text).__name__}")
-        text.encode()  # JSON can spell half a character, "\\ud83d", which UTF-8 cannot
+        text.encode()  # JSON can contain half a surrogate pair, such as "\\ud83d", which UTF-8 cannot encode
     return texts[keys[0]], texts[keys[1]]
 
 
 def _without_repetition(items: list[tuple[str, Any]]) -> dict:
-    """The mapping of a JSON object; of a key that it has twice, JSON readers silently take the last."""
+    """Return the mapping of a JSON object; refuse repeated keys, of which JSON readers silently take the last."""
     if len(found := dict(items)) < len(items):
         keys = [key for key, _ in items]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
@@ -230,7 +232,7 @@ def _load_hub_pairs(source: PairSource, cache_dir, num_proc) -> Dataset:
 
 
 def _columns_by_language(feature, name: str) -> dict:
-    """What a column "translation" has for each language."""
+    """Return the types of a column "translation" by language."""
     if isinstance(feature, Translation):
         return {language: Value("string") for language in feature.languages}
     if not isinstance(feature, dict):

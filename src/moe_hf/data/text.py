@@ -1,4 +1,4 @@
-"""Text for language modelling: from files or the Hub to one flat, memory-mapped stream of token ids."""
+"""Loads text for language models from files or the Hub, as one flat, memory-mapped stream of token ids."""
 
 import hashlib
 import json
@@ -36,26 +36,26 @@ def load_text_dataset(
     num_proc: int | None = None,
     argument: str = "files",
 ) -> Dataset:
-    """Load text as a memory-mapped dataset with the single column "text", one row a line without its line break.
+    """Load text as a memory-mapped dataset with the single column "text", one row per line without its line break.
 
-    Lines end at "\\n" or "\\r\\n" and nowhere else. Files are cached by path, size and time.
+    Lines end only at "\\n" or "\\r\\n". Files are cached by path, size and time.
 
     Args:
-        files: UTF-8 text, plain, .gz or .xz: paths or globs, with `~` and `${VARIABLE}` expanded, read in the order of
-            the patterns, sorted within each, a file only once.
-        hub_name: whatever `datasets.load_dataset` takes, in place of `files`.
-        hub_config: configuration of that data set.
-        split: split of that data set.
-        text_column: column of that data set.
+        files: UTF-8 text files, plain, .gz or .xz, as paths or globs; `~` and `${VARIABLE}` are expanded. Files are
+            read in the order of the patterns, sorted for each pattern, and each file only once.
+        hub_name: a name for `datasets.load_dataset`, instead of `files`.
+        hub_config: configuration of the Hub dataset.
+        split: split of the Hub dataset.
+        text_column: text column of the Hub dataset.
         keep_empty_lines: whether empty lines become rows.
-        max_lines: keep only the first lines (empty ones count if they are kept); None for all.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
-        num_proc: processes that read files.
-        argument: what the user calls `files`.
+        max_lines: number of first lines to keep (empty lines count if they are kept); None for all.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
+        num_proc: number of processes that read files.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: not exactly one source; no, unreadable, empty or not UTF-8 files, or one that changes while it is
-            read; no such data set or column, or a column that is not text.
+        InputError: both or neither of `files` and `hub_name` are given; a file is missing, unreadable, empty or not
+            UTF-8, or changes while it is read; or the dataset or column does not exist or is not text.
     """
     if (files is None) == (hub_name is None):
         raise InputError(f"exactly one of files and hub_name is needed, got files={files} and hub_name={hub_name}")
@@ -81,7 +81,7 @@ def load_text_dataset(
 
 
 def fingerprint(*parts) -> str:
-    """Hash plain values, equal in every process."""
+    """Return a hash of plain values that is the same in every process."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -94,7 +94,7 @@ def _load_files(paths, keep_empty_lines, max_lines, cache_dir, num_proc) -> Data
         features=TEXT_FEATURES,
         fingerprint=fingerprint("files", versions, options),
         cache_dir=cache_dir,
-        num_proc=num_proc if max_lines is None else 1,  # max_lines has to count in one process
+        num_proc=num_proc if max_lines is None else 1,  # max_lines needs a single process that counts
         **options,
     )
     check_unchanged(versions)
@@ -111,19 +111,19 @@ def dataset_of_rows(
     num_proc: int | None,
     **options: Any,
 ) -> Dataset:
-    """The rows of `generate(paths, **options)` as a memory-mapped dataset.
+    """Return the rows of `generate(paths, **options)` as a memory-mapped dataset.
 
     Args:
-        generate: a generator function, which yields a row as a mapping.
-        paths: its first argument; each process gets a part of them.
+        generate: a generator function that yields rows as mappings.
+        paths: the first argument of `generate`; each process gets a part of the paths.
         features: columns of the rows.
-        fingerprint: name under which the dataset is cached.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
-        num_proc: processes at most.
+        fingerprint: cache name of the dataset.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
+        num_proc: maximal number of processes.
         **options: further arguments of `generate`.
 
     Raises:
-        InputError: what `generate` raises.
+        InputError: `generate` raises it.
     """
     num_proc = min(num_proc or 1, len(paths))
     try:
@@ -131,7 +131,7 @@ def dataset_of_rows(
             generate,
             features=features,
             cache_dir=cache_dir,
-            # `datasets` spreads a list over its processes and hands a tuple on whole.
+            # `datasets` splits a list between its processes, and passes a tuple unchanged.
             gen_kwargs={"paths": list(paths) if num_proc > 1 else tuple(paths), **options},
             num_proc=num_proc if num_proc > 1 else None,
             fingerprint=fingerprint,
@@ -139,16 +139,16 @@ def dataset_of_rows(
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
-        for _ in generate(paths, **options):  # worker processes lose the cause: reading again names the file
+        for _ in generate(paths, **options):  # workers lose the cause; reading again names the file
             pass
         raise
 
 
 def file_version(path: str) -> tuple[str, int, int]:
-    """What tells whether a file changed: path, size in bytes and time in nanoseconds.
+    """Return a file's path, size in bytes and time in nanoseconds, to detect changes.
 
     Raises:
-        InputError: there is no such file any more.
+        InputError: the file does not exist any more.
     """
     try:
         found = os.stat(path)
@@ -158,13 +158,13 @@ def file_version(path: str) -> tuple[str, int, int]:
 
 
 def check_unchanged(versions: list[tuple[str, int, int]]) -> None:
-    """Check that files are as they were before they were read.
+    """Check that files did not change while they were read.
 
     Args:
-        versions: what `file_version` returned then.
+        versions: the results of `file_version` before reading.
 
     Raises:
-        InputError: one of them has another size or time.
+        InputError: a file has another size or time.
     """
     for version in versions:
         if file_version(version[0]) != version:
@@ -191,15 +191,15 @@ def _load_hub_column(hub_name, hub_config, split, text_column, cache_dir, num_pr
 
 
 def check_text_column(feature: Any, column: str, hub_name: str) -> None:
-    """Check that a column of a data set has text; a column of None alone counts as empty text.
+    """Check that a column of a dataset has text; a column of only None counts as empty text.
 
     Args:
-        feature: what `datasets` knows of it.
-        column: how errors name it.
-        hub_name: name of the data set.
+        feature: the column's feature in `datasets`.
+        column: the column's name in error messages.
+        hub_name: the dataset's name.
 
     Raises:
-        InputError: it has something else.
+        InputError: the column does not have text.
     """
     kind = getattr(feature, "dtype", None) or type(feature).__name__
     if not isinstance(feature, Value) or kind not in ("string", "large_string", "string_view", "null"):
@@ -209,21 +209,21 @@ def check_text_column(feature: Any, column: str, hub_name: str) -> None:
 def load_hub_dataset(
     hub_name: str, hub_config: str | None, split: str, *, cache_dir: str | None, num_proc: int | None
 ) -> Dataset:
-    """Load a data set by `datasets.load_dataset`.
+    """Load a dataset with `datasets.load_dataset`.
 
     Args:
-        hub_name: its first argument.
-        hub_config: configuration of the data set.
-        split: split of the data set.
-        cache_dir: folder of the memory-mapped data; None for that of `datasets`.
-        num_proc: processes that load.
+        hub_name: the dataset's name.
+        hub_config: configuration of the dataset.
+        split: split of the dataset.
+        cache_dir: folder of the memory-mapped data; None for the default of `datasets`.
+        num_proc: number of processes.
 
     Raises:
-        InputError: the data set, the configuration or the split cannot be loaded.
+        InputError: the dataset, the configuration or the split cannot be loaded.
     """
     try:
         return load_dataset(hub_name, hub_config, split=split, cache_dir=cache_dir, num_proc=num_proc)
-    except Exception as error:  # every builder and file format has its own errors
+    except Exception as error:  # builders and file formats raise many kinds of errors
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = first_line(cause) or type(cause).__name__
         source = f"dataset_name={hub_name}, dataset_config_name={hub_config}, split={split}"
@@ -238,17 +238,17 @@ def _split_lines_of_batch(batch, text_column: str, keep_empty_lines: bool) -> di
 
 
 class TokenStream:
-    """All token ids of a tokenised dataset as one flat, read-only sequence, memory-mapped.
+    """All token ids of a tokenised dataset, as one flat, read-only, memory-mapped sequence.
 
     `stream[a:b]` has the semantics of a list slice and copies to an int64 array (b - a,); `stream[i]` is an int.
 
     Args:
-        dataset: columns "input_ids" and "num_words", one row a line.
+        dataset: columns "input_ids" and "num_words", one row per line.
 
     Attributes:
-        dataset: the same.
-        num_lines: lines.
-        num_words: whitespace-separated words plus one end of sentence a line, the unit of per-word perplexity.
+        dataset: the dataset.
+        num_lines: number of lines.
+        num_words: whitespace-separated words plus one end of sentence per line, the unit of per-word perplexity.
     """
 
     def __init__(self, dataset: Dataset):
@@ -273,7 +273,7 @@ class TokenStream:
         return tokens if positions.step == 1 else tokens[:: positions.step].copy()
 
     def __reduce__(self):
-        return TokenStream, (self._dataset,)  # the paths of the mapped files, not their contents
+        return TokenStream, (self._dataset,)  # pickles the paths of the mapped files, not their contents
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         tokens = np.empty(stop - start, dtype=np.int64)
@@ -291,19 +291,19 @@ class TokenStream:
 def tokenize_to_stream(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None, batch_size: int = 1000
 ) -> TokenStream:
-    """Tokenise the lines of `dataset` ("text"), each followed by the end-of-sentence token, to one stream of ids.
+    """Tokenise the lines of `dataset` into one stream of ids, with an end-of-sentence token after each line.
 
-    No other special tokens are added, and none arises from text that spells it (`encode_lines`). The result is cached
-    beside the dataset: a second run, also in another process, does no work.
+    Other special tokens are not added, and text that spells one is encoded as text (`encode_lines`). The result is
+    cached beside the dataset and reused by later runs and other processes.
 
     Args:
         dataset: the lines, in the column "text".
-        tokenizer: needs eos_token_id.
-        num_proc: processes that tokenise.
-        batch_size: lines tokenised at once.
+        tokenizer: a tokenizer with eos_token_id.
+        num_proc: number of processes.
+        batch_size: number of lines tokenised at once.
 
     Raises:
-        InputError: `tokenizer` without eos_token_id; fewer than 2 tokens, or no text.
+        InputError: `tokenizer` does not have eos_token_id, or the dataset has fewer than 2 tokens or no text.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -336,11 +336,11 @@ def _tokenize_batch(batch, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
 
 
 def lists_of_ids(encoded: Sequence[Sequence[int]], *, end: int) -> pa.ListArray:
-    """Each text's ids, and `end` after them, in Arrow's memory, without an object for each list.
+    """Return each text's ids, followed by `end`, as an Arrow array, without a Python object for each list.
 
     Args:
         encoded: the ids of each text.
-        end: the end of sentence.
+        end: id of the end of sentence.
     """
     stops = np.cumsum([len(ids) + 1 for ids in encoded], dtype=np.int64)
     values = np.full(stops[-1] if len(stops) else 0, end, dtype=np.int32)
@@ -351,7 +351,7 @@ def lists_of_ids(encoded: Sequence[Sequence[int]], *, end: int) -> pa.ListArray:
 
 
 def serialize_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list:
-    """All that decides the ids of a text; truncation and padding are settings of the last call and decide nothing."""
+    """Return everything that determines the ids of a text, without truncation and padding of the last call."""
     options = [type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.split_special_tokens]
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         return [*options, repr(tokenizer), tokenizer.get_vocab()]

@@ -1,7 +1,8 @@
-"""Batches of about equally many tokens, of sentence pairs of about equal length, with directions drawn by temperature.
+"""Batches with similar numbers of tokens and pairs of similar length, with temperature sampling of directions.
 
-An epoch is a list of slots. The length of a slot never changes, while the pair that fills it and the order of equally
-long slots are drawn anew in each epoch: so the batches differ, but their number does not, which the Trainer relies on.
+An epoch is a list of slots. The length of a slot is fixed. The pair in a slot, and the order of slots of equal length,
+are drawn again in each epoch. Batches therefore differ between epochs, but their number does not, as the Trainer
+expects.
 """
 
 from bisect import bisect_right
@@ -15,28 +16,29 @@ from ..errors import InputError
 
 
 class TokenBatchSampler(Sampler[list[int]]):
-    """Lists of row numbers: the batches of one epoch, for `DataLoader(batch_sampler=...)`.
+    """Yields the batches of one epoch as lists of row numbers, for `DataLoader(batch_sampler=...)`.
 
-    A pair is as long as its longer side. A batch has at most `tokens_per_batch` positions, rows times longest pair, so
-    that source and target, each with its padding, have at most that many. A pair longer than that is a batch of its
-    own. Batches come in random order; all follows from `seed` and the epoch (`set_epoch`), in every process alike.
+    The length of a pair is the length of its longer side. A batch has at most `tokens_per_batch` positions, which is
+    the number of rows times the longest pair. Source and target, each with padding, are therefore both within the
+    limit. A pair above the limit is a separate batch. Batches come in random order. `seed` and the epoch (`set_epoch`)
+    determine the batches, equally in every process.
 
     Args:
-        source_lengths: tokens of each pair's source, (N,).
-        target_lengths: tokens of each pair's target, (N,).
-        tokens_per_batch: the paper's, per process: tokens, padding included.
-        seed: of the random order.
-        directions: the direction of each pair, (N,) integers; None is one direction.
-        temperature: 1 draws the directions as the data have them, and every pair exactly once an epoch. With T > 1
-            direction d makes up a part proportional to n_d^(1/T) of the epoch's N pairs, so small directions are
-            repeated, and of large ones another part is taken in each epoch, in turn.
-        bucket_width: lengths are rounded up to a multiple of it, to mix pairs of different lengths; costs padding.
-        num_processes: the batches are a multiple of it (some are split in two), and those of one step are similarly
-            long. Process r of R takes the batches r, r + R, ... (accelerate does so).
-        limit_name: what `tokens_per_batch` is called in errors.
+        source_lengths: number of tokens of each source, (N,).
+        target_lengths: number of tokens of each target, (N,).
+        tokens_per_batch: maximal number of tokens of a batch and process, including padding.
+        seed: seed of the random order.
+        directions: the direction of each pair, (N,) integers; None: a single direction.
+        temperature: 1 samples the directions as in the data, with every pair exactly once per epoch. With T > 1, the
+            share of direction d in the epoch's N pairs is proportional to n_d^(1/T). Pairs of small directions are
+            then repeated, and each epoch has another part of the large directions.
+        bucket_width: lengths are rounded up to a multiple of this number, which mixes lengths but adds padding.
+        num_processes: the number of batches is a multiple of it (some batches are split in two), and the batches of
+            one step have similar lengths. Process r of R gets the batches r, r + R, ..., as in accelerate.
+        limit_name: the name of `tokens_per_batch` in error messages.
 
     Raises:
-        InputError: a bad value of an argument, or fewer pairs than processes.
+        InputError: an argument is out of range, or there are fewer pairs than processes.
     """
 
     def __init__(
@@ -75,17 +77,17 @@ class TokenBatchSampler(Sampler[list[int]]):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, from 0, whose batches the next iteration gives."""
+        """Set the epoch, counted from 0, of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of an epoch over all processes, the same in every epoch."""
+        """Return the number of batches of an epoch over all processes, which is the same in every epoch."""
         return len(self._starts)
 
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
         slots = random.permutation(len(self._slots.length))
-        slots = slots[np.argsort(self._slots.length[slots], kind="stable")]  # equally long ones stay shuffled
+        slots = slots[np.argsort(self._slots.length[slots], kind="stable")]  # slots of equal length stay shuffled
         batches = np.split(self._slots.pairs_of(slots, self.epoch), self._starts[1:])
         for step in random.permutation(len(batches) // self.num_processes):
             for batch in batches[step * self.num_processes : (step + 1) * self.num_processes]:
@@ -94,13 +96,13 @@ class TokenBatchSampler(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class _Slots:
-    """The places of an epoch. Slot s is filled by one of candidates[first[s] : first[s] + size[s]], in turn."""
+    """The slots of an epoch. Slot s holds one of candidates[first[s] : first[s] + size[s]], in turn."""
 
     candidates: np.ndarray
     first: np.ndarray
     size: np.ndarray
     phase: np.ndarray
-    length: np.ndarray  # of the longest candidate
+    length: np.ndarray  # length of the longest candidate
 
     def pairs_of(self, slots: np.ndarray, epoch: int) -> np.ndarray:
         turn = (self.phase[slots] + epoch) % self.size[slots]
@@ -108,10 +110,10 @@ class _Slots:
 
 
 def _make_slots(lengths: np.ndarray, directions, temperature: float, seed: int) -> _Slots:
-    """As many slots as pairs: each direction gets its share, whole copies of its pairs first.
+    """Make as many slots as pairs. Each direction gets its share of slots, first for whole copies of its pairs.
 
-    The rest of the share has fewer slots than pairs. Each of these slots takes turns among neighbours in the pairs
-    sorted by length, so that no pair is left out for ever.
+    The rest of the share has fewer slots than pairs. Each of these slots alternates between pairs of similar length,
+    so that every pair is used in some epoch.
     """
     directions = np.zeros(len(lengths), dtype=int) if directions is None else np.asarray(directions)
     random = np.random.default_rng(seed)
@@ -130,19 +132,19 @@ def _make_slots(lengths: np.ndarray, directions, temperature: float, seed: int) 
 
 
 def direction_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
-    """How many pairs of an epoch each direction gives, in proportion to counts^(1 / temperature).
+    """Return each direction's number of pairs in an epoch, in proportion to counts^(1 / temperature).
 
     Args:
-        counts: pairs of each direction, at least 1.
+        counts: number of pairs of each direction, at least 1.
         temperature: 1 or more.
 
     Returns:
-        (directions,), at least 1 each; the sum is that of `counts`.
+        (directions,), at least 1 each, with the same sum as `counts`.
     """
     counts = np.asarray(counts, dtype=np.float64)
     weights = counts ** (1 / temperature)
     total = int(counts.sum())
-    # One each, the rest by weight; what rounding leaves goes to the largest remainders.
+    # One pair each, the rest by weight; the largest remainders get the pairs left over by rounding.
     exact = np.maximum(weights / weights.sum() * total - 1, 0)
     exact *= (total - len(counts)) / max(exact.sum(), 1e-300)
     shares = np.floor(exact + 1e-9).astype(int)
@@ -152,7 +154,7 @@ def direction_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
 
 
 def _cut_by_tokens(sorted_lengths: np.ndarray, limit: int) -> list[int]:
-    """Where batches start when each is as long as rows * (its longest, last row) <= limit allows."""
+    """Return the starts of batches that are as large as rows * (longest row, the last one) <= limit allows."""
     starts, start = [], 0
     while start < len(sorted_lengths):
         starts.append(start)
@@ -163,7 +165,7 @@ def _cut_by_tokens(sorted_lengths: np.ndarray, limit: int) -> list[int]:
 
 
 def _split_to_multiple(starts: list[int], num_rows: int, num_processes: int) -> np.ndarray | None:
-    """Halve the batches with the most rows until their number is a multiple of `num_processes`; None: it cannot be."""
+    """Halve the batches with the most rows until their number is a multiple of `num_processes`; None if impossible."""
     missing = -len(starts) % num_processes
     for _ in range(missing):
         sizes = np.diff([*starts, num_rows])

@@ -1,4 +1,4 @@
-"""Sentence pairs as token ids, with their lengths; over-long ones are left out of training and counted."""
+"""Tokenises sentence pairs with their lengths, and leaves out long pairs of the training data."""
 
 from collections.abc import Sequence
 
@@ -26,24 +26,24 @@ TOKEN_FEATURES = Features(
 def tokenize_pairs(
     pairs: SentencePairs, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None, batch_size: int = 1000
 ) -> Dataset:
-    """Tokenise every pair, cached beside the text.
+    """Tokenise every pair, and cache the result beside the text.
 
-    The dataset has one row a pair, and these columns:
+    The dataset has one row per pair, and these columns:
 
-    - "input_ids": the target language's tag if `tokenizer` has tags, the source, "</s>".
-    - "labels": the target, "</s>".
-    - "source_length" and "target_length": their numbers of tokens.
-    - "target_words": whitespace-separated words of the target and one for its end, the unit of per-word perplexity.
+    - "input_ids": the target language's tag (if `tokenizer` has tags), the source, and "</s>".
+    - "labels": the target and "</s>".
+    - "source_length" and "target_length": numbers of tokens.
+    - "target_words": whitespace-separated words of the target plus one for its end, the unit of per-word perplexity.
     - "direction": index into `pairs.directions`.
 
     Args:
         pairs: the text.
-        tokenizer: with a tag for each of `pairs.tagged_languages`.
-        num_proc: processes that tokenise.
-        batch_size: pairs tokenised at once.
+        tokenizer: a tokenizer with a tag for each of `pairs.tagged_languages`.
+        num_proc: number of processes.
+        batch_size: number of pairs tokenised at once.
 
     Raises:
-        InputError: several directions without tags; a target language without a tag.
+        InputError: there are several directions but no tags, or a target language does not have a tag.
     """
     tags = _tags(pairs.directions, tokenizer)
     return pairs.dataset.map(
@@ -62,18 +62,18 @@ def tokenize_pairs(
 def leave_out_long_pairs(
     dataset: Dataset, max_source_length: int | None, max_target_length: int | None
 ) -> tuple[Dataset, int]:
-    """Leave out the pairs of a training set that have too many tokens on either side.
+    """Leave out pairs of a training set with too many tokens on either side.
 
-    The limits count the tag and "</s>". Nothing is cut, as a cut pair is not a translation; evaluation sets are used
-    whole.
+    The limits include the tag and "</s>". Pairs are not truncated, because a truncated pair is not a translation.
+    Evaluation sets keep all pairs.
 
     Args:
-        dataset: what `tokenize_pairs` returns.
-        max_source_length: tokens of a source at most; None for no limit.
-        max_target_length: tokens of a target at most; None for no limit.
+        dataset: a result of `tokenize_pairs`.
+        max_source_length: maximal number of source tokens; None: no limit.
+        max_target_length: maximal number of target tokens; None: no limit.
 
     Returns:
-        The pairs that are left, and how many were left out.
+        The remaining pairs, and the number of pairs that were left out.
 
     Raises:
         InputError: no pair is left.
@@ -92,12 +92,12 @@ def leave_out_long_pairs(
 
 
 def column_to_numpy(dataset: Dataset, column: str) -> np.ndarray:
-    """A column of numbers as an array, in the order of the rows."""
+    """Return a column of numbers as an array, in row order."""
     return np.asarray(dataset.with_format("numpy")[column][:])
 
 
 def _tags(directions: Sequence[tuple[str | None, str | None]], tokenizer) -> list[int | None]:
-    """The tag to put in front of the sources of each direction."""
+    """Return the tag before the sources of each direction."""
     if known := known_languages(tokenizer):
         if any(target is None for _, target in directions):
             raise InputError(f"target_language is not given, the tokenizer has tags for {', '.join(known)}")

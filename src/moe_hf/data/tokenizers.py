@@ -1,4 +1,4 @@
-"""Training of word-level and byte-level BPE tokenizers."""
+"""Trains and loads word-level and byte-level BPE tokenizers."""
 
 import logging
 import re
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 EOS_TOKEN = "<eos>"
 UNK_TOKEN = "<unk>"
 SPECIAL_TOKENS = {"word": [EOS_TOKEN, UNK_TOKEN], "bpe": [EOS_TOKEN]}
-# Bytes of a word, or of a run of spaces, in the training of BPE; and the characters of one that are trained on.
+# Maximal bytes of a word or a run of spaces in BPE training, and the number of its characters that are used.
 LONGEST_WORD, MOST_OF_A_WORD = 1000, 100_000
-# Runs of letters and digits, of other signs or of spaces that may have more, as a character has at most four.
+# Runs of letters and digits, other signs or spaces that may have more bytes; a character has at most four.
 _LONG_RUN = re.compile(r"\w{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(LONGEST_WORD // 4 - 1)))
 
 
@@ -43,18 +43,19 @@ def train_tokenizer(
 
     Args:
         lines: the text.
-        kind: "word" takes whitespace-separated words, the most frequent ones first; others are "<unk>", and so is a
-            literal "<unk>". A special token in the text counts only as a whole word, so a line has as many tokens as
-            words. "bpe" is byte-level byte pair encoding, with which every text round-trips (but for case, with
-            `lowercase`). Training cuts a word of more than 1,000 bytes into parts, as its time grows with the
-            square of a word's length, and sees the first 100,000 characters of it; a warning counts such words.
-            Encoding does not cut them.
-        vocab_size: tokens at most, special tokens included.
+        kind: "word" uses whitespace-separated words, the most frequent ones first. Other words, and a literal "<unk>",
+            become "<unk>". A special token in the text counts only as a whole word, so a line has as many tokens as
+            words. "bpe" is byte-level byte pair encoding, which reproduces every text exactly (except for case, with
+            `lowercase`). BPE training cuts words of more than 1,000 bytes into parts, because its time grows with the
+            square of a word's length. It uses only the first 100,000 characters of a word. A warning gives the number
+            of such words. Encoding does not cut them.
+        vocab_size: maximal number of tokens, including special tokens.
         lowercase: whether the tokenizer turns text to lower case.
         extra_special_tokens: further special tokens.
 
     Raises:
-        InputError: unknown `kind`, `vocab_size` too small, a special token given twice, no text in `lines`.
+        InputError: `kind` is not known, `vocab_size` is too small, a special token is repeated, or `lines` has no
+            text.
     """
     if kind not in SPECIAL_TOKENS:
         raise InputError(f"kind={kind!r} is unknown, allowed are {', '.join(map(repr, SPECIAL_TOKENS))}")
@@ -101,14 +102,14 @@ def load_or_train_tokenizer(
     Args:
         name_or_path: folder or Hub name of the tokenizer to load; None to train one.
         dataset: the text to train on.
-        kind: as for `train_tokenizer`; not used for a loaded tokenizer, nor are the following arguments.
+        kind: as for `train_tokenizer`. This argument and the next three only apply to a new tokenizer.
         vocab_size: as for `train_tokenizer`.
         lowercase: as for `train_tokenizer`.
         extra_special_tokens: as for `train_tokenizer`.
-        argument: what the user calls `name_or_path`.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: the tokenizer cannot be loaded or has no eos token; and the errors of `train_tokenizer`.
+        InputError: the tokenizer cannot be loaded or has no eos token, or `train_tokenizer` raises it.
     """
     if name_or_path is None:
         return train_tokenizer(
@@ -126,17 +127,17 @@ def load_tokenizer(name_or_path: str, argument: str = "tokenizer_name_or_path") 
 
     Args:
         name_or_path: the folder or name.
-        argument: what the user calls it.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: it cannot be loaded, would run code of its own, or has no eos token.
+        InputError: the tokenizer cannot be loaded, needs code that would be run, or has no eos token.
     """
     try:
         check_files(name_or_path, ("config.json", *TOKENIZER_FILES))
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         if not isinstance(tokenizer.model_max_length, int | float):
             raise ValueError(f"model_max_length={tokenizer.model_max_length!r} in its files is not a number")
-    except Exception as error:  # a broken tokenizer.json raises a bare Exception
+    except Exception as error:  # a damaged tokenizer.json raises a plain Exception
         reason = _why_not_loaded(name_or_path, error)
         raise InputError(f"{argument}={name_or_path}: the tokenizer cannot be loaded ({reason})") from error
     if tokenizer.eos_token_id is None:
@@ -145,20 +146,20 @@ def load_tokenizer(name_or_path: str, argument: str = "tokenizer_name_or_path") 
 
 
 def _why_not_loaded(name_or_path: str, error: Exception) -> str:
-    """The reason of an error, with the file that it is about, which the libraries do not name."""
+    """Return the reason of an error, and the file at fault, which the libraries do not name."""
     file, reason = Path(name_or_path, "tokenizer.json"), first_line(error) or type(error).__name__
     if "trust_remote_code" in str(error):
         return "it needs code of its own, which is not run here"
     if not Path(name_or_path).exists():
-        return f"there is no such folder; as a name of the Hub: {reason}"
+        return f"there is no such folder; as a Hub name: {reason}"
     if not file.exists():
         return f"without tokenizer.json: {reason}"
     try:
         Tokenizer.from_file(str(file))
     except Exception as broken:
         return f"tokenizer.json is not a tokenizer: {broken}"
-    if isinstance(error, LookupError | AttributeError | TypeError):  # whose message is a word of the library's code
-        return f"a value in tokenizer_config.json or config.json is of a wrong type, {type(error).__name__}: {reason}"
+    if isinstance(error, LookupError | AttributeError | TypeError):  # the message is a name from the library's code
+        return f"a value in tokenizer_config.json or config.json has the wrong type, {type(error).__name__}: {reason}"
     return reason
 
 
@@ -168,7 +169,7 @@ def _iterate_text(dataset: "Dataset") -> Iterator[str]:
 
 
 def require_text(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the same lines.
+    """Yield the lines unchanged.
 
     Raises:
         InputError: no line has text.
@@ -200,7 +201,7 @@ def _train_byte_level_bpe(lines, normalizer, vocab_size: int, special_tokens: li
     backend.decoder = decoders.ByteLevel()
     if normalizer:
         backend.normalizer = normalizer
-    trainer = trainers.BpeTrainer(  # its own progress bars would share lines with messages
+    trainer = trainers.BpeTrainer(  # its progress bars would mix with messages
         vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
     )
     train_bpe(backend, (piece for line in lines for piece in split_long_line(line)), trainer)
@@ -210,13 +211,13 @@ def _train_byte_level_bpe(lines, normalizer, vocab_size: int, special_tokens: li
 def train_bpe(backend: Tokenizer, lines: Iterable[str], trainer: trainers.BpeTrainer) -> None:
     """Train byte-level BPE in a time that does not grow with the square of a word's length.
 
-    A word of more than `LONGEST_WORD` bytes is cut into parts of that length, and what follows its first
-    `MOST_OF_A_WORD` characters is left out.
+    A word of more than `LONGEST_WORD` bytes is cut into parts of that length. Only its first `MOST_OF_A_WORD`
+    characters are used.
 
     Args:
-        backend: what is trained; its pre-tokenizer is `ByteLevel` without a prefix space.
+        backend: the tokenizer to train; its pre-tokenizer is `ByteLevel` without a prefix space.
         lines: the text.
-        trainer: how.
+        trainer: the settings of the training.
     """
     words, num_long = backend.pre_tokenizer, 0
 
@@ -231,7 +232,7 @@ def train_bpe(backend: Tokenizer, lines: Iterable[str], trainer: trainers.BpeTra
                     start = end
             yield line[start:]
 
-    # After ByteLevel a byte is a character.
+    # ByteLevel turns each byte into a character.
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
     backend.train_from_iterator(shortened(), trainer)
     backend.pre_tokenizer = words
@@ -244,7 +245,7 @@ def train_bpe(backend: Tokenizer, lines: Iterable[str], trainer: trainers.BpeTra
 
 
 def _may_have_long_word(line: str) -> bool:
-    """Whether a word may be longer than `LONGEST_WORD`; without the windows, `_LONG_RUN` alone would take long."""
+    """Return whether a word may be longer than `LONGEST_WORD`. Checking windows first is faster than `_LONG_RUN`."""
     step = LONGEST_WORD // 8 - 1  # a long run covers a whole window of that many characters
     windows = (line[start : start + step] for start in range(0, len(line) - step + 1, step))
     return any(" " not in window or window.isspace() for window in windows) and bool(_LONG_RUN.search(line))

@@ -1,4 +1,4 @@
-"""The subword tokenizer of translation models: one vocabulary for all languages, exact round trips, language tags."""
+"""The subword tokenizer of translation models, with one vocabulary for all languages, and language tags."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,19 +18,22 @@ def train_translation_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train byte-level BPE for all languages together.
 
-    A space is put before the first word, so that a word has the same tokens there as anywhere else; decoding takes it
-    away again. Every text round-trips exactly, `decode(tokenizer(text).input_ids, skip_special_tokens=True) == text`;
-    there is no unknown token and no normalisation. Special tokens come first: "<pad>" (0), "<s>" (1, with which a
-    decoder starts), "</s>" (2, appended to every text), then the languages' tags. None of them arises from text that
-    spells it. Training cuts long words, as `train_tokenizer` tells.
+    A space is added before the first word, so that a word has the same tokens at any position; decoding removes the
+    space. Every text is reproduced exactly: `decode(tokenizer(text).input_ids, skip_special_tokens=True) == text`.
+    There are no unknown tokens, and text is not normalised.
+
+    Special tokens come first: "<pad>" (0), "<s>" (1, the decoder's start), "</s>" (2, appended to every text), then
+    the language tags. Text that spells a special token is encoded as text. Training cuts long words, see
+    `train_tokenizer`.
 
     Args:
         lines: the text of all languages.
-        vocab_size: tokens at most, special tokens included.
-        languages: each gets a tag such as "<2de>" (Johnson et al., 2016), which `encode_sources` puts before a source.
+        vocab_size: maximal number of tokens, including special tokens.
+        languages: languages that get a tag such as "<2de>" (Johnson et al., 2016), which `encode_sources` puts before
+            a source.
 
     Raises:
-        InputError: a language that is not a plain name or given twice, `vocab_size` too small, no text in `lines`.
+        InputError: a language is not a plain name or is repeated, `vocab_size` is too small, or `lines` has no text.
     """
     for language in languages:
         if not re.fullmatch(r"\w+([-_.@]\w+)*", language):
@@ -48,7 +51,7 @@ def train_translation_tokenizer(
         )
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Prepend(" ")
-    # It parts letters from other signs, so that no merge of bytes can spell a special token.
+    # ByteLevel separates letters from other signs, so that merged bytes can never spell a special token.
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", left=1, right=0)])
     trainer = trainers.BpeTrainer(
@@ -88,11 +91,11 @@ def load_or_train_translation_tokenizer(
         name_or_path: folder or Hub name of the tokenizer to load; None to train one.
         lines: as for `train_translation_tokenizer`.
         vocab_size: as for `train_translation_tokenizer`.
-        languages: those that the tokenizer has, or gets, a tag for.
-        argument: what the user calls `name_or_path`.
+        languages: languages that the tokenizer has a tag for, or gets a tag for.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: the errors of `load_translation_tokenizer` and `train_translation_tokenizer`.
+        InputError: `load_translation_tokenizer` or `train_translation_tokenizer` raises it.
     """
     if name_or_path is None:
         return train_translation_tokenizer(lines, vocab_size=vocab_size, languages=languages)
@@ -105,12 +108,12 @@ def load_translation_tokenizer(
     """Load a tokenizer.
 
     Args:
-        name_or_path: its folder or Hub name.
-        languages: those that it has to have a tag for.
-        argument: what the user calls `name_or_path`.
+        name_or_path: the tokenizer's folder or Hub name.
+        languages: languages that the tokenizer must have a tag for.
+        argument: the argument's name in error messages.
 
     Raises:
-        InputError: it cannot be loaded, has no pad, bos or eos token, or no tag for one of `languages`.
+        InputError: the tokenizer cannot be loaded, or lacks a pad, bos or eos token, or a tag of `languages`.
     """
     tokenizer = load_tokenizer(name_or_path, argument)
     missing = [name for name in ("pad_token", "bos_token") if getattr(tokenizer, name) is None]
@@ -122,15 +125,15 @@ def load_translation_tokenizer(
 
 
 def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The target languages for which `tokenizer` has a tag; empty for the tokenizer of a single language pair."""
+    """Return the target languages with a tag; empty for the tokenizer of a single language pair."""
     return [match[1] for token in tokenizer.all_special_tokens if (match := re.fullmatch("<2(.+)>", token))]
 
 
 def language_tag_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
-    """The id of the tag of a target language.
+    """Return the id of a target language's tag.
 
     Raises:
-        InputError: `tokenizer` has no such tag.
+        InputError: the tokenizer does not have a tag for the language.
     """
     known = known_languages(tokenizer)
     if language not in known:
@@ -144,15 +147,15 @@ def language_tag_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
 def encode_sources(
     tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], target_language: str | None = None
 ) -> list[list[int]]:
-    """Token ids of sentences to translate: the tag of the target language if there are tags, the text, "</s>".
+    """Return token ids of sentences to translate: the target language's tag if there are tags, the text, and "</s>".
 
     Args:
-        tokenizer: of a translation model.
-        sentences: the texts, none of them empty.
+        tokenizer: the tokenizer of a translation model.
+        sentences: non-empty texts.
         target_language: code of the language to translate into; None for a tokenizer without tags.
 
     Raises:
-        InputError: an empty sentence; a language that `tokenizer` has no tag for, or none where it has tags.
+        InputError: a sentence is empty, the language does not have a tag, or it is missing although there are tags.
     """
     for number, sentence in enumerate(sentences, start=1):
         if not sentence.strip():
@@ -165,18 +168,18 @@ def encode_sources(
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text and "</s>", whatever special tokens `tokenizer` adds by itself.
+    """Return token ids of each text and "</s>", without the special tokens that `tokenizer` would add.
 
     Raises:
-        InputError: a text that UTF-8 cannot write, with half of a surrogate pair.
+        InputError: UTF-8 cannot encode a text, which has half of a surrogate pair.
     """
-    if not texts:  # which the library refuses
+    if not texts:  # the library refuses an empty list
         return []
     for number, text in enumerate(texts, start=1):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"text {number} of {len(texts)} is no Unicode text ({error})") from None
+            raise InputError(f"text {number} of {len(texts)} is not Unicode text ({error})") from None
     return [ids + [tokenizer.eos_token_id] for ids in encode_as_text(tokenizer, list(texts))]
 
 

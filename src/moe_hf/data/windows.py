@@ -1,6 +1,6 @@
-"""Windows of a token stream, independent or in rows whose state is carried from batch to batch.
+"""Cuts a token stream into windows: independent ones, or rows whose state is carried from batch to batch.
 
-Shape suffix: S tokens of a window.
+Shape suffixes: S tokens of a window.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from ..errors import InputError
 class StreamWindows(Dataset):
     """Windows {"input_ids", "labels", "shift_labels"}, each int64 (S,), of a token stream.
 
-    `labels` equals `input_ids`; `shift_labels` holds the next token of every position, also of the last one. Every
-    token of the stream but the first is predicted exactly once.
+    `labels` equals `input_ids`. `shift_labels` has the next token of every position, including the last. Every token
+    of the stream except the first is predicted exactly once.
 
     Args:
-        stream: sliceable to int64 arrays, such as a `TokenStream`.
+        stream: a sequence that slices to int64 arrays, such as a `TokenStream`.
         window_length: S; the last window (of every row) may be shorter.
-        num_rows: None: window i starts at token i * S. R: the stream is cut into R contiguous rows, and item j * R + r
-            is window j of row r, so that batches of R consecutive items keep the rows aligned. All rows are equally
-            long but for the end of the stream, which may be up to R - 1 tokens short: the last windows of the last
-            rows are then shorter, or empty.
+        num_rows: None: independent windows; window i starts at token i * S. R: the stream is cut into R contiguous
+            rows, and item j * R + r is window j of row r, so that batches of R consecutive items keep the rows
+            aligned. Rows have equal lengths, but the stream may lack up to R - 1 tokens at its end. The last windows
+            of the last rows are then shorter or empty.
 
     Raises:
-        InputError: window_length < 1, num_rows < 1, or a stream or row shorter than one window.
+        InputError: window_length or num_rows is below 1, or the stream or a row is shorter than one window.
     """
 
     def __init__(self, stream: Sequence, window_length: int, num_rows: int | None = None):
@@ -41,7 +41,7 @@ class StreamWindows(Dataset):
         self.window_length = window_length
         self.num_rows = num_rows
         self._row_step = num_rows or 1
-        self._num_positions = num_tokens - 1  # the last token is only ever predicted
+        self._num_positions = num_tokens - 1  # the last token is only predicted
         self._row_length = -(-self._num_positions // self._row_step)
         if self._num_positions // self._row_step < window_length:
             largest = (num_tokens - 1) // window_length
@@ -66,9 +66,9 @@ class StreamWindows(Dataset):
 
 
 def collate_windows(items: list[dict[str, torch.Tensor]], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
-    """Stack windows to int64 (B, S); unequal ones are padded on the right (labels: -100), with an attention_mask.
+    """Stack windows to int64 (B, S); pad unequal windows on the right (labels: -100), with an attention_mask.
 
-    S is at least 1: when all windows are empty, as at the end of short rows, there is one position of padding.
+    S is at least 1: if all windows are empty, as at the end of short rows, there is one position of padding.
     """
     lengths = [len(item["input_ids"]) for item in items]
     longest = max([1, *lengths])

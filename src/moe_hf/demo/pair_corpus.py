@@ -155,7 +155,7 @@ def write_translation_corpus(
         folder: made if absent.
         num_train_lines: up to `MAX_TRAIN_LINES`.
         num_valid_lines: up to `MAX_VALID_LINES`.
-        seed: of the phrases and their order.
+        seed: seed of the phrases and their order.
 
     Returns:
         The paths, as result["train"]["de"].

@@ -245,7 +245,7 @@ def write_demo_corpus(
         folder: made if absent.
         num_train_lines: at least 1.
         num_valid_lines: at least 1.
-        seed: of the sentences and their order.
+        seed: seed of the sentences and their order.
 
     Raises:
         ValueError: a number of lines is below 1 or both exceed `MAX_DISTINCT_LINES`.

@@ -1,1 +1,1 @@
-"""Models over several processes: shards, their checkpoints, balance over the global batch, and what it costs."""
+"""Models on several processes: sharding, sharded checkpoints, global-batch balancing, and a cost model."""

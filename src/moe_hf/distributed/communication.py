@@ -1,4 +1,4 @@
-"""Counting the bytes that collectives move, whoever calls them: Transformers' expert parallelism, FSDP, DDP."""
+"""Counts the bytes that collectives move in Transformers' expert parallelism, FSDP and DDP."""
 
 from collections import Counter
 
@@ -10,22 +10,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class CollectiveCounter(TorchDispatchMode):
-    """Counts, within the context, the bytes that this rank sends to other ranks, forward and backward.
+    """A context that counts the bytes that this rank sends to other ranks, forward and backward.
 
-    torch's CommDebugMode counts the calls, not the bytes. Bytes that stay on the rank are not counted. For P ranks and
-    parts of size s, the counts are the least that each rank has to send:
+    torch's CommDebugMode counts calls, not bytes. Bytes that stay on the rank do not count. For P ranks and parts of
+    size s, the counts are the minimum that each rank has to send:
 
     - all-gather and reduce-scatter: (P - 1) s
     - all-reduce of size s: 2 (P - 1) s / P
-    - all-to-all: by its split sizes, which is what really leaves
+    - all-to-all: the exact number, from its split sizes
 
     Attributes:
-        sent: bytes by collective: "all_to_all", "all_to_all of counts" (of integers), "all_gather", "reduce_scatter",
-            "all_reduce".
-        calls: how often each was called.
+        sent: {collective: bytes}, for "all_to_all", "all_to_all of counts" (integers), "all_gather", "reduce_scatter"
+            and "all_reduce".
+        calls: {collective: number of calls}.
 
     Raises:
-        NotImplementedError: another collective that sends something was called.
+        NotImplementedError: another collective that sends bytes was called.
     """
 
     def __init__(self):
@@ -75,5 +75,5 @@ class CollectiveCounter(TorchDispatchMode):
 
 
 def row_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of one row of the first dimension, whether there is a row or not."""
+    """Return the bytes of one row of the first dimension, even if the tensor is empty."""
     return tensor.element_size() * tensor.shape[1:].numel()

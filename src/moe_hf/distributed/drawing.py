@@ -1,7 +1,7 @@
-"""New weights that are drawn in parts: the bits of the whole tensor, in memory a part.
+"""Draws new weights in parts, with the same bits as the whole tensor, but only one part in memory.
 
-On a CPU torch draws a tensor's normal values in order, in blocks of 16. So pieces of whole blocks, drawn one after the
-other, are the whole tensor; a process draws all of them and keeps its own.
+On a CPU, torch draws a tensor's normal values in order, in blocks of 16. Consecutive pieces of whole blocks therefore
+give the same values as the whole tensor. Each process draws all pieces and keeps only its own.
 """
 
 import math
@@ -22,10 +22,10 @@ class DrawnLater:
     """Normal values that are drawn when a slice is read, with the interface of a slice of a safetensors file.
 
     Args:
-        shape: of the whole tensor.
-        dtype: of its values.
-        state: of the generator before the first value.
-        arguments: mean and standard deviation, as `Tensor.normal_` takes them.
+        shape: shape of the whole tensor.
+        dtype: dtype of its values.
+        state: the generator's state before the first value.
+        arguments: mean and standard deviation, as for `Tensor.normal_`.
     """
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype, state: torch.Tensor, arguments: dict):
@@ -35,7 +35,7 @@ class DrawnLater:
         return list(self.shape)
 
     def __getitem__(self, index) -> torch.Tensor:
-        """`index` is `...`, or a tuple of slices, of which those after the first take everything."""
+        """Draw a slice; `index` is `...`, or a tuple of slices in which only the first may cut."""
         first, *others = [slice(None)] * len(self.shape) if index is ... else index
         if any(part.indices(size) != (0, size, 1) for part, size in zip(others, self.shape[1:])):
             raise NotImplementedError(f"only the first dimension can be cut, not {index}")
@@ -55,24 +55,24 @@ class DrawnLater:
 def draw_pieces(
     number: int, dtype: torch.dtype, generator: torch.Generator | None, **arguments
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Normal values as `torch.empty(number).normal_()` draws them: where each piece begins, and the piece.
+    """Yield (start, piece) of the values that `torch.empty(number).normal_()` would draw.
 
     Args:
-        number: of values.
-        dtype: of the values.
-        generator: None: torch's own.
-        **arguments (float): of `Tensor.normal_`.
+        number: number of values.
+        dtype: dtype of the values.
+        generator: the generator; None: torch's default.
+        **arguments (float): arguments of `Tensor.normal_`.
     """
     piece, begin = torch.empty(min(number, PIECE + BLOCK), dtype=dtype, device="cpu"), 0
     while begin < number:
-        # The last piece has a block at least: fewer values are drawn in another way.
+        # The last piece has at least one block, because torch draws fewer values in another way.
         length = number - begin if number - begin < PIECE + BLOCK else PIECE
         yield begin, piece[:length].normal_(generator=generator, **arguments)
         begin += length
 
 
 class _ExpertsLater(TorchFunctionMode):
-    """Gives tensors of some shapes no memory, and keeps of their drawing what it takes to repeat it."""
+    """Does not allocate tensors of some shapes, and records how to draw their values later."""
 
     def __init__(self, shapes: set[torch.Size]):
         super().__init__()
@@ -86,19 +86,19 @@ class _ExpertsLater(TorchFunctionMode):
             tensor, arguments = kwargs["tensor"], {name: kwargs[name] for name in ("mean", "std")}
             self.drawn[tensor] = DrawnLater(tensor.shape, tensor.dtype, torch.get_rng_state(), arguments)
             for _ in draw_pieces(tensor.numel(), tensor.dtype, None, **arguments):
-                pass  # what is drawn next has to be the same
+                pass  # advances the generator, so that later values are the same
             return tensor
         return func(*args, **kwargs)
 
 
 def build_without_experts(build: Callable[[], PreTrainedModel]) -> tuple[PreTrainedModel, dict]:
-    """Make a model whose experts have no values yet.
+    """Make a model whose experts do not have values yet.
 
     Args:
-        build: makes the whole model, with the values that it has in a single process.
+        build: function that makes the whole model, with the same values as in a single process.
 
     Returns:
-        The model, whose experts are on the meta device, and its state: by name the tensors, `DrawnLater` for experts.
+        The model, with experts on the meta device, and its state {name: tensor}, with `DrawnLater` for experts.
     """
     with torch.device("meta"):
         modules = build().modules()

@@ -1,4 +1,4 @@
-"""Data parallelism of experts with factored gradients: processes exchange rows, which are fewer than the gradients."""
+"""Data parallelism with factored gradients of experts: processes exchange rows, which are smaller than gradients."""
 
 import math
 
@@ -14,15 +14,16 @@ EXPERTS_DIM = "ep"  # of Transformers' mesh: processes along it have different e
 
 @torch.no_grad()
 def gather_rows(model: nn.Module) -> None:
-    """Give every process the rows of all, over their number: the mean that DDP and FSDP take of the other gradients.
+    """Give every process the rows of all processes, divided by their number, as DDP and FSDP average other gradients.
 
-    Under expert parallelism the tokens of all processes have come to an expert's owner, and its rows with them: only
-    the copies of the expert exchange rows. Each keeps those of the experts that it steps.
+    With expert parallelism, the owner of an expert already has the rows of all tokens. Only processes with copies of
+    the same expert exchange rows, and each keeps the rows of the experts that it steps.
 
-    All processes must call it, after the same backward passes and before clipping. A single process need not.
+    All processes must call this function after the same backward passes, and before clipping. A single process need
+    not call it.
 
     Args:
-        model: with `use_factored_gradients`, the same on every process.
+        model: a model with `use_factored_gradients`, the same on every process.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -49,7 +50,7 @@ def _over(rows: RowGradients, number: int) -> RowGradients:
 
 
 def _gather(rows: RowGradients, group: dist.ProcessGroup) -> RowGradients:
-    """The rows of all processes of a group."""
+    """Return the rows of all processes of a group."""
     counts = [torch.empty_like(rows.counts) for _ in range(dist.get_world_size(group))]
     dist.all_gather(counts, rows.counts, group=group)
     totals = [int(count.sum()) for count in counts]
@@ -58,7 +59,7 @@ def _gather(rows: RowGradients, group: dist.ProcessGroup) -> RowGradients:
 
 
 def _gather_padded(rows: torch.Tensor, totals: list[int], group: dist.ProcessGroup) -> list[torch.Tensor]:
-    """The tensors (total, ...) of all processes; they travel padded to the longest."""
+    """Return the tensors (total, ...) of all processes, which are padded to the longest one for the exchange."""
     padded = rows.new_zeros(max(totals), *rows.shape[1:])
     padded[: len(rows)] = rows
     received = [torch.empty_like(padded) for _ in totals]
@@ -67,7 +68,7 @@ def _gather_padded(rows: torch.Tensor, totals: list[int], group: dist.ProcessGro
 
 
 def _own(rows: RowGradients, rank: int, num_parts: int) -> RowGradients:
-    """Those of the experts that are this process's when FSDP cuts them into parts: of equal size, but for the last."""
+    """Return the rows of this process's experts. FSDP splits experts into equal parts; the last may be smaller."""
     size = math.ceil(len(rows.counts) / num_parts)
     before, own, _ = rows.counts.tensor_split([rank * size, (rank + 1) * size])
     here = slice(int(before.sum()), int(before.sum() + own.sum()))

@@ -1,11 +1,11 @@
-"""Balancing over the global batch, of all processes, which is the batch X of the paper (section 3.1).
+"""Balances experts over the global batch of all processes, which is the batch X of the paper (section 3.1).
 
-CV(v)^2 is not linear in the batch, so the losses of the parts do not add up to the loss of the whole. Here the vectors
-Importance and Load, which do add up, are summed over the processes before the losses are taken of them, and strictly
-balanced gates choose among the tokens of all processes. The models know nothing of it: their gates return these
-vectors, and what is done here is done to what they return.
+CV(v)^2 is not linear in the batch, so the balancing losses of the processes do not add up to the loss of the global
+batch. The vectors Importance and Load do add up. This module sums both vectors over the processes before the losses
+are computed, and lets strictly balanced gates choose among the tokens of all processes. It changes the gates' outputs
+from outside, so the model code does not depend on it.
 
-Shape suffixes: T tokens of this process, E experts, M tokens that each expert keeps, or T if those are fewer, W
+Shape suffixes: T tokens of this process, E experts, M the number of tokens that each expert keeps (at most T), W
 processes, C candidates.
 """
 
@@ -20,16 +20,16 @@ from ..models.balanced_gating import StrictlyBalancedGate, tokens_for_each_exper
 from ..models.gating import GateOutput, NoisyTopKGate, SoftmaxTopKGate
 from ..models.hierarchical_gating import HierarchicalGate
 
-# A hierarchical gate's primary gate is one of these too, and has to be: Load_H is the product of the primary load,
-# which is then of all processes, and of what each process adds to the secondary ones.
+# The primary gate of a hierarchical gate is itself in this list, as it must be: Load_H is the product of the primary
+# load, which is then summed over all processes, and each process's part of the secondary loads.
 GATES = (NoisyTopKGate, SoftmaxTopKGate, StrictlyBalancedGate, HierarchicalGate)
 
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
-BITS_AT_ONCE = 4  # the more, the fewer and the longer are the exchanges of a strictly balanced gate
+BITS_AT_ONCE = 4  # more bits mean fewer but larger exchanges of a strictly balanced gate
 
 
 class GlobalBatchCallback(TrainerCallback):
-    """Balances the experts over the global batch of all processes while a model trains."""
+    """Balances the experts over the global batch of all processes during a training."""
 
     def __init__(self):
         self._undo = []
@@ -48,31 +48,32 @@ class GlobalBatchCallback(TrainerCallback):
 
 
 def balance_over_global_batch(model: nn.Module, group: dist.ProcessGroup | None = None) -> list:
-    """Make every gate of `model` balance over the global batch of a group's processes, while it is in training mode.
+    """Make every gate of `model` balance over the global batch of a group's processes, in training mode.
 
-    Every process must then run the same number of forward passes. On all of them the balancing losses are equal, and
-    their gradients are those of one process with the global batch, in its tokens' order by rank, if the processes'
-    losses are weighed so that the weights add up to 1 (as `num_items_in_batch` does) and the gradients are summed.
+    Every process must then run the same number of forward passes. The balancing losses are equal on all processes.
+    Their gradients equal those of a single process with the global batch, whose tokens are ordered by rank, under two
+    conditions: the weights of the processes' losses add up to 1 (as with `num_items_in_batch`), and the gradients are
+    summed.
 
     Args:
         group: the processes; None: all.
 
     Returns:
-        functions that take it back.
+        functions that undo the change.
     """
     undo = []
     for module in model.modules():
         if isinstance(module, GATES):
             undo.append(module.register_forward_hook(partial(_sum_statistics, group)).remove)
         if isinstance(module, StrictlyBalancedGate):
-            # The instance's attribute hides the class's method.
+            # An attribute of the instance overrides the method of the class.
             module.choose_by_batch = partial(_choose_by_global_batch, module, group)
             undo.append(partial(delattr, module, "choose_by_batch"))
     return undo
 
 
 def _sum_statistics(group, gate: nn.Module, inputs: tuple, output: GateOutput) -> GateOutput | None:
-    """Importance, load and token counts summed over the processes; the threshold loss as a mean over all tokens."""
+    """Sum importance, load and token counts over the processes, and average the threshold loss over all tokens."""
     if not gate.training or output.importance is None:
         return None
     own = [output.importance, output.load, output.tokens_per_expert]
@@ -88,9 +89,10 @@ def _sum_statistics(group, gate: nn.Module, inputs: tuple, output: GateOutput) -
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum that every process gets; so the gradient with respect to a part is the sum of what all of them pass back.
+    """Sums a tensor over the processes, for every process. The gradient of a part is the sum of all their gradients.
 
-    torch has deprecated its own (torch.distributed.nn.functional) for one that only newer versions differentiate.
+    torch has deprecated its version (torch.distributed.nn.functional). The replacement is only differentiable in newer
+    versions.
     """
 
     @staticmethod
@@ -106,7 +108,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def _num_tokens(hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics=True) -> torch.Tensor:
-    """The arguments of a gate -> its real tokens, (1,)."""
+    """Return the number of real tokens (1,) from the arguments of a gate."""
     if mask is None:
         return torch.tensor([len(hidden_states)], device=hidden_states.device)
     return mask.sum()[None]
@@ -120,10 +122,10 @@ def _choose_by_global_batch(
     is_token_T1: torch.Tensor,
     num_tokens: int | torch.Tensor,
 ) -> tuple[torch.Tensor, int | None]:
-    """In place of `StrictlyBalancedGate.choose_by_batch`: each expert keeps the best tokens of all processes.
+    """Replace `StrictlyBalancedGate.choose_by_batch`: each expert keeps the best tokens of all processes.
 
-    Among equal values those of the lower rank are kept, and of one rank the earlier ones: the order of the global
-    batch. What is exchanged are numbers of tokens, a few for each expert, however many tokens and processes there are.
+    Among equal values, tokens of lower ranks come first, then earlier tokens, which is the order of the global batch.
+    The processes exchange only counts, a few per expert, for any number of tokens and processes.
     """
     if not gate.training:
         return type(gate).choose_by_batch(gate, gates_TE, is_token_T1, num_tokens)
@@ -132,7 +134,7 @@ def _choose_by_global_batch(
     m = tokens_for_each_expert(int(total), gate.num_experts, gate.num_experts_per_tok)
     if m == 0:
         return torch.zeros_like(gates_TE, dtype=torch.bool), None
-    # Read as integers, values that are not negative keep their order; padding, which is negative, comes before them.
+    # The bits of non-negative floats, read as integers, have the same order. Padding is negative and comes first.
     keys_TE = gates_TE.masked_fill(~is_token_T1, -1).view(INTEGERS[gates_TE.dtype])
     best_EM = keys_TE.topk(min(m, len(keys_TE)), dim=0).values.flip(0).t().contiguous().long()
     last_kept_E = _highest_with(m, best_EM, 8 * keys_TE.element_size() - 2, group)
@@ -147,12 +149,12 @@ def _choose_by_global_batch(
 
 
 def _highest_with(m: int, sorted_EM: torch.Tensor, num_bits: int, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """(E,) the highest keys that `m` tokens of all processes reach, found from the highest bits to the lowest.
+    """Return (E,), the highest keys that `m` tokens of all processes reach, determined from high to low bits.
 
     Args:
-        m: tokens for each expert.
-        sorted_EM: keys of this process, ascending: the highest `m`, or all.
-        num_bits: of a key that may be set; a gate's value is at most 1, so that its two highest bits are not.
+        m: number of tokens of each expert.
+        sorted_EM: keys of this process in ascending order: the highest `m`, or all.
+        num_bits: number of bits of a key that may be set. A gate's value is at most 1, so its two highest bits are 0.
         group: the processes.
     """
     found_E = torch.zeros(len(sorted_EM), dtype=torch.int64, device=sorted_EM.device)
@@ -167,5 +169,5 @@ def _highest_with(m: int, sorted_EM: torch.Tensor, num_bits: int, group: dist.Pr
 
 
 def _count_from(sorted_EM: torch.Tensor, keys_EC: torch.Tensor) -> torch.Tensor:
-    """(E, C) how many of an expert's keys are as high as each of C, or higher."""
+    """Return (E, C), the number of an expert's keys that are at least each of the C candidates."""
     return sorted_EM.shape[1] - torch.searchsorted(sorted_EM, keys_EC, out_int32=True)

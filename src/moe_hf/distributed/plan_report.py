@@ -1,4 +1,4 @@
-"""What `moe-hf plan` prints: a plan in words."""
+"""Formats a plan for `moe-hf plan`."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from .plan import (
 )
 
 GB = 1e9
-FEW_TOKENS = 64  # for an expert; below it its weights take longer to fetch than to use (benchmarks/results/experts.md)
+FEW_TOKENS = 64  # below it, fetching an expert's weights takes longer than using them (benchmarks/results/experts.md)
 
 
 def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
@@ -35,12 +35,12 @@ def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
     config_class = GnmtMoeConfig if is_translation else LstmMoeConfig
     try:
         return config_class(**{name: values[name] for name in values.keys() & names[config_class]} | (changes or {}))
-    except Exception as error:  # the library wraps what a check raises in an error of its own, by another name
+    except Exception as error:  # the library wraps the checks' errors
         raise InputError(" ".join(str(error).split())) from error
 
 
 def describe(plan: ShardingPlan) -> str:
-    """A plan as text."""
+    """Return a plan as text."""
     config, cluster = plan.config, plan.cluster
     step = plan.compute_seconds + plan.all_to_all_seconds + plan.dense_seconds
     head = "{:<28}{:>13}{:>13}{:>13}{:>13}"
@@ -61,7 +61,9 @@ def describe(plan: ShardingPlan) -> str:
     for name, size in (
         ("softmax, gathered", plan.gathered),
         ("kept for the backward pass", plan.activations),
-        ("in all", plan.memory),
+        ("softmax, logits", plan.softmax),
+        ("backward pass, one layer", plan.working),
+        ("peak", plan.memory),
     ):
         lines.append(head.format(name, "", "", "", f"{size / GB:.3f}"))
     lines += [
@@ -79,7 +81,7 @@ def describe(plan: ShardingPlan) -> str:
 
 
 def warnings(plan: ShardingPlan) -> list[str]:
-    """What is wrong with a plan, one line for each point."""
+    """Return the problems of a plan, one line each."""
     config, cluster, texts = plan.config, plan.cluster, []
     if config.num_experts % cluster.devices:
         texts.append(

@@ -1,6 +1,7 @@
-"""Reads a checkpoint of torch.distributed.checkpoint without executing what is in it.
+"""Reads a checkpoint of torch.distributed.checkpoint without executing code in it.
 
-The library unpickles the file `.metadata`, and every entry that is not a tensor, without a limit on what they call.
+The library unpickles the file `.metadata`, and every entry that is not a tensor, without restricting what the pickles
+call.
 """
 
 import io
@@ -12,7 +13,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, M
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
-# The classes of which the library makes its metadata, which do nothing when they are made.
+# The classes of the library's metadata, whose construction has no side effects.
 ALLOWED = {
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
@@ -33,7 +34,7 @@ ALLOWED = {
 
 
 class SafeReader(FileSystemReader):
-    """Refuses metadata that name anything but the library's own classes, and files outside of the folder."""
+    """Refuses metadata with classes other than the library's, and files outside the folder."""
 
     def read_metadata(self, *args, **kwargs) -> Metadata:
         with Path(self.path, ".metadata").open("rb") as file:
@@ -50,10 +51,10 @@ class SafeReader(FileSystemReader):
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """Refuses what is not a tensor or a plain value."""
+    """Refuses entries that are not tensors or plain values."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        torch.load(value, weights_only=True)  # raises before the library reads the same bytes without that limit
+        torch.load(value, weights_only=True)  # raises before the library reads the same bytes without restrictions
         value.seek(0)
         super().load_bytes(read_item, value)
 

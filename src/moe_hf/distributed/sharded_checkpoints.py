@@ -1,8 +1,8 @@
-"""Checkpoints of which every process writes and reads its own part, and which any number of processes can resume.
+"""Sharded checkpoints: every process writes and reads its own part, and any number of processes can resume.
 
-A folder `checkpoint-N` then holds shard-*.safetensors instead of model.safetensors, which `from_pretrained` reads as
-well, and the folder `optimizer` instead of optimizer.pt, both written by torch.distributed.checkpoint. What
-`save_model` writes at the end of a run is one whole model, as ever, to which every process writes its part.
+A sharded `checkpoint-N` has shard-*.safetensors instead of model.safetensors, and a folder `optimizer` instead of
+optimizer.pt. torch.distributed.checkpoint writes both, and `from_pretrained` can read the shards. At the end of a run,
+`save_model` still writes one complete model, to which every process writes its part.
 """
 
 from pathlib import Path
@@ -33,35 +33,37 @@ OPTIMIZER_FOLDER = "optimizer"
 
 
 def check_sharded_optimizer(checkpoint: str | Path) -> None:
-    """Check that every file of a sharded checkpoint's optimizer is there in its whole length.
+    """Check that every file of a sharded checkpoint's optimizer is present and complete.
 
     Raises:
-        InputError: a file is missing, cut, or would execute something; the message names it.
+        InputError: a file is missing or truncated, or would execute code; the message names the file.
     """
     folder = Path(checkpoint) / OPTIMIZER_FOLDER
     try:
         parts = list(SafeReader(folder).read_metadata().storage_data.values())
         ends = [(folder / part.relative_path, part.offset + part.length) for part in parts]
     except FileNotFoundError as error:
-        raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/.metadata is missing") from error
-    except Exception as error:  # a pickle, broken in whatever way
+        raise InputError(f"checkpoint {checkpoint} is incomplete: {OPTIMIZER_FOLDER}/.metadata is missing") from error
+    except Exception as error:  # a damaged pickle raises many kinds of errors
         raise InputError(
             f"checkpoint {checkpoint} is broken: {OPTIMIZER_FOLDER}/.metadata cannot be read ({first_line(error)})"
         ) from error
     for file, end in ends:
         if not file.is_file() or file.stat().st_size < end:
-            raise InputError(f"checkpoint {checkpoint} is not whole: {OPTIMIZER_FOLDER}/{file.name} is missing or cut")
+            raise InputError(
+                f"checkpoint {checkpoint} is incomplete: {OPTIMIZER_FOLDER}/{file.name} is missing or cut"
+            )
 
 
 def _check_no_more_weights(model: PreTrainedModel, checkpoint: str) -> None:
-    """Refuse weights that the model lacks. The library checks for missing weights, and leaves out additional ones."""
+    """Refuse weights that the model does not have: the library checks for missing weights, but ignores extra ones."""
     saved = HuggingFaceStorageReader(checkpoint).read_metadata().state_dict_metadata
     if more := sorted(saved.keys() - get_model_state_dict(model).keys()):
         raise InputError(f"checkpoint {checkpoint} has weights that this run's model lacks: {', '.join(more[:3])}")
 
 
 def load_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """As the library's `load_optimizer_distributed`, without executing what is in the folder."""
+    """Load an optimizer as the library's `load_optimizer_distributed` does, without executing code in the folder."""
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     own = get_optimizer_state_dict(model, optimizer, options=options)
     state = _redistribute_state_dict(own)
@@ -71,21 +73,21 @@ def load_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer, fol
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Every process writes its part of the weights, as a safetensors file. All of them must call it."""
+    """Write each process's part of the weights as a safetensors file. All processes must call this function."""
     state = _redistribute_state_dict(get_model_state_dict(model))
-    for name in model.all_tied_weights_keys:  # the file format wants no two names for one memory
+    for name in model.all_tied_weights_keys:  # the file format does not allow two names for the same memory
         state[name] = state[name].clone()
     dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 class ShardedCheckpointMixin:
-    """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`.
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases; `args` are `MoeTrainingArguments`.
 
-    Models that are sharded, by expert parallelism or by accelerate's FSDP, are saved in shards. So are those on a
-    single process with `expert_parallel_size` other than 1, so that a run can go on with more processes.
+    Models that are sharded by expert parallelism or by accelerate's FSDP are saved in shards. So are models on a
+    single process with `expert_parallel_size` other than 1, so that the run can be resumed with more processes.
 
-    The Trainer itself refuses to save what resuming from a model sharded by `DistributedConfig` needs, and has for
-    accelerate's FSDP a format that only FSDP can read.
+    The Trainer itself does not save the optimizer of a model sharded by `DistributedConfig`. For accelerate's FSDP, it
+    has a format that only FSDP can read.
     """
 
     def __init__(self, model=None, args=None, **kwargs):
@@ -93,7 +95,7 @@ class ShardedCheckpointMixin:
         if not is_sharded:
             super().__init__(model=model, args=args, **kwargs)
         else:
-            save_only_model, args.save_only_model = args.save_only_model, True  # for the Trainer's check of it
+            save_only_model, args.save_only_model = args.save_only_model, True  # passes the Trainer's check
             try:
                 super().__init__(model=model, args=args, **kwargs)
             finally:
@@ -105,7 +107,7 @@ class ShardedCheckpointMixin:
             super().save_model(output_dir, _internal_call)
         elif _internal_call and output_dir is not None and not self.args.save_only_model:
             self._save_shards(Path(output_dir))
-        elif self.is_fsdp_enabled:  # the Trainer would save nothing, unless accelerate is told FULL_STATE_DICT
+        elif self.is_fsdp_enabled:  # the Trainer would only save with accelerate's FULL_STATE_DICT
             self._save(output_dir or self.args.output_dir)
         else:
             super().save_model(output_dir, _internal_call)
@@ -113,7 +115,7 @@ class ShardedCheckpointMixin:
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.saves_shards or self.args.world_size == 1:
             return super()._save(output_dir, state_dict)
-        # The first process may write beside its place, and all of them write into its files.
+        # The first process may write into a temporary folder, and all processes must write into the same files.
         (folder,) = broadcast_object_list([str(output_dir or self.args.output_dir)])
         self._save_all_but_weights(Path(folder))
         write_weights(self.accelerator.unwrap_model(self.model), Path(folder))
@@ -145,7 +147,7 @@ class ShardedCheckpointMixin:
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The first process writes trainer_state.json next, which says that all files are there.
+        # The first process then writes trainer_state.json, which marks the checkpoint as complete.
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -155,7 +157,7 @@ class ShardedCheckpointMixin:
         elif self.saves_shards:
             raise InputError(
                 f"resume_from_checkpoint={resume_from_checkpoint} is of a run without expert_parallel_size and FSDP: "
-                "resume it so, or start a new run from its weights with --model_name_or_path"
+                "resume without them, or start a new run from its weights with --model_name_or_path"
             )
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -166,8 +168,7 @@ class ShardedCheckpointMixin:
         load_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint, OPTIMIZER_FOLDER))
         schedule, own = torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True), self.lr_scheduler.state_dict()
         for name, values in schedule.items():
-            # An entry for each group of parameters, of which there are more with more kinds of sharding; they all
-            # have the same learning rate.
+            # One entry per parameter group. More kinds of sharding give more groups, all with the same learning rate.
             if isinstance(values, list):
                 schedule[name] = values[:1] * len(own[name])
         self.lr_scheduler.load_state_dict(schedule)

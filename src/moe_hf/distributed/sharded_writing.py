@@ -1,6 +1,6 @@
-"""One whole model in the files that `save_pretrained` writes, to which every process writes its part.
+"""Writes one complete model in the format of `save_pretrained`, to which every process writes its part.
 
-No process has more of a weight than its part. The folder must be one that all processes see.
+A process never holds more than its part of a weight. All processes must see the folder.
 """
 
 import json
@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..models.factored_gradients import local
 
-MAX_FILE_SIZE = "50GB"  # as in save_pretrained; a weight that is larger has a file of its own
+MAX_FILE_SIZE = "50GB"  # as in save_pretrained; a larger weight gets a separate file
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -28,11 +28,11 @@ def write_weights(model: PreTrainedModel, folder: Path) -> None:
     """Write model.safetensors, or several such files and their index. All processes must call it.
 
     Args:
-        model: whose parameters are cut along their first dimension, if at all.
-        folder: must exist.
+        model: a model whose parameters are whole, or split along the first dimension.
+        folder: an existing folder.
 
     Raises:
-        OSError: on every process, if one of them cannot write.
+        OSError: a process cannot write. Every process raises this error.
     """
     weights = {k: v for k, v in get_model_state_dict(model).items() if k not in model.all_tied_weights_keys}
     shapes = {name: torch.empty(weight.shape, dtype=weight.dtype, device="meta") for name, weight in weights.items()}
@@ -59,11 +59,11 @@ def write_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def first_row(weight: torch.Tensor) -> int | None:
-    """Where the rows of this process begin in the whole weight; None: another process has the same rows, or none."""
+    """Return the first row of this process in the whole weight; None if another process writes its rows."""
     if not isinstance(weight, DTensor):
         return 0 if dist.get_rank() == 0 else None
     first, number, mesh = 0, len(weight), weight.device_mesh
-    # FSDP, whose dimensions come before, has cut the part that expert parallelism left to a process.
+    # FSDP, whose mesh dimensions come first, has split the part that expert parallelism gave to a process.
     for dim in reversed(range(mesh.ndim)):
         rank = mesh.get_local_rank(dim)
         if weight.placements[dim].is_replicate():
@@ -77,7 +77,7 @@ def first_row(weight: torch.Tensor) -> int | None:
 
 @contextmanager
 def _failing_together() -> Iterator[None]:
-    """Every process waits here for all, and the error of one is that of all: none goes on or waits without end."""
+    """Wait for all processes, and raise an error of one process on all, so that no process continues or hangs."""
     error, errors = None, [None] * dist.get_world_size()
     try:
         yield
@@ -89,7 +89,7 @@ def _failing_together() -> Iterator[None]:
 
 
 def _header(shapes: dict[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
-    """The start of a safetensors file, and where the data of each tensor begin."""
+    """Return the header of a safetensors file, and the offset of each tensor's data."""
     entries, begins, end = {"__metadata__": {"format": "pt"}}, {}, 0
     for name, shape in shapes.items():
         begins[name], end = end, end + shape.nbytes

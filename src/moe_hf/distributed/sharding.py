@@ -1,4 +1,4 @@
-"""Models of which every process holds a part: one copy of each expert over all of them (section 3.1)."""
+"""Creates sharded models, with one copy of each expert over all processes (section 3.1)."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ from .drawing import build_without_experts
 
 
 def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments) -> None:
-    """Check that all processes of a run were started alike.
+    """Check that all processes of a run have the same arguments.
 
     Args:
-        arguments: of this process, as plain values.
-        training_args: those of the run.
+        arguments: the arguments of this process, as plain values.
+        training_args: the training arguments.
 
     Raises:
-        InputError: the arguments differ; raised on every process.
+        InputError: the arguments differ. Every process raises this error.
     """
     if training_args.world_size > 1:
         try:
@@ -30,7 +30,7 @@ def check_same_run_everywhere(arguments: dict, training_args: TrainingArguments)
 
 
 def distributed_config(training_args: TrainingArguments) -> DistributedConfig | None:
-    """What `expert_parallel_size` says for this number of processes; None: no model is sharded by it.
+    """Return the sharding for `expert_parallel_size` and this number of processes; None: models are not sharded.
 
     Raises:
         InputError: the size does not divide the number of processes.
@@ -44,17 +44,17 @@ def distributed_config(training_args: TrainingArguments) -> DistributedConfig | 
 
 
 def shard_new_model(build: Callable[[], PreTrainedModel], config: DistributedConfig) -> PreTrainedModel:
-    """Make a model of which each process draws and holds its own experts, with the weights of a single process.
+    """Make a sharded model with the same weights as on a single process; each process holds only its own experts.
 
-    Every process draws the values of all experts, a piece at a time, and keeps its own. (On a CPU, torch's DTensors
-    draw the same values for all parts.)
+    Every process draws the values of all experts, one piece at a time, and keeps its own. torch's DTensors are not
+    used, because on a CPU they draw the same values for all parts.
 
     Args:
-        build: makes the whole model, from torch's generator of random numbers.
-        config: how the model is sharded.
+        build: function that makes the whole model, with torch's default generator.
+        config: the sharding.
 
     Raises:
-        InputError: on every process, what `build` raises, and what does not allow sharding.
+        InputError: `build` fails, or the model cannot be sharded. Every process raises this error.
     """
     random_state = [torch.get_rng_state()]
     dist.broadcast_object_list(random_state)
@@ -69,5 +69,5 @@ def shard_new_model(build: Callable[[], PreTrainedModel], config: DistributedCon
             experts_implementation=model.config._experts_implementation,
             distributed_config=config,
         )
-    except ValueError as error:  # InputError is one
+    except ValueError as error:  # InputError is a ValueError
         raise InputError(str(error)) from error

@@ -1,6 +1,6 @@
-"""Waiting for another process for as long as it works, which a collective would not: it has a timeout.
+"""Waits for another process without a time limit, unlike a collective, which has a timeout.
 
-The processes count themselves in the store by which their group was formed. No collective begins before all are there.
+The processes count themselves in the store that formed their group. A collective starts only after all have arrived.
 """
 
 import itertools
@@ -14,15 +14,15 @@ from transformers import TrainingArguments
 
 from ..errors import InputError
 
-LONGEST_PAUSE = 0.5  # seconds between two looks
+LONGEST_PAUSE = 0.5  # seconds between two checks
 _meetings = itertools.count()
 
 
 class Meeting:
-    """A barrier without a timeout. Every process makes its meetings in the same order.
+    """A barrier without a timeout. Every process must create its meetings in the same order.
 
     Args:
-        training_args: those of the run, whose process group exists.
+        training_args: the training arguments; the process group exists.
     """
 
     def __init__(self, training_args: TrainingArguments):
@@ -31,7 +31,7 @@ class Meeting:
         self.key = f"moe_hf/meeting/{next(_meetings)}"
 
     def arrive(self) -> None:
-        """Count this process, and do not wait."""
+        """Count this process without waiting."""
         self.store.add(self.key, 1)
 
     def wait(self) -> None:
@@ -44,12 +44,12 @@ class Meeting:
 
 @contextmanager
 def local_rank_zero_first(training_args: TrainingArguments) -> Iterator[None]:
-    """The first process of each machine goes through the block while the others wait, and then they do.
+    """Let the first process of each machine run the block while the other processes wait; they run it afterwards.
 
-    Unlike `TrainingArguments.main_process_first` it lets them wait longer than `ddp_timeout`.
+    Unlike `TrainingArguments.main_process_first`, the wait may exceed `ddp_timeout`.
 
     Args:
-        training_args: those of the run.
+        training_args: the training arguments.
     """
     if training_args.world_size == 1:
         yield
@@ -69,14 +69,14 @@ def local_rank_zero_first(training_args: TrainingArguments) -> Iterator[None]:
 
 
 def broadcast_from_rank_zero(make: Callable, training_args: TrainingArguments):
-    """Call `make` on the first process, however long it takes, and give its result to every process.
+    """Call `make` on the first process, without a time limit, and return its result on every process.
 
     Args:
-        make: called without arguments.
-        training_args: those of the run.
+        make: a function without arguments.
+        training_args: the training arguments.
 
     Raises:
-        InputError: the one that `make` raises on the first process; raised on every process.
+        InputError: `make` raises it on the first process. Every process raises the same error.
     """
     if training_args.world_size == 1:
         return make()

@@ -1,4 +1,4 @@
-"""Metrics, tables and pictures that judge a trained model."""
+"""Evaluates trained models: perplexity, BLEU, records and plots."""
 
 from ..model_size import count_embedding_parameters, count_parameters, ops_per_timestep
 

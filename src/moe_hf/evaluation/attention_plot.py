@@ -9,7 +9,7 @@ from ..writing import check_file, whole_file
 
 
 def check_plot_file(file: str | Path) -> None:
-    """Check that a plot can be written, before there is any work that could be lost.
+    """Check that a plot can be written. Call it before work that could be lost.
 
     Args:
         file: the plot's file; its ending decides the format.
@@ -31,9 +31,9 @@ def plot_attention(translator: Translator, translation: Translation, file: str |
     """Save which source tokens the decoder looks at while it writes each target token.
 
     Args:
-        translator: what translated.
-        translation: one of its results, with at least one target token.
-        file: PNG or whatever matplotlib can write.
+        translator: the translator that made the translation.
+        translation: a result of `translator`, with at least one target token.
+        file: a PNG file, or another format of matplotlib.
 
     Raises:
         InputError: the file cannot be written.

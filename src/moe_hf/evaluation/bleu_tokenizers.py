@@ -1,4 +1,4 @@
-"""Which of sacrebleu's tokenizers BLEU takes: words by spaces would give 0 in a language that writes none."""
+"""Chooses sacrebleu's tokenizer for BLEU: splitting at spaces would give 0 in a language without spaces."""
 
 import logging
 import re
@@ -20,10 +20,10 @@ EXTRAS = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 
 
 def tokenizer_for(language: str | None) -> str:
-    """sacrebleu's tokenizer for a target language; where its extra is missing, "char", and a warning that says so.
+    """Return sacrebleu's tokenizer for a target language; "char" and a warning if its extra package is missing.
 
     Args:
-        language: a code such as "zh", "zh-CN" or "zho_Hans"; None, if it is not known, gives "13a".
+        language: a code such as "zh", "zh-CN" or "zho_Hans"; None (not known) gives "13a".
     """
     code = re.split(r"[-_.@]", language or "")[0].lower()
     name = TOKENIZERS.get(code, DEFAULT_TOKENIZER)
@@ -37,7 +37,7 @@ def tokenizer_for(language: str | None) -> str:
 
 
 def language_of_file(path: str | Path) -> str | None:
-    """The code at the end of a file's name, such as "zh" of "test.zh.gz", if it has an entry in `TOKENIZERS`."""
+    """Return the code at the end of a file's name, such as "zh" in "test.zh.gz", if `TOKENIZERS` has it."""
     suffixes = [suffix[1:] for suffix in Path(path).suffixes if suffix not in (".gz", ".xz")]
     is_known = bool(suffixes) and re.split("[-_]", suffixes[-1])[0].lower() in TOKENIZERS
     return suffixes[-1] if is_known else None
@@ -47,7 +47,7 @@ def check_tokenizer(tokenize: str | None) -> None:
     """Check that sacrebleu has a tokenizer and can use it here.
 
     Args:
-        tokenize: its name; None is allowed.
+        tokenize: the tokenizer's name, or None.
 
     Raises:
         InputError: the name is not one of sacrebleu's, or that tokenizer cannot be used here.
@@ -63,7 +63,7 @@ def check_tokenizer(tokenize: str | None) -> None:
 
 
 def _fault(name: str) -> str | None:
-    """Why a tokenizer cannot be used, on one line."""
+    """Return why a tokenizer cannot be used, on one line."""
     from sacrebleu.metrics import BLEU
 
     try:
@@ -74,10 +74,10 @@ def _fault(name: str) -> str | None:
 
 
 def merge_signatures(signatures: dict[str, str]) -> str:
-    """The signature of the mean of several scores: where theirs differ, the values of all of them.
+    """Return the signature of the mean of several scores, with all values where the signatures differ.
 
     Args:
-        signatures: by direction. {"en-de": "nrefs:1|tok:13a", "en-zh": "nrefs:1|tok:zh"} gives
+        signatures: {direction: signature}. For example, {"en-de": "nrefs:1|tok:13a", "en-zh": "nrefs:1|tok:zh"} gives
             "nrefs:1|tok:13a (en-de), zh (en-zh)".
     """
     fields = [dict(field.split(":", 1) for field in signature.split("|")) for signature in signatures.values()]

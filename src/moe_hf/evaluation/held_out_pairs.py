@@ -10,7 +10,7 @@ from ..errors import InputError
 from .bleu_tokenizers import DEFAULT_TOKENIZER, language_of_file, merge_signatures, tokenizer_for
 from .metrics import load_metric
 
-# Of a batch that perplexity is taken of.
+# Default tokens of a batch for perplexity.
 TOKENS_PER_BATCH = 8000
 
 
@@ -19,10 +19,10 @@ class EvaluationPairs:
     """Held-out pairs.
 
     Attributes:
-        tokens: what `tokenize_pairs` returns.
+        tokens: the result of `tokenize_pairs`.
         references: the targets as text.
         directions: the name of each direction.
-        bleu_tokenizers: sacrebleu's name of the tokenizer of each direction; one that is not there has "13a".
+        bleu_tokenizers: {direction: name of sacrebleu's tokenizer}; "13a" for other directions.
     """
 
     tokens: Dataset
@@ -42,14 +42,14 @@ def evaluation_pairs(
     tokenize: str | None = None,
     target_files: list[str] | str | None = None,
 ) -> EvaluationPairs:
-    """Tokenize held-out pairs; they are used whole, however long.
+    """Tokenize held-out pairs, without leaving out or truncating long pairs.
 
     Args:
-        pairs (SentencePairs): what `load_sentence_pairs` returned.
-        tokenizer (PreTrainedTokenizerBase): of the model.
-        num_proc: processes that tokenise; None: one.
-        tokenize: sacrebleu's tokenizer for BLEU; by default that of each direction's target language.
-        target_files: whose names tell the language (text.zh) where the pairs do not.
+        pairs (SentencePairs): the result of `load_sentence_pairs`.
+        tokenizer (PreTrainedTokenizerBase): the model's tokenizer.
+        num_proc: number of processes; None: one.
+        tokenize: sacrebleu's tokenizer for BLEU; by default the tokenizer of each direction's target language.
+        target_files: files whose names end in the target language (text.zh), if the pairs do not name it.
     """
     first = target_files if isinstance(target_files, str) else next(iter(target_files or []), "")
     languages = [target or language_of_file(first) for _, target in pairs.directions]
@@ -66,12 +66,12 @@ def evaluation_pairs(
 def evaluation_batches(
     pairs: EvaluationPairs, tokens_per_batch: int = TOKENS_PER_BATCH, num_processes: int = 1
 ) -> TokenBatchSampler:
-    """The batches that perplexity is taken of.
+    """Return the batches for perplexity.
 
     Args:
         pairs: the held-out pairs.
-        tokens_per_batch: of the longer side of each pair, padding included.
-        num_processes: that share the batches.
+        tokens_per_batch: maximal tokens of a batch, counting the longer side of each pair and padding.
+        num_processes: number of processes that share the batches.
 
     Raises:
         InputError: the processes cannot share the pairs evenly.
@@ -89,7 +89,7 @@ def evaluation_batches(
 
 
 def score_translations(translations: list[str], pairs: EvaluationPairs) -> dict[str, float | str]:
-    """BLEU, lower-case BLEU and chrF with their signatures; of each direction too when there are several.
+    """Return BLEU, lower-case BLEU and chrF with their signatures, also for each direction if there are several.
 
     The signature of a mean of directions with different tokenizers names each tokenizer with its directions.
     """

@@ -1,4 +1,4 @@
-"""Judge a trained language model on a text: perplexity, and how evenly the text uses the experts."""
+"""Evaluates a language model on text: perplexity, and the balance of the experts."""
 
 import time
 
@@ -36,7 +36,7 @@ def evaluate_lm(
         InputError: the model, its tokenizer or a file cannot be read, the text is shorter than the rows, or a package
             for the metrics is missing.
     """
-    load_metric("stream_perplexity")  # better now than after the text
+    load_metric("stream_perplexity")  # fails before the text is read
     model, tokenizer = load_model_and_tokenizer(model_name_or_path, LANGUAGE_MODELS)
     metrics, totals = measure_lm(model, tokenizer, files, window_length, carry_state, batch_size)
     for layer, total in totals.items():
@@ -48,19 +48,19 @@ def evaluate_lm(
 def measure_lm(
     model, tokenizer, files: list[str], window_length: int = 64, carry_state: bool = True, batch_size: int = 16
 ) -> tuple[dict[str, float], dict[str, RoutingTotals]]:
-    """One pass of a model over text files, in evaluation mode.
+    """Run a model over text files once, in evaluation mode.
 
     Args:
         model (PreTrainedModel): a language model with its softmax.
-        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        tokenizer (PreTrainedTokenizerBase): the model's tokenizer.
         files: text files, see `load_text_dataset`.
-        window_length: tokens of a window; with `carry_state` it changes speed and memory, not the result.
-        carry_state: go on from the state of the window before; otherwise each window starts from zero.
-        batch_size: rows that the text is cut into (fewer for a short text); each starts from a state of zero, so that
-            perplexities compare exactly only at the same number of rows.
+        window_length: tokens of a window. With `carry_state`, it changes speed and memory, but not the result.
+        carry_state: whether each window starts from the state after the previous window; otherwise from zero.
+        batch_size: number of rows that the text is cut into (fewer for a short text). Each row starts from a zero
+            state, so perplexities are exactly comparable only with the same number of rows.
 
     Returns:
-        the metrics of `LmTrainer.evaluate`, and what each expert got from the text (`routing_totals`).
+        the metrics of `LmTrainer.evaluate`, and the load of each expert (`routing_totals`).
 
     Raises:
         InputError: a file cannot be read, or the text is shorter than the rows.

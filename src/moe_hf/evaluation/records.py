@@ -1,4 +1,4 @@
-"""Evaluations kept beside a model, with their commands, for its model card."""
+"""Saves evaluations and their commands in a model's folder, for the model card."""
 
 import argparse
 import json
@@ -10,12 +10,12 @@ from ..model_files import ADVICE, read_record
 from ..writing import check_file, write_file
 
 FILE = "evaluations.json"
-# Of the search for translations while a model trains, unless its arguments say otherwise.
+# Default beam size of evaluations during training.
 EVAL_NUM_BEAMS = 1
 
 
 def check_recordable(model: str) -> None:
-    """Check that an evaluation can be kept beside a model.
+    """Check that an evaluation can be saved in a model's folder.
 
     Args:
         model: the model's folder.
@@ -32,14 +32,14 @@ def check_recordable(model: str) -> None:
 def record_evaluation(
     model: str, command: str, argv: list[str], files: list[str], metrics: dict[str, float | str]
 ) -> None:
-    """Keep what an evaluation found in the model's folder; one with the same arguments is replaced.
+    """Save an evaluation in the model's folder, replacing an evaluation with the same arguments.
 
     Args:
-        model: the folder.
-        command: the subcommand of `moe-hf` that evaluated it.
-        argv: the arguments of that command; where its output goes is left out, as it does not change the result.
-        files: what the model was judged on.
-        metrics: by name, "eval_" before it or not.
+        model: the model's folder.
+        command: the subcommand of `moe-hf` that ran the evaluation.
+        argv: the arguments of that command. The output file is left out, because it does not change the result.
+        files: the files of the evaluation.
+        metrics: {name: value}, with or without the prefix "eval_".
     """
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--record", action="store_true")
@@ -55,7 +55,7 @@ def record_evaluation(
 
 
 def read_evaluations(model: str | Path) -> list[dict]:
-    """What `record_evaluation` kept; of a model without records, nothing.
+    """Return the evaluations that `record_evaluation` saved; an empty list for a model without records.
 
     Raises:
         InputError: the file is damaged.
@@ -78,5 +78,5 @@ def _is_record(record) -> bool:
 
 
 def command_line(record: dict, model: str) -> str:
-    """The command that a record is from, with `model` for the model."""
+    """Return the command of a record, with `model` as the model."""
     return shlex.join(["moe-hf", record["command"], model, *record["arguments"]])

@@ -15,13 +15,13 @@ from .metrics import load_metric
 def summed_stream_loss(
     model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], carry_state: bool = False
 ) -> torch.Tensor:
-    """The loss of a language model over a stream of tokens.
+    """Return the summed loss of a language model over a stream of tokens.
 
     Args:
-        model: in evaluation mode.
-        batches: windows of the stream, on the model's device, with `shift_labels`; row i of each goes on where row i
-            of the one before it ended.
-        carry_state: whether each window starts from the state after the one before it, or from zero.
+        model: the model, in evaluation mode.
+        batches: windows of the stream, on the model's device, with `shift_labels`. Row i of a window continues row i
+            of the previous window.
+        carry_state: whether each window starts from the state after the previous window; otherwise from zero.
 
     Returns:
         (2,) float64: nats, and the number of scored tokens.
@@ -37,21 +37,21 @@ def summed_stream_loss(
 
 @torch.no_grad()
 def summed_pairs_loss(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """The loss of a translation model over sentence pairs, without label smoothing.
+    """Return the summed loss of a translation model over sentence pairs, without label smoothing.
 
     Args:
-        model: in evaluation mode; ours, or another encoder-decoder model of Transformers that shifts labels.
-        batches: on the model's device, with `labels`.
+        model: a model in evaluation mode, of this package, or another encoder-decoder model that shifts labels.
+        batches: batches on the model's device, with `labels`.
 
     Returns:
         (2,) float64: nats, and the number of scored tokens.
     """
-    is_ours = model.config.model_type == GnmtMoeConfig.model_type  # which an adapter around ours has, too
+    is_ours = model.config.model_type == GnmtMoeConfig.model_type  # an adapter keeps the model type
 
     def nats(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if is_ours:
             return model(**batch, num_items_in_batch=1).loss
-        return summed_cross_entropy(model(**batch).logits, batch["labels"])  # the loss of others is a mean
+        return summed_cross_entropy(model(**batch).logits, batch["labels"])  # the loss of other models is a mean
 
     return _sum((nats(batch), batch["labels"]) for batch in batches)
 
@@ -65,13 +65,12 @@ def _sum(losses: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
 
 
 def perplexities(nats: float, num_tokens: float, num_words: int) -> dict[str, float]:
-    """The measures of a summed loss: loss (nats per token), perplexity_per_token, perplexity_per_word and
-    bits_per_word.
+    """Return loss (nats per token), perplexity_per_token, perplexity_per_word and bits_per_word of a summed loss.
 
     Args:
         nats: the sum of the losses.
-        num_tokens: tokens that were scored.
-        num_words: words of the text, each line's end counted as one.
+        num_tokens: number of scored tokens.
+        num_words: number of words of the text, where each line's end counts as a word.
     """
     metric = load_metric("stream_perplexity")
     metric.add(nll=nats, num_tokens=int(num_tokens), num_words=num_words)

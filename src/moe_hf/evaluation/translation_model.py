@@ -1,4 +1,4 @@
-"""Judge a trained translation model on sentence pairs: perplexity, BLEU and chrF."""
+"""Evaluates a translation model on sentence pairs: perplexity, BLEU and chrF."""
 
 import logging
 import time
@@ -40,29 +40,31 @@ def evaluate_translation(
 
     Args:
         model: folder or Hub name of the model and its tokenizer.
-        source_file: the sources, one a line; pairs with an empty side are left out and counted.
+        source_file: the sources, one per line; pairs with an empty side are left out and counted.
         target_file: the references; line n translates line n of `source_file`.
-        target_language: of a multilingual model.
-        tokenize: sacrebleu's tokenizer for BLEU, such as "13a" or "zh"; by default that of the target language, which
-            is `target_language`, or that of the model's training, or the end of the target file's name (text.zh).
-        **translate_arguments (Any): of `Translator`, such as num_beams, 1 unless the model says otherwise.
+        target_language: language to translate into, for a multilingual model.
+        tokenize: sacrebleu's tokenizer for BLEU, such as "13a" or "zh"; by default the tokenizer of the target
+            language. The target language is `target_language`, or the language in the model's training, or the end of
+            the target file's name (text.zh).
+        **translate_arguments (Any): arguments of `Translator`, such as num_beams. The default of num_beams is in the
+            model's generation configuration, otherwise 1.
 
     Returns:
-        the metrics of `TranslationTrainer.evaluate`, and a translation for each line, "" for a pair left out.
+        the metrics of `TranslationTrainer.evaluate`, and a translation for each line, "" for a pair that is left out.
 
     Raises:
-        InputError: the model, its tokenizer or a file cannot be read, the files do not fit together, the language is
-            not the tokenizer's, or an argument of the translator is not allowed; a package for the metrics is missing,
-            or `tokenize` is not known or cannot be used.
+        InputError: the model, its tokenizer or a file cannot be read, the files do not fit together, the tokenizer
+            does not know the language, an argument of the translator is not allowed, a package for the metrics is
+            missing, or `tokenize` cannot be used.
     """
     for name in ("sacrebleu_metrics", "stream_perplexity"):
-        load_metric(name)  # better now than after the translations
+        load_metric(name)  # fails before the translations are computed
     check_tokenizer(tokenize)
     if tokenize is None and target_language is None:
         tokenize = tokenizer_for(_trained_language(model) or language_of_file(target_file))
     loaded, tokenizer = load_model_and_tokenizer(model, TRANSLATION_MODELS)
     loaded = move_to_device(loaded)
-    # It refuses wrong arguments before anything is read or computed.
+    # Refuses wrong arguments before anything is read or computed.
     translator = Translator(loaded, tokenizer, **({"num_return_sequences": 1} | translate_arguments))
     pairs, held_out = _read_pairs(tokenizer, source_file, target_file, target_language, tokenize)
     start = time.time()
@@ -79,7 +81,7 @@ def evaluate_translation(
 def measure_translation(
     model, tokenizer, source_file: str, target_file: str, target_language: str | None = None
 ) -> tuple[dict[str, float], dict[str, RoutingTotals]]:
-    """One pass of a model over sentence pairs, in evaluation mode, without translating them.
+    """Run a model over sentence pairs once, in evaluation mode, without translating them.
 
     Args:
         model (PreTrainedModel): a translation model.
@@ -89,12 +91,12 @@ def measure_translation(
         target_language: as for `evaluate_translation`.
 
     Returns:
-        perplexities, and what each expert got from the pairs (`routing_totals`).
+        perplexities, and the load of each expert (`routing_totals`).
 
     Raises:
-        InputError: a file cannot be read, or the files do not fit together, or the language is not the tokenizer's.
+        InputError: a file cannot be read, the files do not fit together, or the tokenizer does not know the language.
     """
-    # With a tokenizer for BLEU given, nothing is logged about it: no BLEU is taken here.
+    # The tokenizer for BLEU is given only to suppress a log message, because BLEU is not computed here.
     _, held_out = _read_pairs(tokenizer, source_file, target_file, target_language, DEFAULT_TOKENIZER)
     model = move_to_device(model)
     with routing_totals(model) as totals:
@@ -103,8 +105,8 @@ def measure_translation(
 
 
 def _read_pairs(tokenizer, source_file: str, target_file: str, target_language: str | None, tokenize: str | None):
-    """The pairs of two files, and the same as tokens."""
-    encode_sources(tokenizer, [], target_language)  # which refuses a wrong language
+    """Return the pairs of two files, as text and as tokens."""
+    encode_sources(tokenizer, [], target_language)  # refuses a wrong language
     source = PairSource(source_files=[source_file], target_files=[target_file], target_language=target_language)
     with cached_in(None):
         pairs = load_sentence_pairs([source])
@@ -113,7 +115,7 @@ def _read_pairs(tokenizer, source_file: str, target_file: str, target_language: 
 
 
 def _trained_language(model: str) -> str | None:
-    """The target language that the training of a model for one pair of languages names, if it left its arguments."""
+    """Return the target language from a model's training arguments, for a model of one language pair."""
     path = Path(model, CONFIG_FILE)
     language = read_run_file(path).get("target_language")
     if language is not None and not isinstance(language, str):

@@ -1,1 +1,1 @@
-"""The experiments of docs/reproduction.md: sweeps, baselines, and the reports on them."""
+"""The experiments of docs/reproduction/: sweeps, baselines, and the reports on them."""

@@ -34,7 +34,7 @@ class BalanceRow:
         w_load: coefficient of the load loss.
         measures: {name in `MEASURES`: one number for each seed}.
         seeds: in the order of the runs.
-        curves: of each seed, while training.
+        curves: for each seed, while training.
     """
 
     w_importance: float
@@ -52,7 +52,7 @@ class BalanceRow:
         """Take the results of one seed; MoE layers are averaged.
 
         Args:
-            seed: of the run.
+            seed: seed of the run.
             metrics: those of `evaluate_lm`.
             history: the run's expert_history.csv.
         """

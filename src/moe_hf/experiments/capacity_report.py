@@ -20,14 +20,14 @@ class CapacityRow:
     """One model.
 
     Attributes:
-        name: of the model.
+        name: the model's name.
         parameters: without embedding and softmax.
         ops: operations per token, without embedding and softmax.
         seeds: in the order of the runs.
-        perplexities: of each seed, the last perplexity per word on the validation text.
+        perplexities: for each seed, the last perplexity per word on the validation text.
         token_perplexities: the same per token.
-        seconds: of each seed, the time of a step.
-        curves: of each seed, `MEASURES` while training.
+        seconds: for each seed, the time of a step.
+        curves: for each seed, `MEASURES` while training.
     """
 
     name: str
@@ -45,8 +45,8 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
 
     Args:
         rows: {name: row}; gets a new row where there is none.
-        name: of the model.
-        seed: of the training.
+        name: the model's name.
+        seed: seed of the training.
         folder: where the training left its results.
     """
     config = AutoConfig.from_pretrained(folder)

@@ -45,7 +45,7 @@ def specialisation_table(
         files: as for `routing_report`.
         target_language: as for `routing_report`.
         max_tokens: as for `routing_report`.
-        seeds: of the drawn gates and the untrained models, at least one.
+        seeds: seeds of the drawn gates and the untrained models, at least one.
 
     Raises:
         InputError: an argument is out of range, or a file or the model cannot be read.
@@ -93,7 +93,7 @@ def draw_gates(model: PreTrainedModel, trained: PreTrainedModel, seed: int) -> P
     Args:
         model: gets the gates.
         trained: a model of the same layers.
-        seed: of the weights.
+        seed: seed of the weights.
 
     Returns:
         `model`.

@@ -96,8 +96,8 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
     """The same data for all runs, with a tokenizer that is trained once, into the folder `tokenizer` of `output_dir`.
 
     Args:
-        data_args: of all runs.
-        training_args: of all runs.
+        data_args: the data arguments of all runs.
+        training_args: the training arguments of all runs.
 
     Raises:
         InputError: there is one that was trained otherwise, or it cannot be trained.
@@ -126,12 +126,12 @@ class Run:
     """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`.
 
     Attributes:
-        name: of the model.
-        seed: of the run.
+        name: the model's name.
+        seed: seed of the run.
         train: `train_lm`, or another function of the same arguments.
-        model_args: of the model.
-        data_args: of the data.
-        training_args: of this run; they name its folder.
+        model_args: the model arguments.
+        data_args: the data arguments.
+        training_args: the training arguments of this run, which name its folder.
     """
 
     name: str
@@ -204,7 +204,7 @@ def variant_runs(
         training_args: what all runs have in common; each gets a folder in `output_dir`.
         variants: {name: {argument: value}}: model arguments, `DATA_ARGUMENTS` and `TRAINING_ARGUMENTS`; the names
             become folders'.
-        seeds: of the initial weights, the order of the data, the gating noise and the dropout.
+        seeds: seeds of the initial weights, the order of the data, the gating noise and the dropout.
         train: `train_translation` for translation models.
 
     Raises:

@@ -27,13 +27,13 @@ class TranslationRow:
     """One model.
 
     Attributes:
-        name: of the model.
+        name: the model's name.
         parameters: without embedding and softmax.
         ops: operations per token, without embedding and softmax.
         seeds: in the order of the runs.
-        metrics: of each seed, the last evaluation.
-        seconds: of each seed, the time of a step.
-        curves: of each seed, `CURVES` while training.
+        metrics: for each seed, the last evaluation.
+        seconds: for each seed, the time of a step.
+        curves: for each seed, `CURVES` while training.
     """
 
     name: str
@@ -58,8 +58,8 @@ def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, f
 
     Args:
         rows: {name: row}; gets a new row where there is none.
-        name: of the model.
-        seed: of the training.
+        name: the model's name.
+        seed: seed of the training.
         folder: where the training left its results.
     """
     folder = Path(folder)

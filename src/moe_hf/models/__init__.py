@@ -1,1 +1,1 @@
-"""Model code: the files of this folder travel to the Hub together with a checkpoint."""
+"""Model code. The files of this folder are uploaded to the Hub together with a checkpoint."""

@@ -15,9 +15,9 @@ from .host_reads import host_reads_are_free
 def tokens_for_each_expert(
     num_tokens: int | torch.Tensor, num_experts: int, num_experts_per_tok: int
 ) -> int | torch.Tensor:
-    """m = k B / n: the nearest integer (a half goes up), at least 1, and at most B: no token is taken twice.
+    """Return m = k B / n, rounded to the nearest integer (halves up), between 1 and B.
 
-    Of B as a tensor m is one too.
+    If B is a tensor, m is a tensor too.
     """
     nearest = (2 * num_experts_per_tok * num_tokens + num_experts) // (2 * num_experts)
     if isinstance(nearest, torch.Tensor):
@@ -28,15 +28,16 @@ def tokens_for_each_expert(
 def batchwise_mask(
     gates: torch.Tensor, m: int | torch.Tensor, is_token: torch.Tensor, most: int | None = None
 ) -> torch.Tensor:
-    """M_batchwise(X, m) (appendix F): each expert keeps its m highest values over the tokens of the batch.
+    """Return M_batchwise(X, m) (appendix F): each expert keeps its m highest values over the tokens of the batch.
 
-    Among equal values the earlier token is kept. Only real tokens stand in line, so padding decides nothing.
+    Among equal values, the earlier token is kept. Padding has no influence, because only real tokens are ranked.
 
     Args:
         gates: (T, E), G_sigma(x); not negative.
-        m: at most the number of real tokens; a number, or with `most` a tensor (1,), which the host does not read.
+        m: number of tokens per expert, at most the number of real tokens. With `most`, m may be a tensor (1,), which
+            the host does not read.
         is_token: (T, 1) bool, False for padding.
-        most: a number that `m` does not exceed; None: `m`.
+        most: an upper bound of `m`; None: `m` itself.
 
     Returns:
         (T, E) bool, m times True in each column.
@@ -44,7 +45,7 @@ def batchwise_mask(
     most = m if most is None else most
     if most == 0:
         return torch.zeros_like(gates, dtype=torch.bool)
-    # The m-th highest value decides, and then the order in the batch among its equals. That takes no sort of all T.
+    # A value above the m-th highest passes; equal values pass in batch order. This avoids a sort of all T values.
     gates = gates.detach().masked_fill(~is_token, -1)
     highest_ME = gates.topk(most, dim=0).values
     last_kept_E = highest_ME[-1] if isinstance(m, int) else highest_ME.index_select(0, (m - 1).clamp(min=0))[0]
@@ -54,17 +55,17 @@ def batchwise_mask(
 
 
 def threshold_mask(gates: torch.Tensor, threshold: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-    """M_threshold(x, T)_i = 1 if G_sigma(x)_i > T_i, of each token alone: (T, E) bool."""
+    """Return M_threshold (T, E) bool: G_sigma(x)_i > T_i, independently for each token."""
     return (gates.detach() > threshold.detach()) & is_token
 
 
 def batchwise_loss(
     gates: torch.Tensor, threshold: torch.Tensor, by_threshold: torch.Tensor, by_batch: torch.Tensor
 ) -> torch.Tensor:
-    """L_batchwise(X, T, m) (appendix F): it is 0 where the two masks agree, and teaches the thresholds to.
+    """Return L_batchwise(X, T, m) (appendix F), which trains the thresholds to reproduce the batchwise mask.
 
-    sum_j sum_i (M_threshold(x_j, T)_i - M_batchwise(X, m)_ji) * (G_sigma(x_j)_i - T_i), not negative. The gradient
-    goes to G_sigma and to T; the masks are constants.
+    L = sum_j sum_i (M_threshold(x_j, T)_i - M_batchwise(X, m)_ji) * (G_sigma(x_j)_i - T_i). L is not negative, and 0
+    where both masks agree. The gradient flows to G_sigma and T; the masks are constants.
 
     Args:
         gates: (T, E), G_sigma(x).
@@ -82,14 +83,15 @@ def batchwise_loss(
 class StrictlyBalancedGate(nn.Module):
     """G(x)_i = G_sigma(x)_i M_i / sum_j G_sigma(x)_j M_j, with G_sigma(x) = softmax(x W_g) (appendix F).
 
-    While training, M is the batchwise mask: each expert keeps its m = k B / n best of the batch's B tokens. A token
-    goes to k experts on average; it may get none (then all its weights are 0) or more than k. In evaluation, where a
-    token must not depend on the others, M_i is G_sigma(x)_i > T_i, with thresholds T that `batchwise_loss` trains to
-    agree. Tokens that are equal (a MoE layer right on the embedding sees many) are told apart by the first mask only.
+    While training, M is the batchwise mask: each expert keeps its m = k B / n best tokens among the B tokens of the
+    batch. A token gets k experts on average. It may get more than k, or none; then all its weights are 0. In
+    evaluation, a token must not depend on other tokens, so M_i is G_sigma(x)_i > T_i. `batchwise_loss` trains the
+    thresholds T to agree with the batchwise mask. Only the batchwise mask distinguishes equal tokens, which are
+    frequent in a MoE layer directly above the embedding.
 
-    W_g starts small, not at zero: with all values equal, every expert would keep the same first m tokens of the batch.
-    T starts at 1 / E, the mean of G_sigma, which is a little too low: the gradient of L_batchwise is larger on a
-    threshold that lets too many tokens pass than on one that lets none pass. Weight decay on T pulls it towards more
+    W_g starts small, not at zero: with equal values, every expert would keep the same first m tokens of the batch.
+    T starts at 1 / E, the mean of G_sigma. This start is slightly too low, because L_batchwise has a larger gradient
+    on a threshold that passes too many tokens than on one that passes none. Weight decay lowers T, which gives more
     experts per token.
 
     Args:
@@ -114,7 +116,7 @@ class StrictlyBalancedGate(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Break ties and no more: the ranking of the tokens does not depend on the scale of W_g."""
+        """Initialise W_g just large enough to break ties: its scale does not change the ranking of the tokens."""
         init.normal_(self.weight, std=0.01)
         init.constant_(self.threshold, 1 / self.num_experts)
 
@@ -125,13 +127,14 @@ class StrictlyBalancedGate(nn.Module):
 
         Args:
             hidden_states: (T, D).
-            mask: (T,) bool, False for padding: such a token takes no expert's place and is not counted.
+            mask: (T,) bool, False for padding, which does not use experts and is not counted.
             output_statistics: also compute importance, the token counts and the threshold loss.
 
         Returns:
-            K is the most experts that a token of this batch has, at least 1; on a device, where that number would be a
-            host read, the slots of a token are all experts in their order. Load is the token counts, the same m for
-            each expert while training. The threshold loss is L_batchwise per real token, in both modes.
+            The gate's decision. K is the largest number of experts of a token in this batch, at least 1. On a device,
+            that number would need a host read, so K = E, with the experts in order. The load is the token counts:
+            while training, m for each expert. The threshold loss is L_batchwise per real token, in training and
+            evaluation.
         """
         reads = host_reads_are_free(hidden_states.device)
         logits_TE = linear_in_float32(hidden_states, self.weight)
@@ -151,9 +154,12 @@ class StrictlyBalancedGate(nn.Module):
 
         chosen_TE = by_batch_TE if self.training else by_threshold_TE
         top_k_index, top_k_weights = self._slots(logits_TE, chosen_TE)
-        output = GateOutput(
-            top_k_index, top_k_weights, logits_TE, most_per_expert=most if self.training and not reads else None
-        )
+        most_per_expert = None
+        if self.training and not reads:
+            most_per_expert = most
+        elif logits_TE.is_meta:  # where all tokens may reach a threshold, as nothing is known
+            most_per_expert = len(logits_TE)
+        output = GateOutput(top_k_index, top_k_weights, logits_TE, most_per_expert=most_per_expert)
         if not output_statistics:
             return output
         counts_E = chosen_TE.sum(dim=0).to(top_k_weights.dtype)
@@ -165,15 +171,15 @@ class StrictlyBalancedGate(nn.Module):
     def choose_by_batch(
         self, gates_TE: torch.Tensor, is_token_T1: torch.Tensor, num_tokens: int | torch.Tensor
     ) -> tuple[torch.Tensor, int | None]:
-        """M_batchwise, where the batch is this call's; who knows of more tokens may put theirs in place.
+        """Return M_batchwise over the tokens of this call. `distributed/global_batch.py` replaces this method.
 
         Args:
             gates_TE: (T, E), G_sigma(x).
             is_token_T1: (T, 1) bool, False for padding.
-            num_tokens: how many of the T are no padding; a number, or a tensor (1,).
+            num_tokens: the number of real tokens; a number, or a tensor (1,).
 
         Returns:
-            (T, E) bool, and at most how many tokens an expert has; None: not known without a host read.
+            (T, E) bool, and an upper bound of an expert's tokens; None if the bound would need a host read.
         """
         sizes = self.num_experts, self.num_experts_per_tok
         m, most = tokens_for_each_expert(num_tokens, *sizes), tokens_for_each_expert(len(gates_TE), *sizes)
@@ -183,11 +189,11 @@ class StrictlyBalancedGate(nn.Module):
 
     @staticmethod
     def _slots(logits_TE: torch.Tensor, chosen_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, K) ids and weights; an unused slot has some expert's id and weight 0.
+        """Return (T, K) ids and weights; an unused slot has a valid id and weight 0.
 
-        The highest weight comes first, but on a device all experts stand in their order.
+        The highest weight comes first, except on a device, where all experts are in order.
         """
-        # G_sigma renormalised over the chosen experts is the softmax over them alone, which cannot underflow to 0 / 0.
+        # G_sigma renormalised over the chosen experts equals a softmax over only these, which cannot become 0 / 0.
         lowest = torch.finfo(logits_TE.dtype).min
         weights_TE = logits_TE.masked_fill(~chosen_TE, lowest).softmax(dim=-1).masked_fill(~chosen_TE, 0)
         if not host_reads_are_free(logits_TE.device):

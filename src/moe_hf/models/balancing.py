@@ -9,7 +9,7 @@ import torch
 
 
 def importance(top_k_index: torch.Tensor, top_k_weights: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """Importance(X)_i = sum_x G(x)_i (equation 6): the gate values that each expert receives, summed over tokens.
+    """Return Importance(X)_i = sum_x G(x)_i (equation 6): the sum of each expert's gate values over the tokens.
 
     Args:
         top_k_index: (T, K) int64, expert ids.
@@ -24,32 +24,32 @@ def importance(top_k_index: torch.Tensor, top_k_weights: torch.Tensor, num_exper
 
 
 def tokens_per_expert(top_k_index: torch.Tensor, top_k_weights: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """How many tokens each expert really gets, counting the slots with G(x)_i > 0. Not differentiable.
+    """Return the number of tokens of each expert, from the slots with G(x)_i > 0. Not differentiable.
 
-    Args and returns as for `importance`; the counts have the dtype of `top_k_weights`.
+    Arguments and result are as for `importance`; the counts have the dtype of `top_k_weights`.
     """
     used_TK = (top_k_weights.detach() > 0).to(top_k_weights.dtype)
     return importance(top_k_index, used_TK, num_experts)
 
 
 def normal_cdf(z: torch.Tensor) -> torch.Tensor:
-    """Phi, the cumulative distribution function of the standard normal distribution."""
+    """Return Phi(z), the cumulative distribution function of the standard normal distribution."""
     return 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
 
 
 def probability_in_top_k(
     clean_logits: torch.Tensor, noisy_logits: torch.Tensor, noise_stddev: torch.Tensor, top_values: torch.Tensor
 ) -> torch.Tensor:
-    """P(x, i) of equations 8 and 9: the chance that expert i stays or comes among the top k when its noise is redrawn.
+    """Return P(x, i) of equations 8 and 9: the probability that expert i is in the top k if its noise is redrawn.
 
-    P(x, i) = Phi(((x W_g)_i - kth_excluding(H(x), k, i)) / stddev_i), where kth_excluding leaves out entry i: it is
-    the (k+1)-th highest value for an expert that is among the top k, the k-th highest for one that is not.
+    P(x, i) = Phi(((x W_g)_i - kth_excluding(H(x), k, i)) / stddev_i). kth_excluding is the k-th highest value without
+    entry i. For an expert in the top k, it is the (k+1)-th highest value of all; for other experts, the k-th highest.
 
     Args:
         clean_logits: (T, E), x W_g.
         noisy_logits: (T, E), H(x).
         noise_stddev: (T, E), the standard deviation of the noise.
-        top_values: (T, K + 1), the K + 1 highest values of `noisy_logits`, in falling order (so K < E).
+        top_values: (T, K + 1), the K + 1 highest values of `noisy_logits`, in descending order (so K < E).
 
     Returns:
         (T, E), differentiable.
@@ -62,10 +62,10 @@ def probability_in_top_k(
 
 
 def cv_squared(values: torch.Tensor) -> torch.Tensor:
-    """CV(v)^2: population variance over squared mean, the measure of imbalance; 0 for perfectly equal values.
+    """Return CV(v)^2, the population variance divided by the squared mean; 0 for equal values.
 
     Args:
-        values: (E,), not negative. All zeros (no token at all) give 0.
+        values: (E,), not negative. All zeros (a batch without tokens) give 0.
 
     Returns:
         a scalar.
@@ -77,5 +77,5 @@ def cv_squared(values: torch.Tensor) -> torch.Tensor:
 def balancing_loss(
     importance_E: torch.Tensor, load_E: torch.Tensor, importance_loss_coef: float, load_loss_coef: float
 ) -> torch.Tensor:
-    """w_importance CV(Importance)^2 + w_load CV(Load)^2 of one layer (equations 7 and 11), a scalar."""
+    """Return w_importance CV(Importance)^2 + w_load CV(Load)^2 of one layer (equations 7 and 11), a scalar."""
     return importance_loss_coef * cv_squared(importance_E) + load_loss_coef * cv_squared(load_E)

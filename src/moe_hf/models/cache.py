@@ -1,36 +1,36 @@
-"""The LSTM's state as a layer of a Transformers cache, and the cache's name."""
+"""Stores the state of an LSTM as a layer of a Transformers cache."""
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-# What the library calls the cache, in the outputs of a model and when it hands one over: "cache" from 5.24 on.
+# The library's name for the cache in a model's outputs and inputs: "cache" from version 5.24 on.
 CACHE_NAME = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """The cache that a forward was given, under either name.
+    """Return the cache that a forward got under either name.
 
     Raises:
-        ValueError: each name has a cache of its own.
+        ValueError: the names have different caches.
     """
     if past_key_values is not None and cache is not None and past_key_values is not cache:
-        raise ValueError("past_key_values and cache are two names of one argument: give one of them")
+        raise ValueError("past_key_values and cache are two names of one argument: give only one of them")
     return cache if past_key_values is None else past_key_values
 
 
 def cache_of(outputs) -> Cache | None:
-    """The cache in the outputs of a model, of `generate()` or of a step of it."""
+    """Return the cache in the outputs of a model, of `generate()`, or of a generation step."""
     return outputs.get(CACHE_NAME)
 
 
 class LstmCacheLayer(CacheLayerMixin):
-    """Output h and cell c of one LSTM layer after the tokens seen so far: constant size, whatever their number.
+    """Output h and cell c of one LSTM layer after the tokens seen so far. The size does not depend on their number.
 
-    `keys` holds h (B, D), `values` holds c (B, units), so that the library's beam reordering applies.
-    Registered under the layer type "lstm": `DynamicCache(config=model.config)` builds one for each layer, also for MoE
-    layers, whose stay empty. The translation model's decoder keeps two other tensors in one of them, which follow the
-    beams just so: the attention's keys and the source.
+    `keys` holds h (B, D) and `values` holds c (B, units), so that the library's beam reordering works. The class is
+    registered as layer type "lstm". `DynamicCache(config=model.config)` builds one such layer for each model layer;
+    those of MoE layers stay empty. The translation model's decoder stores two other tensors in one such layer, which
+    are reordered in the same way: the attention's keys and the source.
     """
 
     _layer_type = "lstm"
@@ -41,7 +41,7 @@ class LstmCacheLayer(CacheLayerMixin):
         self._count_from_zero()
 
     def _count_from_zero(self) -> None:
-        # A tensor: of a cache, an exported step has the tensors as inputs and outputs, and all else as constants.
+        # A tensor, because an exported step treats a cache's tensors as inputs, and other values as constants.
         self.cumulative_length = torch.zeros((), dtype=torch.long, device="cpu")
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ class LstmCacheLayer(CacheLayerMixin):
 
     @property
     def state(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(h, c), or what else `update` was given; both None before that."""
+        """Return (h, c), or the other two tensors given to `update`; both None before the first update."""
         return self.keys, self.values
 
     @property
@@ -60,7 +60,7 @@ class LstmCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, num_tokens: int = 1, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take the state after `num_tokens` more positions (padding included, as the library counts them)."""
+        """Store the state after `num_tokens` more positions (including padding, as the library counts them)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = key_states, value_states
@@ -77,7 +77,7 @@ class LstmCacheLayer(CacheLayerMixin):
         return -1
 
     def detach(self) -> None:
-        """Cut the gradient (truncated back-propagation through time): the state stays, its history goes."""
+        """Detach the state from its gradient history (truncated back-propagation through time)."""
         if self.is_initialized:
             self.keys, self.values = self.keys.detach(), self.values.detach()
 
@@ -87,10 +87,10 @@ class LstmCacheLayer(CacheLayerMixin):
         self._count_from_zero()
 
     def offload(self) -> None:
-        """Does nothing: the state is small, and a forward reads it before the cache could bring it back."""
+        """Do nothing: the state is small, and a forward pass reads it before the cache could bring it back."""
 
     def prefetch(self) -> None:
-        """Does nothing, see `offload`."""
+        """Do nothing, see `offload`."""
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove != 0:
@@ -109,9 +109,9 @@ class LstmCacheLayer(CacheLayerMixin):
 class StaticLstmCacheLayer(LstmCacheLayer, StaticLayer):
     """A `LstmCacheLayer` whose tensors keep their addresses, so that a step can be compiled or be a CUDA graph.
 
-    `StaticCache(config=model.config, max_cache_len=...)` builds one for each layer, as the library registers each
-    subclass of its `StaticLayer` for that. A state does not grow: `max_cache_len` limits nothing. The state is written
-    over in place, so that no gradient goes through more than one call.
+    `StaticCache(config=model.config, max_cache_len=...)` builds one for each layer, because the library registers
+    every subclass of its `StaticLayer`. The state has a fixed size, so `max_cache_len` has no effect. The state is
+    overwritten in place, so a gradient cannot flow through more than one call.
     """
 
     @property
@@ -150,7 +150,7 @@ class StaticLstmCacheLayer(LstmCacheLayer, StaticLayer):
 
 
 def keeps_lstm_state(layer: CacheLayerMixin) -> bool:
-    """Whether a cache's layer is a `LstmCacheLayer`.
+    """Return whether a cache's layer is a `LstmCacheLayer`.
 
     Compares `_layer_type`, not the class: a model loaded with trust_remote_code defines its own copy of the class, and
     the library builds the layers of the class that was defined last.

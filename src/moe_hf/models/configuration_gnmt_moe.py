@@ -1,6 +1,6 @@
 """Configuration of the GNMT-MoE translation model."""
 
-# First: with another Transformers one of the imports below would fail, with an error that names no version.
+# Imported first: with another Transformers, the imports below would fail with an error that does not name the version.
 from .versions import TRANSFORMERS  # noqa: F401
 
 # isort: split
@@ -15,33 +15,34 @@ ATTENTION_FEEDINGS = ("recurrent", "input", "parallel")
 @strict
 class GnmtMoeConfig(MoeConfig):
     r"""
-    The translation model of Shazeer et al. (2017), appendices E and G: a reduced GNMT with MoE layers in both stacks.
+    The translation model of Shazeer et al. (2017), appendices E and G: a small GNMT with MoE layers in both stacks.
 
-    The paper's models have `lstm_hidden_size=2048` and, with `num_experts=32` flat or `num_expert_groups` set, the
-    defaults below; configs/translation has one file for each. The arguments of `MoeConfig` are allowed too, with the
-    paper's dropout, expert size and loss weights for translation as defaults.
+    The paper's models have `lstm_hidden_size=2048`, and `num_experts=32` flat or more experts with
+    `num_expert_groups`. The other values are the defaults below; configs/translation has one file for each model. The
+    arguments of `MoeConfig` are allowed too; dropout, expert size and loss weights default to the paper's values for
+    translation.
 
     Attributes:
-        encoder_layer_pattern: the encoder's layers in order, each "lstm" or "moe", at least one of them "lstm".
-        decoder_layer_pattern: the decoder's layers in order; the first is "lstm", which drives the attention.
-        encoder_bidirectional_first: whether the encoder's first layer, which must then be "lstm", reads the source in
-            both directions, each with `hidden_size` outputs; an LSTM right after it reads both, concatenated, a MoE
-            layer their mean.
+        encoder_layer_pattern: the encoder's layers in order, each "lstm" or "moe", with at least one "lstm".
+        decoder_layer_pattern: the decoder's layers in order. The first is "lstm" and queries the attention.
+        encoder_bidirectional_first: whether the encoder's first layer reads the source in both directions, each with
+            `hidden_size` outputs. This layer must be "lstm". A following LSTM reads the concatenation of both
+            directions, and a following MoE layer reads their mean.
         attention_type: "product" (the paper's, two matrix products) or "additive" (GNMT's).
-        attention_feeding: "recurrent" (as in GNMT: the query is the bottom LSTM's output of the previous step, all
-            LSTMs of the decoder read the context), "input" (as "recurrent", but the LSTMs above the bottom one read
-            the context of its output of the same step, so that it was looked for with the last token read) or
-            "parallel" (the query is its output of the same step, only the LSTMs above it read the context: the whole
-            bottom layer is one call).
-        share_embeddings: whether source and target tokens have one embedding. `tie_word_embeddings` makes the softmax
-            use the target's too.
+        attention_feeding: how the context is fed to the decoder. "recurrent" (GNMT): the query is the bottom LSTM's
+            output at the previous step, and all LSTMs of the decoder read the context. "input": as "recurrent", but
+            the LSTMs above the bottom one read a context whose query is the bottom LSTM's output at the same step.
+            "parallel": the query is the bottom LSTM's output at the same step, and only the LSTMs above it read the
+            context, so the bottom layer runs as one call.
+        share_embeddings: whether source and target tokens share one embedding. With `tie_word_embeddings`, the softmax
+            shares the target's embedding too.
         use_cache: whether to return the decoder's state outside of training.
-        decoder_start_token_id: the token before the first one of the target; training from `labels` needs it.
+        decoder_start_token_id: the token before the first target token; training from `labels` needs it.
 
     Raises:
         StrictDataclassClassValidationError: a value is not allowed; the message names the argument, the value and what
             is allowed.
-        StrictDataclassFieldValidationError: a value is of another type.
+        StrictDataclassFieldValidationError: a value has the wrong type.
 
     ```python
     >>> from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
@@ -51,7 +52,7 @@ class GnmtMoeConfig(MoeConfig):
     """
 
     model_type = "gnmt_moe"
-    # What the Trainer leaves out of predictions; router logits have a row for each position, not for each text.
+    # The Trainer leaves these out of predictions. Router logits have one row per position, not per text.
     keys_to_ignore_at_inference = [
         "past_key_values",
         "cache",
@@ -60,7 +61,7 @@ class GnmtMoeConfig(MoeConfig):
         "encoder_router_logits",
         "decoder_router_logits",
     ]
-    base_model_fsdp_plan = {}  # the plans stand with the encoder and the decoder, here they would get a wrong prefix
+    base_model_fsdp_plan = {}  # encoder and decoder have the plans; here they would get a wrong prefix
 
     dropout: float | int = 0.4
     moe_intermediate_size: int = 2048
@@ -88,17 +89,17 @@ class GnmtMoeConfig(MoeConfig):
 
     @property
     def encoder_layers(self) -> int:
-        """Number of the encoder's layers; it follows from `encoder_layer_pattern`."""
+        """Number of encoder layers, from `encoder_layer_pattern`."""
         return len(self.encoder_layer_pattern)
 
     @property
     def decoder_layers(self) -> int:
-        """Number of the decoder's layers; it follows from `decoder_layer_pattern`."""
+        """Number of decoder layers, from `decoder_layer_pattern`."""
         return len(self.decoder_layer_pattern)
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of the decoder's layers: those which `layer_types` and a cache know."""
+        """Number of decoder layers, which equals the number of layers in `layer_types` and in a cache."""
         return len(self.decoder_layer_pattern)
 
     @num_hidden_layers.setter
@@ -111,19 +112,20 @@ class GnmtMoeConfig(MoeConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What Transformers' caches ask for: a place for an LSTM's state per layer of the decoder, MoE or not.
+        """Layer types for Transformers' caches: "lstm" for every decoder layer, including MoE layers.
 
-        So a layer's number is its state's too. A MoE layer's place stays empty: an `EncoderDecoderCache` asks every
-        layer for its length, which the layers that the library has for "moe" refuse.
+        A layer and its state therefore have the same index. The cache layer of a MoE layer stays empty. It is not of
+        the library's type "moe", because that type refuses to report its length, and an `EncoderDecoderCache` asks for
+        it.
         """
         return ["lstm"] * self.decoder_layers
 
     def get_text_config(self, decoder=None, encoder=None) -> "GnmtMoeConfig":
-        """This configuration: the library would rename every argument that begins with "decoder" in a copy of it."""
+        """Return this configuration itself: the library would return a copy with renamed "decoder" arguments."""
         return self
 
     def validate_layer_type(self):
-        """Layer names and order (in place of the library's check, which knows only its own names)."""
+        """Check the layers' names and order; replaces the library's check, which only knows its own names."""
         self.check_layer_names("encoder_layer_pattern", self.encoder_layer_pattern)
         self.check_layer_names("decoder_layer_pattern", self.decoder_layer_pattern)
         if self.encoder_bidirectional_first and self.encoder_layer_pattern[0] != "lstm":
@@ -137,7 +139,7 @@ class GnmtMoeConfig(MoeConfig):
             )
 
     def validate_attention(self):
-        """Names of attention and feeding."""
+        """Check the names of attention and feeding."""
         if self.attention_type not in ATTENTION_TYPES:
             raise ValueError(
                 f"attention_type={self.attention_type!r} is not known, use one of {', '.join(ATTENTION_TYPES)}"
@@ -149,7 +151,7 @@ class GnmtMoeConfig(MoeConfig):
             )
 
     def validate_parallel_feeding(self):
-        """In parallel mode only the LSTMs above the first layer read the context."""
+        """Check that an LSTM reads the context: with parallel feeding, only LSTMs above the first layer do."""
         if self.attention_feeding == "parallel" and "lstm" not in self.decoder_layer_pattern[1:]:
             raise ValueError(
                 f"attention_feeding='parallel' needs an 'lstm' above the first layer, which decoder_layer_pattern="

@@ -1,6 +1,6 @@
 """Configuration of the LSTM-MoE language model."""
 
-# First: with another Transformers one of the imports below would fail, with an error that names no version.
+# Imported first: with another Transformers, the imports below would fail with an error that does not name the version.
 from .versions import TRANSFORMERS  # noqa: F401
 
 # isort: split
@@ -14,25 +14,30 @@ class LstmMoeConfig(MoeConfig):
     r"""
     The language model of Shazeer et al. (2017), appendices C and D: embedding, layers, softmax.
 
-    The paper's rows are spelt with `layer_pattern`: `["lstm", "moe", "lstm"]` with `num_experts=32` is MoE-32,
-    `["lstm"] * 4` is 4xLSTM-512, `["lstm"]` with `lstm_hidden_size=2048` is LSTM-2048-512, and `num_experts=1`,
-    `num_experts_per_tok=1`, `moe_intermediate_size=4096` is MoE-1-Wide, `num_experts=1024`, `num_expert_groups=16` is
-    MoE-1024-h. The arguments of `MoeConfig` are allowed too.
+    The paper's models differ in a few arguments:
 
-    With `num_sampled` or `loss_chunk_size` a training output has `logits=None`.
+    - MoE-32: `layer_pattern=["lstm", "moe", "lstm"]`, `num_experts=32`.
+    - MoE-1024-h: `num_experts=1024`, `num_expert_groups=16`.
+    - MoE-1-Wide: `num_experts=1`, `num_experts_per_tok=1`, `moe_intermediate_size=4096`.
+    - 4xLSTM-512: `layer_pattern=["lstm"] * 4`.
+    - LSTM-2048-512: `layer_pattern=["lstm"]`, `lstm_hidden_size=2048`.
+
+    The arguments of `MoeConfig` are allowed too. With `num_sampled` or `loss_chunk_size`, a training output has
+    `logits=None`.
 
     Attributes:
-        layer_pattern: the layers in order, each "lstm" or "moe", at least one of them "lstm".
+        layer_pattern: the layers in order, each "lstm" or "moe", with at least one "lstm".
         use_cache: whether to return the LSTM state outside of training.
-        num_sampled: classes that the softmax is estimated from while training (importance sampling, appendix C), below
-            `vocab_size`. Meant for ids by falling frequency; any other order is corrected for too, with more noise.
-            None: the full softmax, which evaluation and generation always use.
-        loss_chunk_size: tokens whose logits exist at once while a loss is computed; the loss is the same. None: all.
+        num_sampled: number of classes that estimate the softmax while training (importance sampling, appendix C),
+            below `vocab_size`. The sampler expects ids in order of falling frequency; another order gives a correct
+            but noisier estimate. None: the full softmax. Evaluation and generation always use the full softmax.
+        loss_chunk_size: number of tokens whose logits are in memory at once in the loss, which does not change the
+            result. None: all tokens.
 
     Raises:
         StrictDataclassClassValidationError: a value is not allowed; the message names the argument, the value and what
             is allowed.
-        StrictDataclassFieldValidationError: a value is of another type.
+        StrictDataclassFieldValidationError: a value has the wrong type.
 
     ```python
     >>> from moe_hf import LstmMoeConfig, LstmMoeForCausalLM
@@ -42,7 +47,7 @@ class LstmMoeConfig(MoeConfig):
     """
 
     model_type = "lstm_moe"
-    # What the Trainer leaves out of predictions; router logits have a row for each position, not for each text.
+    # The Trainer leaves these out of predictions. Router logits have one row per position, not per text.
     keys_to_ignore_at_inference = ["past_key_values", "cache", "aux_loss", "router_logits"]
     base_model_tp_plan = EXPERTS_TP_PLAN
     base_model_ep_plan = EXPERTS_EP_PLAN
@@ -62,7 +67,7 @@ class LstmMoeConfig(MoeConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of layers; it follows from `layer_pattern`."""
+        """Number of layers, from `layer_pattern`."""
         return len(self.layer_pattern)
 
     @num_hidden_layers.setter
@@ -74,15 +79,15 @@ class LstmMoeConfig(MoeConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What Transformers' caches ask for: "lstm" layers keep a state, "moe" layers none."""
+        """Layer types for Transformers' caches: "lstm" layers have a state, "moe" layers do not."""
         return self.layer_pattern
 
     def validate_layer_type(self):
-        """Layer names (in place of the library's check, which knows only its own names)."""
+        """Check the layers' names; replaces the library's check, which only knows its own names."""
         self.check_layer_names("layer_pattern", self.layer_pattern)
 
     def validate_softmax(self):
-        """Sampled classes between 1 and the vocabulary, tokens of a chunk at least 1."""
+        """Check num_sampled and loss_chunk_size: at least 1, and num_sampled below the vocabulary."""
         for name in ("num_sampled", "loss_chunk_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""What the configurations of both model families share: the MoE layers and how they are balanced."""
+"""The configuration that both model families share: the MoE layers and their balancing losses."""
 
 import math
 
@@ -12,7 +12,8 @@ logger = logging.get_logger(__name__)
 GATINGS = ("noisy_top_k", "softmax_top_k", "softmax", "strictly_balanced")
 LAYER_NAMES = ("lstm", "moe")
 
-# How a stack's experts are sharded over devices: each of them cut, or each of them whole on one device.
+# How experts are sharded over devices: tensor parallelism cuts each expert, expert parallelism keeps each expert
+# whole.
 EXPERTS_TP_PLAN = {
     "layers.*.experts.up_proj": "colwise",
     "layers.*.experts.down_proj": "rowwise",
@@ -23,53 +24,55 @@ EXPERTS_EP_PLAN = {
     "layers.*.experts.down_proj": "grouped_gemm",
     "layers.*.experts": "ep_dispatch_experts",
 }
-# Which modules gather their parameters together, and let go of them again, under FSDP2.
+# The modules whose parameters FSDP2 gathers and frees together.
 FSDP_PLAN = {"embed_tokens": "free_full_weight", "layers.*": "free_full_weight"}
 
 
 @strict
 class MoeConfig(PreTrainedConfig):
     r"""
-    The arguments that say what a MoE layer is, for every model family.
+    The arguments of MoE layers, for both model families.
 
     Attributes:
         vocab_size: number of tokens.
         hidden_size: width of embedding, layers and softmax input.
-        lstm_hidden_size: units of an LSTM's cell; when they differ from `hidden_size`, the output is projected to it.
-        dropout: on the output of the embedding and of every layer, before the residual sum.
-        num_experts: experts of a MoE layer (n).
-        num_experts_per_tok: experts that a token goes to (k), in all; None: 4, or all of them with gating="softmax".
+        lstm_hidden_size: units of an LSTM's cell. If it differs from `hidden_size`, the output is projected to
+            `hidden_size`.
+        dropout: dropout on the output of the embedding and of every layer, before the residual sum.
+        num_experts: experts in each MoE layer (n).
+        num_experts_per_tok: experts per token (k), over all groups; None: 4, or all experts with gating="softmax".
         moe_intermediate_size: hidden size of an expert (h).
         num_expert_layers: hidden layers of an expert; more than one needs the "eager" experts implementation.
         hidden_act: activation inside an expert.
-        gating: "noisy_top_k", "softmax_top_k" (no noise, renormalised over the kept experts), "softmax" (dense: every
-            token goes to every expert), or "strictly_balanced" (every expert gets the same number of tokens of a
-            training batch, a token num_experts_per_tok experts on average; in evaluation trained thresholds choose).
-        num_expert_groups: groups of a hierarchical gate (a in appendix B), for gating="noisy_top_k"; they divide the
-            experts evenly. None: a flat gate.
-        num_groups_per_tok: groups that a token goes to, with num_experts_per_tok / num_groups_per_tok experts in each;
-            a flat gate does not use it.
-        noise_epsilon: the least standard deviation of the gating noise; 0 is the paper's formula to the letter, whose
+        gating: the gate. "noisy_top_k": the paper's noisy top-k gating. "softmax_top_k": without noise, renormalised
+            over the top k. "softmax": dense, every token uses every expert. "strictly_balanced": while training, every
+            expert gets the same number of tokens of a batch, and a token gets num_experts_per_tok experts on average;
+            in evaluation, trained thresholds choose.
+        num_expert_groups: number of groups of a hierarchical gate (a in appendix B), a divisor of `num_experts`; only
+            with gating="noisy_top_k". None: a flat gate.
+        num_groups_per_tok: groups per token, with num_experts_per_tok / num_groups_per_tok experts in each; unused
+            with a flat gate.
+        noise_epsilon: the minimal standard deviation of the gating noise. 0 is the paper's exact formula, whose
             gradient is undefined where the softplus underflows.
         importance_loss_coef: weight of CV(Importance)^2 in the training loss (w_importance).
-        load_loss_coef: weight of CV(Load)^2 in the training loss (w_load); strictly balanced gating has no such term.
-        label_smoothing: share of the target's probability that is spread over the whole vocabulary, while training.
-        threshold_loss_coef: weight of L_batchwise per token, which trains the thresholds of strictly balanced gating
-            (the paper names no weight).
-        recompute_experts: whether to keep nothing inside the experts for the backward pass but compute it again there,
-            the k * h hidden activations of every token above all (appendix D). The results are the same; it costs one
-            more forward pass of the experts. Whole layers are recomputed by `activation_checkpointing_enable()`.
-        output_router_logits: whether to return every gate's logits, a hierarchical gate's over its groups.
-        tie_word_embeddings: whether embedding and softmax share their matrix.
-        scale_embedding: whether the embedding's output is multiplied by hidden_size ** 0.5, so that the layers read
+        load_loss_coef: weight of CV(Load)^2 in the training loss (w_load); not used by strictly balanced gating.
+        label_smoothing: share of the target's probability that is spread over the vocabulary while training.
+        threshold_loss_coef: weight of L_batchwise per token, which trains the thresholds of strictly balanced gating.
+            The paper does not give a weight.
+        recompute_experts: whether to recompute the experts' activations in the backward pass instead of storing them,
+            mainly the k * h hidden activations of every token (appendix D). The result is the same, at the cost of one
+            more forward pass of the experts. `activation_checkpointing_enable()` recomputes whole layers.
+        output_router_logits: whether to return the logits of every gate; for a hierarchical gate, over its groups.
+        tie_word_embeddings: whether embedding and softmax share one matrix.
+        scale_embedding: whether the embedding's output is multiplied by hidden_size ** 0.5, so that the layers get
             inputs of unit variance from the start.
-        initializer_range: standard deviation of embedding and softmax at the start; None: hidden_size ** -0.5. LSTMs
-            and experts are scaled by their number of inputs, gates start at zero (strictly balanced ones close to it).
+        initializer_range: initial standard deviation of embedding and softmax; None: hidden_size ** -0.5. LSTMs and
+            experts are scaled by their number of inputs. Gates start at zero, strictly balanced gates close to zero.
 
     Raises:
         StrictDataclassClassValidationError: a value is not allowed; the message names the argument, the value and what
             is allowed.
-        StrictDataclassFieldValidationError: a value is of another type.
+        StrictDataclassFieldValidationError: a value has the wrong type.
     """
 
     base_model_fsdp_plan = FSDP_PLAN
@@ -102,36 +105,38 @@ class MoeConfig(PreTrainedConfig):
             self.num_experts_per_tok = self.num_experts if self.gating == "softmax" else 4
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
-            self.auto_map = {}  # TRL reads it without asking whether it is there
+            self.auto_map = {}  # TRL reads it without checking that it exists
 
     @property
     def num_attention_heads(self) -> int:
-        """Always 1, for libraries that ask for it, such as PEFT's prompt tuning.
+        """Always 1, for libraries that read it, such as PEFT's prompt tuning.
 
-        The attention of the translation model has one head. The language model has no attention.
+        The translation model's attention has one head; the language model does not use attention.
         """
         return 1
 
     @num_attention_heads.setter
     def num_attention_heads(self, value: int):
-        if value != 1:  # the library's own tests set it, and expect no error
-            logger.warning(f"num_attention_heads={value} changes nothing: these models have one head, or none")
+        if value != 1:  # the library's own tests set it and do not expect an error
+            logger.warning(
+                f"num_attention_heads={value} has no effect: these models have one head, or do not use attention"
+            )
 
     def to_dict(self) -> dict:
-        """The arguments, and `num_attention_heads`, which PEFT looks for here."""
+        """Return the arguments, and `num_attention_heads`, which PEFT reads from here."""
         output = super().to_dict() | {"num_attention_heads": self.num_attention_heads}
         if not output.get("auto_map"):
             output.pop("auto_map", None)
         return output
 
     def to_diff_dict(self) -> dict:
-        """What is saved: the arguments that differ from the library's defaults."""
+        """Return the arguments that are saved: those that differ from the library's defaults."""
         output = super().to_diff_dict()
         del output["num_attention_heads"]
         return output
 
     def validate_experts(self):
-        """Experts and gating."""
+        """Check experts and gating."""
         if self.gating not in GATINGS:
             raise ValueError(f"gating={self.gating!r} is not known, use one of {', '.join(GATINGS)}")
         if self.hidden_act not in ACT2FN:
@@ -145,10 +150,10 @@ class MoeConfig(PreTrainedConfig):
             )
 
     def validate_groups(self):
-        """The two levels of a hierarchical gate."""
+        """Check the two levels of a hierarchical gate."""
         groups, per_tok = self.num_expert_groups, self.num_groups_per_tok
         if groups is None or groups < 1 or per_tok < 1:
-            return  # flat, or refused by `validate_ranges`
+            return  # a flat gate, or refused by `validate_ranges`
         if self.gating != "noisy_top_k":
             raise ValueError(f"num_expert_groups={groups} needs gating='noisy_top_k', not {self.gating!r}")
         if self.num_experts % groups:
@@ -166,7 +171,7 @@ class MoeConfig(PreTrainedConfig):
             )
 
     def validate_ranges(self):
-        """Sizes at least 1, the dropout a probability, the coefficients not negative."""
+        """Check that sizes are at least 1, dropout is a probability, and coefficients are not negative."""
         sizes = ["vocab_size", "hidden_size", "num_experts", "num_experts_per_tok", "moe_intermediate_size"]
         sizes += ["num_expert_layers", "num_groups_per_tok"]
         sizes += [name for name in ("lstm_hidden_size", "num_expert_groups") if getattr(self, name) is not None]
@@ -179,13 +184,13 @@ class MoeConfig(PreTrainedConfig):
             raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
         for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef", "threshold_loss_coef"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative, and finite")
+                raise ValueError(f"{name}={getattr(self, name)} must be finite, and must not be negative")
         if self.initializer_range is not None and not 0 < self.initializer_range < math.inf:
             raise ValueError(f"initializer_range={self.initializer_range} must be above 0 and finite, or left out")
 
     @staticmethod
     def check_layer_names(name: str, pattern: list[str]) -> None:
-        """Refuse a layer pattern with an unknown layer, or without a layer that keeps a state."""
+        """Refuse a layer pattern with an unknown layer, or without an "lstm" layer."""
         unknown = [layer for layer in pattern if layer not in LAYER_NAMES]
         if unknown:
             raise ValueError(f"{name}={pattern}: {unknown[0]!r} is not a layer, use {' or '.join(LAYER_NAMES)}")

@@ -1,6 +1,7 @@
-"""cuDNN's LSTM over padded rows, as one operation for the compiler, forward and backward.
+"""Wraps cuDNN's LSTM over padded rows as one custom operation for torch.compile, forward and backward.
 
-The compiler unrolls torch's own `lstm`, and autocast has cuDNN compute it in float16 whatever type was asked for.
+The wrapper exists because the compiler unrolls torch's own `lstm`, and because autocast always runs cuDNN's LSTM in
+float16.
 
 Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U units of the cell, L directions.
 """
@@ -10,13 +11,13 @@ import functools
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-# A name of its own for every copy of this file: a checkpoint from the Hub brings one.
+# A separate namespace for each copy of this file, because a checkpoint from the Hub brings its own copy.
 _NAMESPACE = __name__.replace(".", "_")
-_LSTM_MODE = 2  # what cuDNN calls an LSTM among its recurrent networks
+_LSTM_MODE = 2  # cuDNN's number for an LSTM
 
 
 def uses_cudnn(device: torch.device) -> bool:
-    """Whether cuDNN computes the LSTMs on this device; ROCm and other devices have kernels of their own."""
+    """Return whether cuDNN computes LSTMs on this device; ROCm and other devices have other kernels."""
     cudnn = torch.backends.cudnn
     return device.type == "cuda" and torch.version.hip is None and cudnn.enabled and cudnn.is_available()
 
@@ -24,7 +25,7 @@ def uses_cudnn(device: torch.device) -> bool:
 @torch.compiler.assume_constant_result
 @functools.cache
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether this device's cuDNN computes an LSTM in bfloat16, which depends on its version: tried once."""
+    """Return whether cuDNN supports LSTMs in bfloat16 on this device. The first call tries it."""
     x, state = (torch.zeros(shape, dtype=torch.bfloat16, device=device) for shape in ((1, 1, 8), (1, 1, 8)))
     weights = [x.new_zeros(32, 8), x.new_zeros(32, 8), x.new_zeros(32)]
     try:
@@ -37,10 +38,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The type to compute in: autocast's or that of x.
+    """Return the dtype to compute in: autocast's dtype, or the dtype of x.
 
-    float32 replaces bfloat16 where cuDNN lacks it, and autocast's float16 everywhere: in float16 gradients that are
-    normalised by a large batch vanish, and a model cannot know whether its loss is scaled.
+    float32 replaces bfloat16 where cuDNN does not support it. float32 always replaces autocast's float16: gradients
+    divided by a large batch underflow in float16, and a model cannot know whether its loss is scaled.
     """
     dtype, is_autocast = x.dtype, torch.is_autocast_enabled(x.device.type)
     if is_autocast:
@@ -62,18 +63,18 @@ def cudnn_lstm(
 
     Args:
         x: (B, S, I).
-        mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
-        lengths: (B,) int64 on the CPU, the real positions of each row; None: read from `mask`.
+        mask: (B, S) bool, False for padding at any position; None without padding.
+        lengths: (B,) int64 on the CPU, the number of real positions of each row; None: read from `mask`.
         h: (L, B, D), the output to start from.
         c: (L, B, U), the cell to start from.
-        weights: of each direction weight_ih (4U, I), weight_hh (4U, D), bias (4U,), and weight_hr (D, U) if U != D.
+        weights: for each direction weight_ih (4U, I), weight_hh (4U, D), bias (4U,), and weight_hr (D, U) if U != D.
 
     Returns:
         outputs (B, S, L * D), 0 at padding, and the last h and c, all in the type of `compute_dtype`.
     """
     dtype = compute_dtype(x)
     x, h, c, *weights = (tensor.to(dtype) for tensor in (x, h, c, *weights))
-    # cuDNN refuses a backward pass after a forward pass for inference, which eval() alone does not make it.
+    # cuDNN refuses a backward pass after an inference forward pass. eval() alone does not mean inference.
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h, c, *weights))
     outputs, h, c, *_ = _cudnn_lstm(x, mask, lengths, h, c, weights, keep)
     return outputs, h, c
@@ -89,7 +90,7 @@ def _cudnn_lstm(
     weights: list[torch.Tensor],
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns outputs, last h and last c; and with `keep` for the backward pass cuDNN's reserve and weight buffer."""
+    """Return outputs, last h and last c, and with `keep` cuDNN's reserve and weight buffer for the backward pass."""
     rows = OrderedRows(x, mask, lengths)
     inputs = (rows.data, *_two_biases(weights, h), None, *rows.states(h, c), *_options(h, c, keep))
     with torch.autocast(x.device.type, enabled=False):
@@ -119,21 +120,21 @@ def _cudnn_lstm_backward(
         grad_outputs = grad_outputs * mask[..., None]
     inputs = (rows.data, *_two_biases(weights, h), buffer, *rows.states(h, c), rows.pack(outputs))
     grads = (rows.pack(grad_outputs), *rows.states(*map(rows.of_rows_with_tokens, (grad_h, grad_c))))
-    # cuDNN writes into its reserve, which a second backward pass may need: it gets a copy.
+    # cuDNN gets a copy of its reserve, because it writes into it, and a second backward pass may need the original.
     grad_data, grad_first_h, grad_first_c, grad_weights = torch.ops.aten._cudnn_rnn_backward(
         *inputs, *grads, *_options(h, c, True), rows.batch_sizes, None, reserve.clone(), [True] * 4
     )
     grad_first_h, grad_first_c = rows.unsorted(grad_first_h, grad_h), rows.unsorted(grad_first_c, grad_c)
     stride = len(grad_weights) // len(h)
-    # Copies, as cuDNN writes all of them into one buffer. The second bias is not a parameter.
+    # Copies, because cuDNN writes all gradients into one buffer. The second bias is not a parameter.
     grad_weights = [grad.clone() for place, grad in enumerate(grad_weights) if place % stride != 3]
     return rows.unpack(grad_data), grad_first_h, grad_first_c, grad_weights
 
 
 class OrderedRows:
-    """Rows in the order that cuDNN reads them in: time first, or under padding packed, the longest row first.
+    """Rows in the order that cuDNN reads: time first; with padding, packed with the longest row first.
 
-    `data` is x in that order, and `batch_sizes` says how many rows have each position; [] without padding.
+    `data` is x in that order. `batch_sizes` is the number of rows at each position, or [] without padding.
     """
 
     def __init__(self, x: torch.Tensor, mask: torch.Tensor | None, lengths: torch.Tensor | None):
@@ -141,9 +142,9 @@ class OrderedRows:
         if mask is None:
             self.data, self.batch_sizes = self.pack(x), []
             return
-        # Real positions first, in their order; a row without any is run for one step that is then forgotten.
+        # Real positions come first, in order. A row without real positions runs one step, whose result is dropped.
         self.order_BS = mask.int().argsort(dim=1, descending=True, stable=True)
-        # With a device map the library moves the lengths to the device.
+        # With a device map, the library moves the lengths to the device.
         self.lengths_B = (mask.sum(dim=1) if lengths is None else lengths).cpu().clamp_min(1)
         self.has_tokens_B1 = mask.any(dim=1)[:, None]
         self.packed = self._pack(x)
@@ -154,11 +155,11 @@ class OrderedRows:
         return pack_padded_sequence(x, self.lengths_B, batch_first=True, enforce_sorted=False)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """Another tensor (B, S, ...) of these rows, in the order of `data`."""
+        """Return another tensor (B, S, ...) of these rows in the order of `data`."""
         return x.transpose(0, 1).contiguous() if self.mask is None else self._pack(x).data
 
     def unpack(self, data: torch.Tensor) -> torch.Tensor:
-        """(B, S, ...), 0 at padding."""
+        """Return (B, S, ...) from the order of `data`, with 0 at padding."""
         if self.mask is None:
             return data.transpose(0, 1).contiguous()
         packed = self.packed._replace(data=data)
@@ -166,13 +167,13 @@ class OrderedRows:
         return x.gather(1, self.order_BS.argsort(dim=1)[..., None].expand_as(x)) * self.mask[..., None]
 
     def states(self, *states: torch.Tensor) -> list[torch.Tensor]:
-        """States (L, B, ...) with the rows in cuDNN's order."""
+        """Return states (L, B, ...) with the rows in cuDNN's order."""
         if self.mask is None:
             return [state.contiguous() for state in states]
         return [state.index_select(1, self.packed.sorted_indices) for state in states]
 
     def unsorted(self, state: torch.Tensor, without_tokens: torch.Tensor) -> torch.Tensor:
-        """A state with the rows in their own order again; a row without tokens has its state in `without_tokens`."""
+        """Return a state with rows in original order; a row without tokens gets its state from `without_tokens`."""
         if self.mask is None:
             return state
         state = state.index_select(1, self.packed.unsorted_indices)
@@ -183,7 +184,7 @@ class OrderedRows:
 
 
 def _two_biases(weights: list[torch.Tensor], h: torch.Tensor) -> tuple[list[torch.Tensor], int]:
-    """cuDNN's list of weights, with a second bias for each direction, and how many a direction has."""
+    """Return cuDNN's list of weights, with a second bias per direction, and the number of weights per direction."""
     count = len(weights) // len(h)
     directions = [weights[i : i + count] for i in range(0, len(weights), count)]
     both = [[ih, hh, bias, torch.zeros_like(bias), *hr] for ih, hh, bias, *hr in directions]
@@ -191,7 +192,7 @@ def _two_biases(weights: list[torch.Tensor], h: torch.Tensor) -> tuple[list[torc
 
 
 def _options(h: torch.Tensor, c: torch.Tensor, keep: bool) -> tuple:
-    """mode, units, size of the projection (0: none), layers, batch first, dropout, training, bidirectional."""
+    """Return mode, units, size of the projection (0: none), layers, batch first, dropout, training, bidirectional."""
     units, width = c.shape[2], h.shape[2]
     return _LSTM_MODE, units, 0 if units == width else width, 1, False, 0.0, keep, len(h) == 2
 
@@ -199,7 +200,7 @@ def _options(h: torch.Tensor, c: torch.Tensor, keep: bool) -> tuple:
 @_cudnn_lstm.register_fake
 def _(x, mask, lengths, h, c, weights, keep):
     outputs = x.new_empty(*x.shape[:2], len(h) * h.shape[2])
-    # Only cuDNN knows the sizes of its two buffers.
+    # Only cuDNN knows the sizes of these two buffers.
     sizes = [torch.library.get_ctx().new_dynamic_size() for _ in range(2)] if keep else [0, 0]
     reserve, buffer = x.new_empty(sizes[0], dtype=torch.uint8), x.new_empty(sizes[1])
     return outputs, torch.empty_like(h), torch.empty_like(c), reserve, buffer

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_moe import MoeConfig
-from .experts_choice import OWN_IMPLEMENTATION  # noqa: F401, registers our implementations
+from .experts_choice import OWN_IMPLEMENTATION  # noqa: F401, registers the implementations
 from .int8_experts import int8_experts_forward
 from .quantization import is_int8
 
@@ -19,12 +19,12 @@ from .quantization import is_int8
 class MoeExperts(nn.Module):
     """E_i(x) = W_down,i act(... act(W_up,i x)), without biases; all experts have the same shape.
 
-    `forward` below is the "eager" implementation; Transformers' experts interface puts "batched_mm", "grouped_mm" or
-    expert parallelism in its place by `config._experts_implementation`. Those know of one hidden layer only.
+    `forward` is the "eager" implementation. By `config._experts_implementation`, Transformers' experts interface
+    replaces it with "batched_mm", "grouped_mm" or expert parallelism, which support one hidden layer only.
 
     Args:
-        config: hidden_size D, num_experts E, moe_intermediate_size H, hidden_act, and num_expert_layers: the number
-            of hidden layers, each of size H.
+        config: has hidden_size D, num_experts E, moe_intermediate_size H, hidden_act, and num_expert_layers, the
+            number of hidden layers of size H.
 
     Parameters: up_proj (E, H, D), mid_proj (num_expert_layers - 1, E, H, H) if more than one, down_proj (E, D, H).
     """
@@ -48,7 +48,7 @@ class MoeExperts(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Keep the variance in each expert (He, 2015): 2 / inputs before a ReLU, 1 / inputs for the output."""
+        """Initialise weights to keep the variance (He, 2015): 2 / inputs before a ReLU, 1 / inputs for the output."""
         init.normal_(self.up_proj, std=(2 / self.hidden_dim) ** 0.5)
         if self.mid_proj is not None:
             init.normal_(self.mid_proj, std=(2 / self.intermediate_dim) ** 0.5)
@@ -57,11 +57,11 @@ class MoeExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """y = sum_i G(x)_i E_i(x), one expert after the other, each on its tokens at once.
+        """Return y = sum_i G(x)_i E_i(x), computing one expert after the other on all of its tokens.
 
         Args:
             hidden_states: (T, D).
-            top_k_index: (T, K) int64, expert ids; under expert parallelism an id of E or more is another rank's.
+            top_k_index: (T, K) int64, expert ids. With expert parallelism, ids of E or more belong to another rank.
             top_k_weights: (T, K), gate values.
 
         Returns:
@@ -69,15 +69,15 @@ class MoeExperts(nn.Module):
         """
         if is_int8(self.up_proj, self.mid_proj, self.down_proj):
             return int8_experts_forward(self, hidden_states, top_k_index, top_k_weights)
-        # Rows sorted by expert; ids of E or more come last and are left out.
+        # Rows sorted by expert; ids of E or more come last and are skipped.
         order_R = top_k_index.reshape(-1).argsort(stable=True)
         counts = top_k_index.reshape(-1).bincount(minlength=self.num_experts)[: self.num_experts].tolist()
         order_R = order_R[: sum(counts)]
         token_R = order_R // top_k_index.shape[-1]
         rows_RD = hidden_states.index_select(0, token_R)
 
-        # `unbind` once and not `up_proj[e]` in the loop: the backward of each such select would build a zero gradient
-        # for all experts. Through it an idle expert gets a zero gradient, as long as one expert is computed.
+        # `unbind` replaces `up_proj[e]` in the loop, whose backward pass would build a zero gradient for all experts
+        # at each index. With `unbind`, idle experts get a zero gradient as soon as one expert is computed.
         up, down = self.up_proj.unbind(0), self.down_proj.unbind(0)
         mid = [] if self.mid_proj is None else [layer.unbind(0) for layer in self.mid_proj.unbind(0)]
         outputs = []

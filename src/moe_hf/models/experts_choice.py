@@ -1,7 +1,7 @@
-"""The implementations of the experts that this package registers, and which one is taken where.
+"""Registers this package's implementations of the experts, and chooses between them.
 
-"moe_hf", the default, chooses by device and size: on a CPU the segments (benchmarks/results/experts.md), on a GPU by
-`fastest_on_gpu`. "triton" are the kernels of triton_experts.py.
+"moe_hf", the default, chooses by device and size: segment_experts.py on a CPU (benchmarks/results/experts.md), and
+`fastest_on_gpu` on a GPU. "triton" has the kernels of triton_experts.py.
 """
 
 import importlib.util
@@ -21,22 +21,22 @@ from .segment_experts import compute_dtype, segment_experts_forward
 
 OWN_IMPLEMENTATION = "moe_hf"
 TRITON_IMPLEMENTATION = "triton"
-# The kernel behind the library's grouped_mm refuses 1,024 groups and more in bfloat16.
+# The kernel of the library's grouped_mm refuses 1,024 or more groups in bfloat16.
 GROUPED_MM_EXPERTS = 1023
-# Up to so many slots a compiled step takes each slot's expert by itself, which the compiler joins with its neighbours.
+# Up to this number of slots, a compiled step computes each slot separately, which the compiler can fuse.
 COMPILED_SLOTS = 32
 
 
 class Limits(NamedTuple):
-    """Where one implementation becomes faster than another on a GPU.
+    """Sizes at which one implementation becomes faster than another on a GPU.
 
     Attributes:
-        batched_mm_rows: the most routed rows, in all, for which the library's batched_mm is the fastest. It copies the
-            matrices of every row's expert, and is taken only where no gradient is wanted.
-        grouped_mm_rows: the fewest rows per expert, on average, for which the library's grouped_mm is faster than our
-            kernels, where it has a kernel itself.
-        segments_rows: the fewest rows per expert, on average, for which a loop of products, one an expert, is faster
-            than our kernels, although it waits for the GPU.
+        batched_mm_rows: the largest total number of routed rows for which the library's batched_mm is the fastest.
+            batched_mm copies the matrices of every row's expert, and is used only without gradients.
+        grouped_mm_rows: the smallest mean number of rows per expert for which the library's grouped_mm is faster than
+            this package's Triton kernels, if grouped_mm has a kernel for the GPU.
+        segments_rows: the smallest mean number of rows per expert for which a loop over the experts is faster than
+            this package's Triton kernels, although the loop waits for the GPU.
     """
 
     batched_mm_rows: int
@@ -44,22 +44,22 @@ class Limits(NamedTuple):
     segments_rows: float
 
 
-# A guess; nothing of it has been measured on a GPU.
+# A guess that has not been measured on a GPU.
 UNMEASURED = Limits(batched_mm_rows=16, grouped_mm_rows=64, segments_rows=math.inf)
-# By compute capability and dtype. A measurement adds lines, with the names and versions of what was measured.
+# {(compute capability, dtype): limits}. Each measurement adds a line with the GPU's name and the versions.
 MEASURED: dict[tuple[tuple[int, int], torch.dtype], Limits] = {}
 
 
 def experts_forward(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """`MoeExperts.forward` by the fastest implementation that the device, the dtype and the sizes allow."""
+    """Run `MoeExperts.forward` with the fastest implementation for the device, the dtype and the sizes."""
     forward = _FORWARDS[fastest(module, hidden_states, top_k_index)]
     return forward(module, hidden_states, top_k_index, top_k_weights)
 
 
 def fastest(module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor) -> str:
-    """The name of the implementation that `experts_forward` takes: "segments", or one of `fastest_on_gpu`."""
+    """Return the implementation that `experts_forward` uses: "segments", or a name from `fastest_on_gpu`."""
     if torch.compiler.is_compiling() and not torch.is_grad_enabled() and top_k_index.numel() <= COMPILED_SLOTS:
         return "batched_mm"
     device, dtype = hidden_states.device, compute_dtype(hidden_states)
@@ -82,26 +82,26 @@ def fastest_on_gpu(
     compute_capability: tuple[int, int],
     with_triton: bool,
 ) -> str:
-    """The name of the implementation for a GPU: "batched_mm", "grouped_mm", "triton" or "segments".
+    """Return the implementation for a GPU: "batched_mm", "grouped_mm", "triton" or "segments".
 
     Args:
-        dtype: what is computed in, autocast's if it is on.
-        num_rows: routed rows, T * K.
-        num_experts: those on this device.
-        is_aligned: whether the experts' widths are multiples of 8, which grouped_mm wants.
+        dtype: the dtype of the computation; autocast's dtype if autocast is on.
+        num_rows: number of routed rows, T * K.
+        num_experts: number of experts on this device.
+        is_aligned: whether the experts' widths are multiples of 8, as grouped_mm requires.
         keeps_gradients: whether a backward pass may follow.
-        compute_capability: the GPU's, or (0, 0).
+        compute_capability: the GPU's compute capability, or (0, 0).
         with_triton: whether triton can be imported.
     """
     limits = MEASURED.get((compute_capability, dtype), UNMEASURED)
     if num_rows <= limits.batched_mm_rows and not keeps_gradients:
         return "batched_mm"
     is_grouped = is_aligned and (dtype != torch.bfloat16 or num_experts <= GROUPED_MM_EXPERTS)
-    # On other GPUs and in other dtypes grouped_mm is a loop over the experts that waits for the GPU.
+    # On other GPUs and with other dtypes, grouped_mm is a loop over the experts that waits for the GPU.
     has_kernel = dtype == torch.bfloat16 and compute_capability[0] in (9, 10)
     if is_grouped and has_kernel and num_rows >= limits.grouped_mm_rows * num_experts:
         return "grouped_mm"
-    # Triton has no product of 16 bits for GPUs before Ampere.
+    # Triton does not support products of 16 bits on GPUs before Ampere.
     if with_triton and compute_capability >= ((7, 5) if dtype == torch.float32 else (8, 0)):
         return "triton" if num_rows < limits.segments_rows * num_experts else "segments"
     return "grouped_mm" if is_grouped else "segments"
@@ -109,21 +109,21 @@ def fastest_on_gpu(
 
 @torch.compiler.assume_constant_result
 def capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability of a GPU; (0, 0) for a fake tensor's where no GPU is."""
+    """Return the compute capability of a GPU; (0, 0) for the device of a fake tensor without a GPU."""
     return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
 
 
 @torch.compiler.assume_constant_result
 @cache
 def has_triton() -> bool:
-    """Whether the package triton is installed."""
+    """Return whether the package triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
 def triton_forward(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """`triton_experts_forward`, imported when it is first called: triton is optional."""
+    """Run `triton_experts_forward`, which is imported on the first call because triton is optional."""
     from .triton_experts import triton_experts_forward
 
     return triton_experts_forward(module, hidden_states, top_k_index, top_k_weights)
@@ -132,7 +132,7 @@ def triton_forward(
 def grouped_mm_forward(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """The library's grouped_mm; unlike that by itself it follows autocast, and idle experts have zero gradients."""
+    """Run the library's grouped_mm with two additions: it follows autocast, and idle experts get zero gradients."""
     is_used = None
     if hidden_states.is_cuda and capability(hidden_states.device) >= (10, 0):
         is_used = used_experts(top_k_index, module.num_experts)
@@ -143,18 +143,18 @@ def grouped_mm_forward(
 
 
 def used_experts(top_k_index: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """(E,) bool: which experts have a slot."""
+    """Return (E,) bool, which experts have a slot."""
     is_used = torch.zeros(num_experts + 1, dtype=torch.bool, device=top_k_index.device)
     return is_used.scatter_(0, top_k_index.reshape(-1).clamp(max=num_experts), True)[:num_experts]
 
 
 class _Experts:
-    """A module of experts as the library's functions see it, with its weights cast to another dtype.
+    """A view of an experts module for the library's functions, with weights cast to another dtype.
 
     Args:
         module: the experts.
-        dtype: of the weights.
-        is_used: (E,) bool; the gradient of every other expert is set to zero. None: gradients are left as they are.
+        dtype: dtype of the weights.
+        is_used: (E,) bool; the gradients of all other experts are set to zero. None: gradients do not change.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, is_used: torch.Tensor | None):
@@ -169,9 +169,9 @@ class _Experts:
 
 
 class _WithoutIdleGradients(torch.autograd.Function):
-    """The same weights; in the backward pass the gradients of idle experts become zero.
+    """Returns the weights unchanged; the backward pass sets the gradients of idle experts to zero.
 
-    On Blackwell, grouped_mm leaves what was in memory there (github.com/pytorch/pytorch/issues/172439).
+    On Blackwell, grouped_mm leaves uninitialised memory there (github.com/pytorch/pytorch/issues/172439).
     """
 
     @staticmethod

@@ -1,34 +1,39 @@
-"""Gradients of the experts as factors, so that no gradient of the experts' size is ever made.
+"""Stores the experts' gradients as factors, so that a gradient of the experts' full size is never created.
 
-An expert that saw r rows has a gradient of rank r: for one of its matrices (M, N) it is G = left' right, with
-left (r, M) and right (r, N). `up_proj` has the gradient at the hidden units on the left and the inputs on the right,
-`down_proj` the weighted gradient at the outputs and the hidden units. The backward pass has all four at hand.
-`FactoredAdam` reads them instead of `.grad`, which stays None.
+An expert with r rows has a gradient of rank r. For a matrix (M, N) of the expert, it is G = left' right, with left (r,
+M) and right (r, N):
 
-Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R rows, M and N of a matrix.
+- `up_proj`: left is the gradient at the hidden units, and right is the inputs.
+- `down_proj`: left is the weighted gradient at the outputs, and right is the hidden units.
+
+The backward pass computes all four anyway. `FactoredAdam` reads them instead of `.grad`, which stays None.
+
+Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R rows, M x N a matrix.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .native_experts import Visited, few_rows
+from .measured_choice import kept_choice, largest_faster
+from .native_experts import ROWS_TRIED, ROWS_UNMEASURED, Visited, has_kernels, num_measured
 
 SWITCH = "use_factored_gradients"
-# What a group of experts with equally many rows has in memory at once, so that it stays in a cache.
+# Memory of a group of experts with equal numbers of rows, so that the group stays in the cache.
 GROUP_BYTES = {"cpu": 2**19}
 LARGE_GROUP_BYTES = 2**28
 
 
 class RowGradients(NamedTuple):
-    """The gradient of stacked matrices (E, M, N): that of expert e is left_e' right_e, of its own rows.
+    """The gradient of stacked matrices (E, M, N): expert e has the gradient left_e' right_e, over its rows.
 
     Attributes:
         left: (R, M), rows sorted by expert.
-        right: (R, N).
+        right: (R, N), rows in the same order.
         counts: (E,) int64, the number of rows of each expert.
     """
 
@@ -36,27 +41,24 @@ class RowGradients(NamedTuple):
     right: torch.Tensor
     counts: torch.Tensor
 
-    def for_kernels(self) -> Visited:
-        """The experts that the compiled kernels take; the others are those of `groups(above=...)`."""
-        return Visited(self.counts, self.limit)
-
     @property
     def limit(self) -> int:
-        """Up to how many rows an expert is computed by the compiled kernels."""
-        return few_rows(self.left.dtype, self.left.device, self.left.shape[1], self.right.shape[1])
+        """Return the largest number of rows of an expert whose norm the compiled kernels compute."""
+        sizes = self.left.shape[1], self.right.shape[1]
+        return _measured_limit(*sizes) if has_kernels(self.left.dtype, self.left.device, *sizes) else 0
 
     def groups(self, above: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Experts with equally many rows, a few at a time: their ids (G,), left (G, r, M) and right (G, r, N).
+        """Yield groups of experts with equal numbers of rows: ids (G,), left (G, r, M) and right (G, r, N).
 
         Args:
-            above: leaves out experts with as many rows or fewer.
+            above: skips experts with this number of rows or fewer.
         """
         if not (self.counts > above).any():
             return
         matrix_bytes = self.left.shape[1] * self.right.shape[1] * self.left.element_size()
         size = max(1, GROUP_BYTES.get(self.left.device.type, LARGE_GROUP_BYTES) // matrix_bytes)
         expert_R = torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
-        order = self.counts[expert_R].argsort(stable=True)  # by count, and within it by expert
+        order = self.counts[expert_R].argsort(stable=True)  # by count, then by expert
         left, right = self.left.index_select(0, order), self.right.index_select(0, order)
         start = 0
         for count, number in zip(*(values.tolist() for values in self.counts.unique(return_counts=True))):
@@ -69,11 +71,16 @@ class RowGradients(NamedTuple):
                 )
 
     def squared_norm(self) -> torch.Tensor:
-        """The sum of all squared elements, a float64 scalar: |left' right|^2 = sum(left left' * right right')."""
+        """Return the sum of all squared elements (float64): |left' right|^2 = sum(left left' * right right')."""
         total = torch.zeros((), dtype=torch.float64, device=self.left.device)
         if self.limit:
-            total += self.for_kernels().squared_norm(self.left, self.right)
-        for _, left, right in self.groups(above=self.limit):
+            total += Visited(self.counts, self.limit).squared_norm(self.left, self.right)
+        return total + self.squared_norm_by_products(above=self.limit)
+
+    def squared_norm_by_products(self, above: int = 0) -> torch.Tensor:
+        """Return the same sum in plain torch, over the experts with more than `above` rows."""
+        total = torch.zeros((), dtype=torch.float64, device=self.left.device)
+        for _, left, right in self.groups(above):
             if left.shape[1] <= min(left.shape[2], right.shape[2]):
                 products = torch.bmm(left, left.mT) * torch.bmm(right, right.mT)
             else:
@@ -82,15 +89,33 @@ class RowGradients(NamedTuple):
         return total
 
     def dense(self) -> torch.Tensor:
-        """The gradient itself, (E, M, N)."""
+        """Return the full gradient, (E, M, N)."""
         gradient = self.left.new_zeros(len(self.counts), self.left.shape[1], self.right.shape[1])
         for experts, left, right in self.groups():
             gradient[experts] = torch.bmm(left.mT, right)
         return gradient
 
 
+@cache
+def _measured_limit(num_left: int, num_right: int) -> int:
+    name = f"few_rows_norm-{num_left}-{num_right}"
+    return kept_choice(name, lambda: _measure_limit(num_left, num_right), ROWS_UNMEASURED)
+
+
+def _measure_limit(num_left: int, num_right: int) -> int:
+    num_experts = num_measured(num_left, num_right)
+
+    def ways(count: int):
+        left, right = torch.ones(num_experts * count, num_left), torch.ones(num_experts * count, num_right)
+        rows = RowGradients(left, right, torch.full((num_experts,), count))
+        visited = Visited(rows.counts, count)
+        return lambda: visited.squared_norm(left, right), rows.squared_norm_by_products
+
+    return largest_faster(ROWS_TRIED, ways)
+
+
 def merge_rows(parts: list[RowGradients]) -> RowGradients:
-    """The sum of gradients of the same parameter, as one with all of their rows."""
+    """Return the sum of gradients of one parameter, as a gradient with all their rows."""
     if len(parts) == 1:
         return parts[0]
     counts = [part.counts for part in parts]
@@ -101,33 +126,36 @@ def merge_rows(parts: list[RowGradients]) -> RowGradients:
 
 
 def row_gradients(parameter: nn.Parameter) -> list[RowGradients]:
-    """What backward passes have left for a parameter since it was last stepped or cleared."""
+    """Return the rows that backward passes have stored for a parameter since its last step or clearing."""
     return getattr(parameter, "row_gradients", [])
 
 
 def clear_row_gradients(parameter: nn.Parameter) -> None:
-    """Forget them, as `zero_grad` forgets a gradient."""
+    """Clear a parameter's rows, as `zero_grad` clears a gradient."""
     if row_gradients(parameter):
         parameter.row_gradients = []
 
 
 def use_factored_gradients(model: nn.Module) -> Callable[[], None]:
-    """Let the experts of a model keep their gradients as factors, for `FactoredAdam`, which reads them.
+    """Make the experts of a model store their gradients as factors, for `FactoredAdam`.
 
-    `.grad` of the experts stays None. Clip with `moe_hf.clip_grad_norm_`: torch's function does not see the experts.
+    `.grad` of the experts stays None. Clip with `moe_hf.clip_grad_norm_`, because torch's function ignores these
+    experts.
 
-    Under expert parallelism each process keeps the rows of its own experts; see `gather_rows` for a loop of one's own.
+    With expert parallelism, each process stores the rows of its own experts. A custom training loop also needs
+    `gather_rows`.
 
     Args:
-        model: any module that has `MoeExperts` with one hidden layer of ReLU units, computed by the implementation
-            "moe_hf" (the default on a CPU).
+        model: any module with `MoeExperts` that have one hidden layer of ReLU units and the implementation "moe_hf"
+            (the default on a CPU).
 
     Returns:
-        A function that switches back. Gradients that wait for a step are written to `.grad` then, but for those of
-        sharded experts, which are dropped.
+        A function that switches back to full gradients. It writes pending gradients to `.grad`, but drops those of
+        sharded experts.
 
     Raises:
-        ValueError: the model has no experts, other experts than that, or experts that FSDP alone has sharded.
+        ValueError: the model has no experts, or its experts are of another kind, or FSDP without expert parallelism
+            has sharded them.
     """
     modules = [module for module in model.modules() if hasattr(module, "factored_gradients")]
     if not modules:
@@ -157,7 +185,7 @@ def use_factored_gradients(model: nn.Module) -> Callable[[], None]:
 
 
 def settle_weights(parameter: nn.Parameter, experts: torch.Tensor | None = None) -> None:
-    """Apply the weight decay that `FactoredAdam` has put off while experts were idle, to these or to all of them."""
+    """Apply the weight decay that `FactoredAdam` postponed while experts were idle, to the given experts or to all."""
     if (decay := getattr(parameter, "idle_decay", None)) is not None:
         decay.settle(parameter, experts)
 
@@ -187,22 +215,22 @@ def _check_experts(module: nn.Module) -> None:
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether it is a DTensor, of which this process has a part."""
+    """Return whether a tensor is a DTensor, which is distributed over processes."""
     return hasattr(parameter, "to_local")
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor, which shares its memory; others as they are."""
+    """Return this process's part of a sharded tensor, sharing its memory; other tensors are returned unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def row_owners(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
-    """The parameters that the rows of `up_proj` and `down_proj` are left on, which are the optimizer's.
+    """Return the optimizer's parameters, which store the rows of `up_proj` and `down_proj`.
 
-    While experts run under expert parallelism, the library puts tensors of this process in the parameters' places.
+    With expert parallelism, the library replaces the parameters with this process's tensors while the experts run.
 
     Raises:
-        RuntimeError: an adapter has replaced a parameter, or a hook waits for a gradient that would not be there.
+        RuntimeError: an adapter has replaced a parameter, or a hook waits for a gradient that is never created.
     """
     owners = []
     for name in ("up_proj", "down_proj"):
@@ -210,17 +238,19 @@ def row_owners(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
         if not is_sharded(parameter):
             parameter = getattr(module, name)
         if not isinstance(parameter, nn.Parameter):
-            raise RuntimeError(f"{name} of the experts is not a parameter, as with an adapter: undo {SWITCH} first")
+            raise RuntimeError(
+                f"{name} of the experts is not a parameter, probably because of an adapter: undo {SWITCH} first"
+            )
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise RuntimeError(
-                f"a hook waits for the gradient of {name}, which {SWITCH} never makes: undo one of them"
+                f"a hook waits for the gradient of {name}, which {SWITCH} never creates: undo one of them"
             )
         owners.append(parameter)
     return tuple(owners)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    """Before any optimizer's step: one that does not read rows would leave these experts as they are."""
+    """Refuse an optimizer that does not read rows, before its step: it would not update these experts."""
     if getattr(optimizer, "reads_row_gradients", False):
         return
     if any(row_gradients(parameter) for group in optimizer.param_groups for parameter in group["params"]):
@@ -230,7 +260,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
 
 
 def will_be_accumulated(edge: tuple) -> bool:
-    """Whether this backward pass is to accumulate the gradient of the parameter at a node's edge.
+    """Return whether this backward pass accumulates the gradient of the parameter at a node's edge.
 
     Raises:
         RuntimeError: `torch.autograd.grad` asks for that gradient.
@@ -239,5 +269,5 @@ def will_be_accumulated(edge: tuple) -> bool:
         return edge[0] is not None and torch._C._will_engine_execute_node(edge[0])
     except RuntimeError as error:
         raise RuntimeError(
-            f"the gradient of experts is asked for, which {SWITCH} never makes: undo it first"
+            f"torch.autograd.grad asks for the gradient of experts, which {SWITCH} never creates: undo {SWITCH} first"
         ) from error

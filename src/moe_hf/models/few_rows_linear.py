@@ -1,7 +1,7 @@
-"""The product of few rows with a large weight on a CPU, as (W x')' where that is faster than x W'.
+"""The product of few rows with a large weight on a CPU, computed as (W x')' if that is faster than x W'.
 
-Decoding multiplies one row for each text or beam with the softmax's weight, which no cache holds. Libraries may read
-such a weight once for each row where they compute x W', and once for all rows where they compute W x'.
+Decoding multiplies one row per text or beam with the softmax's weight, which is too large for any cache. Libraries may
+read the weight once per row for x W', but once for all rows for W x'.
 """
 
 import torch
@@ -11,19 +11,19 @@ from .measured_choice import kept_choice, largest_faster
 from .quantization import linear
 
 ROWS_TRIED = (2, 4, 8)
-# A cache may hold a smaller weight, and x W' is then the faster product.
+# A smaller weight may fit into a cache, where x W' is the faster product.
 MIN_WEIGHT_SIZE = 2**20
-# The measurement reads as much of a weight at most.
+# The measurement reads at most this part of a weight.
 _MEASURED_SIZE = 2**24
 
 _limits: dict[tuple, int] = {}
 
 
 def few_rows_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`quantization.linear` without a bias: x (..., K), weight (N, K) -> (..., N), equal up to rounding.
+    """Compute `quantization.linear` without a bias, up to rounding: x (..., K), weight (N, K) -> (..., N).
 
-    Few float32 rows that need no gradient are computed in the layout that is faster on this machine. Compiled and
-    exported graphs, which serve any number of rows, keep the plain product.
+    Few float32 rows without a gradient are computed in the layout that is faster on this machine. Compiled and
+    exported graphs keep the plain product, because they must work for any number of rows.
     """
     if not _may_transpose(x, weight) or len(rows := x.reshape(-1, x.shape[-1])) > _rows_transposed(weight):
         return linear(x, weight)
@@ -35,7 +35,7 @@ def _transposed_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
 
 
 def _may_transpose(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the layout may be chosen; in an order that sorts most calls out at once."""
+    """Return whether the layout may be chosen; the cheapest and most selective conditions come first."""
     return (
         type(x) is torch.Tensor
         and type(weight) in (torch.Tensor, nn.Parameter)
@@ -51,7 +51,7 @@ def _may_transpose(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _rows_transposed(weight: torch.Tensor) -> int:
-    """Up to how many rows (W x')' is faster for a weight of this shape."""
+    """Return the largest number of rows for which (W x')' is faster with a weight of this shape."""
     part = weight[: max(1, _MEASURED_SIZE // weight.shape[1])]
     key = (*part.shape, torch.get_num_threads())
     if key not in _limits:

@@ -1,4 +1,4 @@
-"""The experts of one or two tokens on a CPU, as a decoding step has them: a product for each slot, and nothing sorted.
+"""The experts of one or two tokens on a CPU, as in a decoding step: one product per slot, without sorting.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size.
 """
@@ -9,9 +9,10 @@ FEW_TOKENS = 2
 
 
 def is_few_on_cpu(x: torch.Tensor, index: torch.Tensor) -> bool:
-    """Whether `few_tokens` is the fastest: at 4 tokens experts that several of them chose would be read repeatedly.
+    """Return whether `few_tokens` is the fastest. With 4 tokens, it would read shared experts repeatedly.
 
-    Its result has no gradient, and a compiler or a fake tensor cannot follow the ids that it reads.
+    The result of `few_tokens` does not have a gradient, and a compiler or a fake tensor cannot follow the ids it
+    reads.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or len(x) > FEW_TOKENS:
         return False
@@ -21,11 +22,14 @@ def is_few_on_cpu(x: torch.Tensor, index: torch.Tensor) -> bool:
 def few_tokens(
     x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> torch.Tensor:
-    """sum_i G(x)_i W_down,i relu(W_up,i x), (T, D).
+    """Return sum_i G(x)_i W_down,i relu(W_up,i x), (T, D).
 
     Args:
-        x: (T, D). index: (T, K) int64, an id of E or more is another rank's. weights: (T, K), 0 for an unused slot.
-        up: (E, H, D). down: (E, D, H).
+        x: (T, D).
+        index: (T, K) int64, expert ids; an id of E or more belongs to another rank.
+        weights: (T, K), 0 for an unused slot.
+        up: (E, H, D).
+        down: (E, D, H).
     """
     output_TD = torch.zeros_like(x)
     for token, experts, values in zip(range(len(x)), index.tolist(), weights.tolist()):

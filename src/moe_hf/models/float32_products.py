@@ -1,4 +1,4 @@
-"""Products of float32 tensors in full precision, where all others may be computed in TF32."""
+"""Computes selected float32 products in full precision, while other products may use TF32."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,13 +15,13 @@ class _FullPrecision:
 
 
 def full_float32(device: torch.device) -> AbstractContextManager:
-    """Within it, matrix products on a GPU are IEEE float32, whatever TF32 setting the run has made.
+    """Return a context in which matrix products on a GPU are IEEE float32, regardless of the run's TF32 setting.
 
-    TF32 has 10 bits of mantissa: a gate would choose other experts for a token whose logits are close. The gradients
-    of these products are computed outside, and may be TF32. A graph of torch.compile keeps the setting of the run.
+    TF32 has 10 bits of mantissa, so a gate would choose other experts for a token with close logits. Gradients of
+    these products are computed outside the context and may use TF32. A graph of torch.compile keeps the run's setting.
 
     Args:
-        device: where the products are computed; on any but a GPU nothing changes.
+        device: the device of the products; only GPUs are affected.
     """
     is_affected = device.type == "cuda" and not torch.compiler.is_compiling()
     if is_affected and torch.backends.cuda.matmul.fp32_precision == "tf32":

@@ -1,7 +1,7 @@
-"""The noisy top-k gate of many experts on a CPU: computed a piece of the tokens at a time, forward and backward.
+"""The noisy top-k gate for many experts on a CPU: forward and backward compute one piece of the tokens at a time.
 
-In plain torch, noise, standard deviations and probabilities are a dozen tensors of (T, E), which for thousands of
-experts leave the cache. Here only the two logits are of that size, the gradients at them are not.
+In plain torch, noise, standard deviations and probabilities take a dozen tensors of (T, E). With thousands of experts,
+they do not fit into the cache. Here, only the two logits have this size; even their gradients are smaller.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token, P tokens of a piece.
 """
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 import torch
 from torch.autograd.function import once_differentiable
 
-# Fewer logits than this are computed at once, in plain torch.
+# Fewer logits than this are computed in one piece, with plain torch.
 MIN_LOGITS = 2**20
-# Logits of a piece, and the least number of tokens: fewer would read both matrices too often. Torch draws normal
-# numbers in blocks of 16, so that pieces of a multiple of 16 tokens draw those of the whole.
+# Logits of a piece, and its minimal number of tokens: smaller pieces would read both matrices too often. Torch draws
+# normal numbers in blocks of 16, so pieces of a multiple of 16 tokens draw the same numbers as the whole batch.
 PIECE_LOGITS = 2**18
 MIN_TOKENS = 64
 
 
 def is_for_pieces(hidden_states: torch.Tensor, num_experts: int) -> bool:
-    """Whether a batch (T, D) is worth `noisy_top_k_in_pieces`, which a compiler could not look into."""
+    """Return whether to use `noisy_top_k_in_pieces` for a batch (T, D); not while compiling, which cannot trace it."""
     is_large = len(hidden_states) * num_experts > MIN_LOGITS and num_experts >= 16
     return is_large and hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
 
@@ -34,7 +34,7 @@ def noisy_top_k_in_pieces(
     k: int,
     noise_epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Equations 3 to 5 and 8 to 10, with the noise that `noisy_top_k` would draw.
+    """Compute equations 3 to 5 and 8 to 10, with the same noise as `noisy_top_k`.
 
     Args:
         hidden_states: (T, D).
@@ -42,7 +42,7 @@ def noisy_top_k_in_pieces(
         noise_weight: (E, D), W_noise.
         mask: (T,) bool, False for tokens that are not counted.
         k: K, below E.
-        noise_epsilon: the least standard deviation.
+        noise_epsilon: the minimal standard deviation.
 
     Returns:
         x W_g (T, E), the indices (T, K) and weights (T, K) of the top k, and the load (E,).
@@ -55,7 +55,7 @@ def noisy_top_k_in_pieces(
 
 
 class _NoisyTopK(torch.autograd.Function):
-    """Values, not weights, so that autograd does the softmax. With z = (x W_g - threshold) / stddev, P = Phi(z)."""
+    """Returns values, not weights, so that autograd computes the softmax. P = Phi((x W_g - threshold) / stddev)."""
 
     @staticmethod
     def forward(ctx, x, weight, noise_weight, mask, k, noise_epsilon):
@@ -102,8 +102,9 @@ class _NoisyTopK(torch.autograd.Function):
             else:
                 _standard_deviation(raw, ctx.noise_epsilon, out=stddev)
                 z = _z(clean_TE[here], stddev, top_values[here], index, out=grad_raw)
-                # dP / d(x W_g) = phi(z) / stddev, dP / dstddev = -z phi(z) / stddev, and the threshold's is the
-                # negative of the first; it is noisy logit K + 1 for the experts among the top k and K for the others.
+                # With z = (x W_g - threshold) / stddev: dP / d(x W_g) = phi(z) / stddev, dP / dstddev = -z phi(z) /
+                # stddev, and dP / dthreshold = -dP / d(x W_g). The threshold is noisy logit K + 1 for experts in the
+                # top k, and noisy logit K for other experts.
                 torch.mul(z, z, out=grad_clean).mul_(-0.5).exp_().div_(stddev).mul_(
                     grad_load_E / math.sqrt(2 * math.pi)
                 )
@@ -140,17 +141,17 @@ def _standard_deviation(raw: torch.Tensor, noise_epsilon: float, out: torch.Tens
 
 
 def _is_in(top_values: torch.Tensor) -> torch.Tensor:
-    """(P, K + 1) bool: which of the K + 1 highest are above the last, as `probability_in_top_k` decides ties."""
+    """Return (P, K + 1) bool, which of the K + 1 highest exceed the last one; ties as in `probability_in_top_k`."""
     return top_values > top_values[:, -1:]
 
 
 def _z(clean, stddev, top_values, top_index, out: torch.Tensor) -> torch.Tensor:
-    """(clean - threshold) / stddev, (P, E), with the thresholds of `probability_in_top_k`."""
+    """Return (clean - threshold) / stddev, (P, E), with the thresholds of `probability_in_top_k`."""
     torch.sub(clean, top_values[:, -2:-1], out=out).div_(stddev)
     threshold = torch.where(_is_in(top_values), top_values[:, -1:], top_values[:, -2:-1])
     return out.scatter_(1, top_index, (clean.gather(1, top_index) - threshold) / stddev.gather(1, top_index))
 
 
 def _masked(values: torch.Tensor, mask: torch.Tensor | None, here: slice) -> torch.Tensor:
-    """`values` (P, E) with the rows of tokens that are not counted set to 0, in place."""
+    """Set the rows of uncounted tokens in `values` (P, E) to 0, in place, and return `values`."""
     return values if mask is None else values.masked_fill_(~mask[here].bool()[:, None], 0)

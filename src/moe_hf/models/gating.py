@@ -1,8 +1,7 @@
-"""Gates: which experts a token goes to, and with which weight (section 2.1).
+"""Gates, which choose experts and their weights for each token (section 2.1).
 
-Every gate maps hidden states (T, D) and a mask (T,) to a `GateOutput`. Gating is computed in at least float32,
-whatever the autocast mode. The two-level gate is in hierarchical_gating.py, the strictly balanced one in
-balanced_gating.py.
+Every gate maps hidden states (T, D) and a mask (T,) to a `GateOutput`. Gates compute in at least float32, also under
+autocast. The two-level gate is in hierarchical_gating.py, and the strictly balanced gate is in balanced_gating.py.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token.
 """
@@ -21,15 +20,16 @@ from .gate_pieces import is_for_pieces, noisy_top_k_in_pieces
 
 
 class GateOutput(NamedTuple):
-    """What a gate decides and reports. The four statistics are None when they were not asked for.
+    """The decision and the statistics of a gate. The four statistics are None if they were not requested.
 
     top_k_index: (T, K) int64, global expert ids, the highest weight first.
-    top_k_weights: (T, K), at least float32; 0 for an unused slot (a padding token has only such).
-    router_logits: (T, E), x W_g without noise; of a hierarchical gate those over the groups, (T, G).
-    importance: (E,), differentiable. load: (E,), differentiable where there is noise, else the token counts.
-    tokens_per_expert: (E,), how many tokens each expert gets.
-    threshold_loss: a scalar, L_batchwise per token, from `StrictlyBalancedGate` only.
-    most_per_expert: at most how many tokens an expert gets, where `StrictlyBalancedGate` knows it beforehand.
+    top_k_weights: (T, K), at least float32; 0 for an unused slot. All slots of a padding token are unused.
+    router_logits: (T, E), x W_g without noise; from a hierarchical gate, the logits over its groups (T, G).
+    importance: (E,), differentiable.
+    load: (E,), differentiable with noise; without noise, the token counts.
+    tokens_per_expert: (E,), the number of tokens of each expert.
+    threshold_loss: a scalar, L_batchwise per token, only from `StrictlyBalancedGate`.
+    most_per_expert: an upper bound of an expert's tokens, if `StrictlyBalancedGate` knows it without a host read.
     """
 
     top_k_index: torch.Tensor
@@ -43,7 +43,7 @@ class GateOutput(NamedTuple):
 
 
 def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x W^T in at least float32, also under autocast and where other products are TF32."""
+    """Return x W^T in at least float32, also under autocast and with TF32."""
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     device = hidden_states.device
     no_autocast = nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
@@ -54,17 +54,17 @@ def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torc
 def noisy_top_k(
     clean_logits: torch.Tensor, noise_stddev: torch.Tensor | None, k: int, need_probability: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """softmax(keep_top_k(H(x), k)) with H(x) = x W_g + N(0, 1) * stddev(x) (equations 3 to 5), the noise drawn here.
+    """Draw noise, and return softmax(keep_top_k(H(x), k)) with H(x) = x W_g + N(0, 1) * stddev(x) (equations 3 to 5).
 
     Args:
         clean_logits: (T, E), x W_g.
-        noise_stddev: (T, E), or None for no noise.
+        noise_stddev: (T, E); None: no noise.
         k: K, at most E.
         need_probability: also compute P(x, i) of equation 9.
 
     Returns:
-        top_k_index (T, K) and top_k_weights (T, K), the highest weight first, and P (T, E), which is None when it was
-        not asked for or does not exist: without noise, or for K = E.
+        top_k_index (T, K) and top_k_weights (T, K), the highest weight first, and P (T, E). P is None if it was not
+        requested or is not defined: without noise, or for K = E.
     """
     noisy_TE = clean_logits
     if noise_stddev is not None:
@@ -80,15 +80,15 @@ def noisy_top_k(
 class NoisyTopKGate(nn.Module):
     """Noisy top-k gating (equations 3 to 5): G(x) = softmax(keep_top_k(x W_g + N(0, 1) * stddev(x), k)).
 
-    stddev(x) = softplus(x W_noise) + noise_epsilon. Both matrices start at zero, so that the load is equal at the
-    start. There is noise only while training; evaluation is noiseless and repeatable.
+    stddev(x) = softplus(x W_noise) + noise_epsilon. Both matrices start at zero, so that the experts' load starts
+    equal. Noise is used only in training; evaluation is deterministic.
 
     Args:
         hidden_size: D.
         num_experts: E.
         num_experts_per_tok: K, at most E.
-        noise_epsilon: the least standard deviation of the noise (not in the paper; the authors' code has 1e-2).
-        names: what errors and warnings call E and K.
+        noise_epsilon: the minimal standard deviation of the noise (not in the paper; the authors' code has 1e-2).
+        names: the arguments' names for E and K in errors and warnings.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class NoisyTopKGate(nn.Module):
 
         Args:
             hidden_states: (T, D).
-            mask: (T,) bool, False for padding: such a token is not routed (all its weights are 0) and not counted.
+            mask: (T,) bool, False for padding. Padding is not routed (all its weights are 0) and not counted.
             output_statistics: also compute importance, load and the token counts.
         """
         k, num_experts = self.num_experts_per_tok, self.num_experts
@@ -142,10 +142,11 @@ class NoisyTopKGate(nn.Module):
 
 
 class SoftmaxTopKGate(nn.Module):
-    """Softmax gating (equation 2) kept to the top k and renormalised: the noiseless baseline.
+    """Softmax gating (equation 2) restricted to the top k and renormalised: the baseline without noise.
 
-    With K = E it is the dense gate of equation 2: every token goes to every expert. Its load is the token counts,
-    which have no gradient: only the importance loss balances it. Arguments and `forward` as for `NoisyTopKGate`.
+    With K = E, it is the dense gate of equation 2, where every token uses every expert. The load is the token counts,
+    which are not differentiable, so only the importance loss balances this gate. Arguments and `forward` are as for
+    `NoisyTopKGate`.
     """
 
     def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int):
@@ -160,7 +161,7 @@ class SoftmaxTopKGate(nn.Module):
     ) -> GateOutput:
         logits_TE = linear_in_float32(hidden_states, self.weight)
         top_values, top_k_index = logits_TE.topk(self.num_experts_per_tok, dim=-1)
-        # The softmax over the kept logits is the softmax over all of them, renormalised over the kept.
+        # The softmax over the kept logits equals the full softmax, renormalised over the kept logits.
         top_k_weights = masked(top_values.softmax(dim=-1), mask)
         if not output_statistics:
             return GateOutput(top_k_index, top_k_weights, logits_TE)
@@ -170,19 +171,19 @@ class SoftmaxTopKGate(nn.Module):
 
 
 def masked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """`values` (T, ...) with the rows of padding tokens set to 0."""
+    """Return `values` (T, ...) with the rows of padding tokens set to 0."""
     return values if mask is None else values.masked_fill(~mask.bool()[:, None], 0)
 
 
 def check_top_k(
     num_experts: int, num_experts_per_tok: int, names: tuple[str, str] = ("num_experts", "num_experts_per_tok")
 ) -> None:
-    """Refuse a K out of range, and warn of a choice of one among several, which the task cannot teach."""
+    """Refuse a K out of range; warn about K = 1 among several experts, which the task's gradient cannot train."""
     if not 1 <= num_experts_per_tok <= num_experts:
         raise ValueError(f"{names[1]}={num_experts_per_tok} must lie between 1 and {names[0]}={num_experts}")
     if num_experts_per_tok == 1 and num_experts > 1:
         warnings.warn(
             f"{names[1]}=1: the softmax over one expert is always 1, so the gate gets no gradient from the task, only "
-            "from the balancing losses; take at least 2",
+            "from the balancing losses; use at least 2",
             stacklevel=3,
         )

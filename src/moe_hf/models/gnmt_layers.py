@@ -1,4 +1,4 @@
-"""The layers of the translation model alone: its attention, and the first layer of encoder and decoder.
+"""The layers that only the translation model has: its attention, and the first layer of encoder and decoder.
 
 The encoder's first LSTM reads the source in both directions (GNMT, section 3.2). The decoder's first LSTM queries the
 attention (GNMT, section 3; appendices E and G).
@@ -19,21 +19,22 @@ from .configuration_gnmt_moe import GnmtMoeConfig
 from .lstm import Lstm, LstmLayer, float_weights, lstm_cell, run_lstm
 from .quantization import is_int8, linear
 
-# From so many target positions on, the decoder's step is compiled on CUDA. Not measured yet.
+# With at least this many target positions, the decoder's step is compiled on CUDA. Not measured yet.
 COMPILED_POSITIONS = 8
 
 
 class BidirectionalLstmLayer(GradientCheckpointingLayer):
     """x + dropout(LSTM(x)) in each direction, both of width D.
 
-    The paper says neither how the directions are merged nor where the residual goes. Here each direction has its own
-    residual. A following LSTM reads both directions, concatenated to 2D, which gives the paper's operations per time
-    step. Later residuals add to their mean, x + (dropout(forward) + dropout(backward)) / 2.
+    The paper does not say how the directions are merged, or where the residual connection goes. Here, each direction
+    has a residual connection. A following LSTM reads the concatenation of both directions (2D), which gives the
+    paper's operations per time step. Later residual connections add to the mean, x + (dropout(forward) +
+    dropout(backward)) / 2.
 
     Args:
         config: as for `LstmLayer`, for each direction.
 
-    Parameters: those of an LSTM layer under forward_lstm and backward_lstm.
+    Parameters: the parameters of an LSTM layer, under forward_lstm and under backward_lstm.
     """
 
     def __init__(self, config: GnmtMoeConfig):
@@ -48,11 +49,11 @@ class BidirectionalLstmLayer(GradientCheckpointingLayer):
         """
         Args:
             hidden_states: (B, S, D).
-            mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
+            mask: (B, S) bool, False for padding at any position; None without padding.
             lengths: see `row_lengths`.
 
         Returns:
-            the mean of both directions (B, S, D), and both, the forward one first (B, S, 2D).
+            the mean of both directions (B, S, D), and their concatenation, the forward direction first (B, S, 2D).
         """
         directions, h, c = zip(self.forward_lstm(hidden_states), self.backward_lstm(hidden_states))
         states = torch.stack(h), torch.stack(c)
@@ -62,7 +63,7 @@ class BidirectionalLstmLayer(GradientCheckpointingLayer):
 
 
 class GnmtAttention(nn.Module):
-    """A feed-forward network scores every source position x_i for every query y_j; a softmax over i makes weights.
+    """Attention: a network scores every source position x_i for every query y_j; a softmax over i gives the weights.
 
     - "product", the paper's: sum_d V_d tanh((x_i U)_d) tanh((y_j W)_d). It is one matrix product of two tensors.
     - "additive", GNMT's: sum_d V_d tanh((x_i U)_d + (y_j W)_d). It needs memory for B * T * S * A numbers.
@@ -70,7 +71,7 @@ class GnmtAttention(nn.Module):
     The keys depend on the source alone and are computed once. The context is the weighted sum of the x_i.
 
     Args:
-        config: hidden_size D, attention_type.
+        config: has hidden_size D and attention_type.
 
     Parameters: source_weight (A, D), U; query_weight (A, D), W; score_weight (A,), V.
     """
@@ -86,10 +87,10 @@ class GnmtAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """U and W keep the variance. V is 1 / A for products and random for additive scores.
+        """Initialise U and W to keep the variance, and V to 1 / A for products or at random for additive scores.
 
-        With V = 1 / A a score starts as a mean over d. With V = 1 the first scores would be large by chance, and
-        alignment would be learnt far later.
+        With V = 1 / A, a score starts as a mean over d. With V = 1, the first scores would be large by chance, and the
+        model would learn the alignment much later.
         """
         bound = self.source_weight.shape[1] ** -0.5
         init.normal_(self.source_weight, std=bound)
@@ -100,7 +101,7 @@ class GnmtAttention(nn.Module):
             init.normal_(self.score_weight, std=bound)
 
     def project_source(self, source: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) -> the keys (B, S, A): V tanh(x U) for products, else x U."""
+        """Return the keys (B, S, A) for a source (B, S, D): V tanh(x U) for products, otherwise x U."""
         keys_BSA = linear(source, self.source_weight)
         return torch.tanh(keys_BSA) * self.score_weight if self.is_product else keys_BSA
 
@@ -110,9 +111,9 @@ class GnmtAttention(nn.Module):
         """
         Args:
             query: (B, T, D).
-            keys: (B, S, A), what an earlier call returned for this source; None: computed here.
+            keys: (B, S, A), the keys that an earlier call returned for this source; None: computed here.
             source: (B, S, D).
-            mask: (B, S) bool, False for padding, whose weight is exactly 0; None when there is none.
+            mask: (B, S) bool, False for padding, whose weight is exactly 0; None without padding.
 
         Returns:
             context (B, T, D), zero for a row whose source is all padding; weights (B, T, S), at least float32; keys.
@@ -134,9 +135,10 @@ class GnmtAttention(nn.Module):
 
 
 def recurrent_projection(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
-    """(context, h) -> context_weight context + weight_hh h, to be called `num_steps` times.
+    """Return a function (context, h) -> context_weight context + weight_hh h, for `num_steps` calls.
 
-    It is one product a step, with the weights side by side; for a single step that copy would cost more than a second.
+    For several steps, the weights are concatenated, so that a step takes one product. For a single step, that copy
+    would cost more than a second product.
     """
     if num_steps == 1:
         return lambda context, h: nn.functional.linear(context, context_weight) + nn.functional.linear(h, weight_hh)
@@ -150,16 +152,17 @@ class AttentionLstmLayer(LstmLayer):
     The query is h, the LSTM's output before dropout and residual sum. `attention_feeding` says what the LSTM reads,
     and which context the layers above get:
 
-    - "recurrent": the LSTM reads [x_t, context_t] with context_t = attend(h_{t-1}); h before the first step is zero.
-      It runs step by step; what does not depend on the step before is computed for all steps at once.
-    - "input": the LSTM reads the same, but context_t = attend(h_t). The layers above get the context that was looked
-      for after x_t was read (Luong et al., 2015, section 3.3).
-    - "parallel": the LSTM reads x_t, in one call, and context_t = attend(h_t).
+    - "recurrent": the LSTM reads [x_t, context_t] with context_t = attend(h_{t-1}), and h is zero before the first
+      step. The layer runs step by step. Values that do not depend on the previous step are computed for all steps at
+      once.
+    - "input": the LSTM reads the same input. The layers above get attend(h_t), whose query has already read x_t (Luong
+      et al., 2015, section 3.3).
+    - "parallel": the LSTM reads only x_t, in one call for all steps, and context_t = attend(h_t).
 
     Args:
         config: as for `LstmLayer` and `GnmtAttention`, and attention_feeding.
 
-    Parameters: those of an LSTM layer, with weight_ih (4U, 2D) unless feeding is parallel, and attention.*.
+    Parameters: the parameters of an LSTM layer, with weight_ih (4U, 2D) unless feeding is parallel, and attention.*.
     """
 
     def __init__(self, config: GnmtMoeConfig):
@@ -184,12 +187,12 @@ class AttentionLstmLayer(LstmLayer):
         Args:
             hidden_states: (B, T, D).
             source: (B, S, D), the encoder's output.
-            keys: (B, S, D), what an earlier call returned for this source; None: computed here.
-            source_mask: (B, S) bool, False for padding of the source; None when there is none.
-            mask: (B, T) bool, False for padding of the target; None when there is none.
+            keys: (B, S, D), the keys that an earlier call returned for this source; None: computed here.
+            source_mask: (B, S) bool, False for source padding; None without padding.
+            mask: (B, T) bool, False for target padding; None without padding.
             h: (B, D), the output before the first position; None for zeros.
             c: (B, U), the cell before the first position; None for zeros.
-            lengths: of the target, see `row_lengths`.
+            lengths: lengths of the target, see `row_lengths`.
 
         Returns:
             hidden_states (B, T, D), context (B, T, D), attention weights (B, 1, T, S), h, c and keys.
@@ -198,7 +201,7 @@ class AttentionLstmLayer(LstmLayer):
         inputs = (hidden_states, source, keys, source_mask, mask, h, c)
         run = self._run_step_by_step(*inputs) if self.self_feeding else self._run_at_once(*inputs, lengths)
         output, context, weights, h, c, keys = run
-        dtype = hidden_states.dtype  # autocast would leave the state in the lower precision, or only a part of it
+        dtype = hidden_states.dtype  # autocast would leave all or part of the state in low precision
         hidden_states = hidden_states + self.dropout(output)
         return hidden_states, context, weights[:, None], h.to(dtype), c.to(dtype), keys
 
@@ -210,7 +213,7 @@ class AttentionLstmLayer(LstmLayer):
     def _run_step_by_step(self, hidden_states, source, keys, source_mask, mask, h, c):
         width = hidden_states.shape[-1]
         if hidden_states.shape[1] == 1 and is_int8(self.weight_ih):
-            # A part of the columns would have to be copied, so x goes in together with the context.
+            # Multiplying x separately would need a copy of some columns, so x is multiplied together with the context.
             lstm, from_x, x = self, (self.bias,), hidden_states[:, 0]
 
             def project(context, h):
@@ -236,11 +239,11 @@ class AttentionLstmLayer(LstmLayer):
         return *(torch.cat(steps, dim=1) for steps in (outputs, contexts, all_weights)), h, c, keys
 
     def _step(self, gates_x, project, weight_hr, h, c, keys, source, source_mask, is_real_B1):
-        """One target position of recurrent or input feeding: output (B, D), context (B, 1, D), attention weights
-        (B, 1, S), h, c and keys.
+        """Compute one target position of recurrent or input feeding.
 
-        `gates_x` (B, 4U) is the part of the gates that x gives, `project` computes the other part of context and h.
-        `weight_hr` is None if D = U, and `is_real_B1`, False for padding, when there is none.
+        `gates_x` (B, 4U) is the part of the gates from x, and `project` computes the part from context and h.
+        `weight_hr` is None if D = U. `is_real_B1` is False for padding, and None without padding. Returns output (B,
+        D), context (B, 1, D), attention weights (B, 1, S), h, c and keys.
         """
         context, weights, keys = self.attention(h[:, None], keys, source, source_mask)
         new_h, new_c = lstm_cell(gates_x + project(context[:, 0].to(h.dtype), h), c, weight_hr)
@@ -252,10 +255,10 @@ class AttentionLstmLayer(LstmLayer):
         return output, context, weights, new_h, new_c, keys
 
     def _compiled_step(self, hidden_states: torch.Tensor) -> Callable:
-        """`_step`, compiled on CUDA where many positions follow: a position takes 12 launches at most, not some 50.
+        """Return `_step`, compiled on CUDA for many positions: at most 12 launches per position instead of about 50.
 
-        Other lengths and batches are compiled once more, for all sizes. `TORCH_COMPILE_DISABLE=1`, torch's own switch,
-        turns it off.
+        The first other length or batch compiles once more, for all sizes. torch's `TORCH_COMPILE_DISABLE=1` turns
+        compilation off.
         """
         is_compiled = hidden_states.device.type == "cuda" and hidden_states.shape[1] >= COMPILED_POSITIONS
         if not is_compiled or torch.compiler.is_compiling() or not has_triton():

@@ -1,4 +1,4 @@
-"""The product of rows with one matrix of several, as one operation: a hierarchical gate's secondary logits.
+"""Multiplies each row by the matrix of its group, in one operation: the secondary logits of a hierarchical gate.
 
 Shape suffixes: R rows, sorted by group, D width, G groups, M outputs of a group, N blocks, B rows of a block.
 """
@@ -8,21 +8,21 @@ import torch
 from .float32_products import full_float32
 from .host_reads import host_reads_are_free
 
-# A name of its own for every copy of this file: a checkpoint from the Hub brings one.
+# A separate namespace for each copy of this file, because a checkpoint from the Hub brings its own copy.
 _NAMESPACE = __name__.replace(".", "_")
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::grouped_linear", mutates_args=())
 def grouped_linear(rows_RD: torch.Tensor, weight_GMD: torch.Tensor, ends_G: torch.Tensor) -> torch.Tensor:
-    """x W_i^T, each row by the matrix of its group i.
+    """Return x W_i^T, where each row uses the matrix of its group i.
 
     Args:
-        rows_RD: (R, D), the rows of group 0 first, then those of group 1, and so on.
+        rows_RD: (R, D), sorted by group.
         weight_GMD: (G, M, D), in the dtype of the rows.
-        ends_G: (G,) int64, where the rows of each group end. Rows after the last end belong to no group.
+        ends_G: (G,) int64, the end of each group's rows. Rows after the last end do not belong to a group.
 
     Returns:
-        (R, M), 0 for a row of no group. It is differentiable; an idle group's gradient is 0.
+        (R, M), 0 for a row without a group. The result is differentiable; the gradient of an idle group is 0.
     """
     if not host_reads_are_free(rows_RD.device):
         with full_float32(rows_RD.device):
@@ -41,7 +41,7 @@ def grouped_linear(rows_RD: torch.Tensor, weight_GMD: torch.Tensor, ends_G: torc
 def _backward(
     grad_RM: torch.Tensor, rows_RD: torch.Tensor, weight_GMD: torch.Tensor, ends_G: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients with respect to the rows and the matrices."""
+    """Return the gradients with respect to the rows and the matrices."""
     if not host_reads_are_free(rows_RD.device):
         return _blockwise_backward(grad_RM, rows_RD, weight_GMD, ends_G)
     grad_rows_RD, grad_weight_GMD = torch.empty_like(rows_RD), torch.empty_like(weight_GMD)
@@ -58,10 +58,10 @@ def _backward(
 
 
 def _blockwise(rows_RD: torch.Tensor, weight_GMD: torch.Tensor, ends_G: torch.Tensor) -> torch.Tensor:
-    """`grouped_linear` in a fixed number of launches, without a host read.
+    """Compute `grouped_linear` in a fixed number of launches, without a host read.
 
-    The rows of each group are padded to whole blocks, and one batched product takes all blocks. A block has about as
-    many rows as a group has on average, so that there are at most 2 G blocks, however uneven the groups are.
+    The rows of each group are padded to whole blocks, and one batched product computes all blocks. A block has about
+    the mean number of rows of a group, so there are at most 2 G blocks, even for very uneven groups.
     """
     place_R, group_N, size = _blocks(rows_RD, ends_G)
     products_NBM = torch.bmm(_to_blocks(rows_RD, place_R, group_N, size), weight_GMD[group_N].transpose(1, 2))
@@ -80,9 +80,9 @@ def _blockwise_backward(
 
 
 def _blocks(rows_RD: torch.Tensor, ends_G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Each row's place in the flattened blocks (R,), each block's group (N,), and B.
+    """Return each row's place in the flattened blocks (R,), each block's group (N,), and B.
 
-    The place of a row of no group is N * B, one behind the last block.
+    A row without a group gets the place N * B, one after the last block.
     """
     num_rows, num_groups = len(rows_RD), len(ends_G)
     size = max(16, -(-num_rows // num_groups))
@@ -99,13 +99,13 @@ def _blocks(rows_RD: torch.Tensor, ends_G: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _to_blocks(rows: torch.Tensor, place_R: torch.Tensor, group_N: torch.Tensor, size: int) -> torch.Tensor:
-    """(R, ...) -> (N, B, ...), 0 where a block has no row."""
+    """Return blocks (N, B, ...) of rows (R, ...), 0 in unused places."""
     blocks = rows.new_zeros(len(group_N) * size + 1, rows.shape[1]).index_copy_(0, place_R, rows)
     return blocks[:-1].view(len(group_N), size, -1)
 
 
 def _from_blocks(blocks: torch.Tensor, place_R: torch.Tensor) -> torch.Tensor:
-    """(N, B, ...) -> (R, ...), 0 for a row of no group."""
+    """Return rows (R, ...) from blocks (N, B, ...), 0 for a row without a group."""
     return torch.nn.functional.pad(blocks.flatten(0, 1), (0, 0, 0, 1)).index_select(0, place_R)
 
 

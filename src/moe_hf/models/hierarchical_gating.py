@@ -1,7 +1,7 @@
-"""Hierarchical gating: a gate over groups of experts, and one more inside each group (appendix B).
+"""Hierarchical gating: a primary gate over groups of experts, and a secondary gate inside each group (appendix B).
 
 Shape suffixes: T tokens, D width, G groups, M experts of a group, E = G * M experts, K experts per token, P groups per
-token, Q = K / P experts per chosen group, R rows: the (token, chosen group) pairs, sorted by group.
+token, Q = K / P experts per chosen group, R rows. A row is a pair (token, chosen group); rows are sorted by group.
 """
 
 import torch
@@ -16,7 +16,7 @@ from .host_reads import host_reads_are_free
 class HierarchicalGate(nn.Module):
     """Noisy top-k gating on two levels: G(x)_ij = G_primary(x)_i G_i(x)_j, for expert number i * M + j.
 
-    A secondary gate is computed only for the tokens that chose its group, so a token costs G + P * M logits, not E.
+    A secondary gate is computed only for the tokens of its group, so a token costs G + P * M logits instead of E.
 
     Args:
         hidden_size: D.
@@ -24,7 +24,7 @@ class HierarchicalGate(nn.Module):
         num_experts_per_tok: K, over all groups; a multiple of P.
         num_expert_groups: G, a divisor of E.
         num_groups_per_tok: P, at most G.
-        noise_epsilon: as for `NoisyTopKGate`, on both levels.
+        noise_epsilon: as for `NoisyTopKGate`, for both levels.
 
     Parameters: primary.weight and primary.noise_weight (G, D), weight and noise_weight (G, M, D); all start at zero.
     """
@@ -67,7 +67,7 @@ class HierarchicalGate(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
     ) -> GateOutput:
-        """Route tokens; arguments as for `NoisyTopKGate`. `router_logits` are the primary gate's, (T, G)."""
+        """Route tokens; arguments are as for `NoisyTopKGate`. `router_logits` are the primary gate's logits (T, G)."""
         primary = self.primary(hidden_states, mask, output_statistics)
         order_R, group_R, ends_G = self._rows_by_group(primary)
         rows_RD = hidden_states.index_select(0, order_R // primary.top_k_index.shape[-1])
@@ -92,10 +92,10 @@ class HierarchicalGate(nn.Module):
         return GateOutput(top_k_index, top_k_weights, primary.router_logits, importance_E, load_E, counts_E)
 
     def _rows_by_group(self, primary: GateOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The pairs of a token and a group: place in T * P (R,), group (R,), and where each group's rows end (G,).
+        """Return the (token, group) pairs: place in T * P (R,), group (R,), and the end of each group's rows (G,).
 
-        Pairs with G_primary(x)_i = 0, as all of padding, are unused: they have group G and come last. Where a host
-        read is free they are cut off.
+        Pairs with G_primary(x)_i = 0, such as all pairs of padding, are unused. They get group G and come last. If a
+        host read is free, they are removed.
         """
         num_groups = len(self.weight)
         used = primary.top_k_weights.reshape(-1) > 0
@@ -110,14 +110,14 @@ class HierarchicalGate(nn.Module):
 
     @staticmethod
     def _secondary(rows_RD: torch.Tensor, weight: torch.Tensor, ends_G: torch.Tensor) -> torch.Tensor:
-        """(R, M), in at least float32: each row by the matrix of its group, 0 for an unused row."""
+        """Return (R, M) in at least float32: each row times the matrix of its group, 0 for an unused row."""
         dtype = torch.promote_types(rows_RD.dtype, torch.float32)
         return grouped_linear(rows_RD.to(dtype), weight.to(dtype), ends_G)
 
     def _per_token(
         self, order_R: torch.Tensor, index_RQ: torch.Tensor, weights_RQ: torch.Tensor, num_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, K) ids and weights, the highest weight first; the slots of unused pairs keep id 0 and weight 0."""
+        """Return (T, K) ids and weights, the highest weight first; slots of unused pairs have id 0 and weight 0."""
         k, per_group = self.num_experts_per_tok, self.num_chosen_per_group
         pairs = (num_tokens * k // per_group, per_group)
         index_TK = index_RQ.new_zeros(pairs).index_copy(0, order_R, index_RQ).view(num_tokens, k)
@@ -132,10 +132,10 @@ class HierarchicalGate(nn.Module):
         probability_RM: torch.Tensor | None,
         counts_E: torch.Tensor,
     ) -> torch.Tensor:
-        """Load_H(X)_ij = Load_primary(X)_i * Load_i(X^(i))_j / |X^(i)|, (E,); 0 for a group that nobody chose."""
+        """Return Load_H(X)_ij = Load_primary(X)_i * Load_i(X^(i))_j / |X^(i)|, (E,); 0 for a group without tokens."""
         load_GM = counts_E.view(len(self.weight), -1)
         if probability_RM is not None:
-            # One row more, for the unused pairs.
+            # An extra row for the unused pairs.
             load_GM = load_GM.new_zeros(len(load_GM) + 1, load_GM.shape[1]).index_add(0, group_R, probability_RM)[:-1]
         group_size_G = primary.tokens_per_expert.clamp_min(1)
         return ((primary.load / group_size_G)[:, None] * load_GM).view(-1)

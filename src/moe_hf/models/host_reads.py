@@ -1,4 +1,4 @@
-"""Where the host may read a tensor's values while a model runs."""
+"""Decides whether the host may read a tensor's values while a model runs."""
 
 import torch
 
@@ -6,13 +6,13 @@ HOST_DEVICES = {"cpu"}
 
 
 def is_on_host(device: torch.device) -> bool:
-    """Whether a value is in the host's own memory."""
+    """Return whether a device's values are in the host's memory."""
     return device.type in HOST_DEVICES
 
 
 def host_reads_are_free(device: torch.device) -> bool:
-    """Whether a value can be read without waiting for a device, and without breaking a compiled graph.
+    """Return whether the host can read values without waiting for a device and without breaking a compiled graph.
 
-    Elsewhere no shape may depend on values: the host would wait for all work that is queued on the device.
+    If not, shapes must not depend on values: the host would wait for all work in the device's queue.
     """
     return is_on_host(device) and not torch.compiler.is_compiling()

@@ -21,7 +21,7 @@ from .quantization import dequantized, is_int8, linear
 
 
 class LstmWeights(NamedTuple):
-    """The tensors of `Lstm`, under the same names."""
+    """The tensors of an `Lstm`, under the same names."""
 
     weight_ih: torch.Tensor
     weight_hh: torch.Tensor
@@ -39,16 +39,16 @@ def run_lstm(
     starts: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run an LSTM in one direction or two. Padding is skipped: it changes no other position and no state.
+    """Run an LSTM in one direction or two. Padding is skipped: it does not change other positions or states.
 
     Args:
         inputs: (B, S, I).
-        mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
+        mask: (B, S) bool, False for padding at any position; None without padding.
         h: (L, B, D), the output before the first step of each direction.
         c: (L, B, U), the cell before the first step of each direction.
-        directions: the weights that read forward, and those that read backward if there are two.
-        training: whether the fused kernel is to keep what a backward pass needs.
-        starts: (B, S) bool, where the state starts anew from zero; on a CPU only, and for one direction.
+        directions: the weights of the forward direction, and of the backward direction if there are two.
+        training: whether the fused kernel keeps the tensors that a backward pass needs.
+        starts: (B, S) bool, positions where the state restarts from zero; only on a CPU, and for one direction.
         lengths: see `row_lengths`.
 
     Returns:
@@ -72,10 +72,11 @@ def run_lstm(
 
 
 def _is_step_elementary(inputs: torch.Tensor, lstm: "Lstm | LstmWeights") -> bool:
-    """Whether one position is computed by `lstm_step`.
+    """Return whether `lstm_step` computes a single position, with elementary operations.
 
-    An exported step is made of operations that every runtime has, a compiled one of those that a compiler joins; the
-    kernels are neither, and do not read 8 bits. Without a gradient our own kernel has more to do before it starts.
+    An exported step needs operations that every runtime has, and a compiled step needs operations that the compiler
+    can fuse. The kernels are neither, and do not read 8-bit weights. Without gradients, the kernels also have more
+    overhead.
     """
     if torch.compiler.is_compiling() or _has_int8(lstm):
         return True
@@ -87,7 +88,7 @@ def _has_int8(lstm: "Lstm | LstmWeights") -> bool:
 
 
 def float_weights(lstm: "Lstm | LstmWeights") -> "Lstm | LstmWeights":
-    """The same, with float copies of quantized weights: worth their time where many positions are read."""
+    """Return the weights with float copies of quantized ones, which pays off for many positions."""
     if not _has_int8(lstm):
         return lstm
     weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias, lstm.weight_hr)
@@ -97,7 +98,7 @@ def float_weights(lstm: "Lstm | LstmWeights") -> "Lstm | LstmWeights":
 def lstm_cell(
     gates: torch.Tensor, c: torch.Tensor, weight_hr: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state h (B, D) and c (B, U) that follows from gates (B, 4U), before their activations, and c (B, U)."""
+    """Return the next h (B, D) and c (B, U) from gates (B, 4U) before their activations and the current c (B, U)."""
     input_gate, forget_gate, new_values, output_gate = gates.chunk(4, dim=-1)
     c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(new_values)
     h = torch.sigmoid(output_gate) * torch.tanh(c)
@@ -112,7 +113,7 @@ def lstm_step(
     c: torch.Tensor,
     reverse: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`lstm_sequence` for one position, in elementary operations."""
+    """Compute `lstm_sequence` for one position, with elementary operations."""
     gates = linear(x[:, 0], lstm.weight_ih, lstm.bias)
     if is_int8(lstm.weight_hh):
         gates = gates + linear(h, lstm.weight_hh)
@@ -125,15 +126,15 @@ def lstm_step(
 
 
 def row_lengths(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The mask, or None after all when nothing is padding, and what the LSTMs need to know of it on the host.
+    """Return the mask (None if nothing is padding) and the rows' lengths on the host, if an LSTM needs them.
 
-    cuDNN takes the lengths of padded rows from the host. All layers of a stack share one read of them.
+    cuDNN needs the lengths of padded rows on the host. All layers of a stack share one host read.
 
     Args:
-        mask: (B, S) bool, False for padding; None when there is none.
+        mask: (B, S) bool, False for padding; None without padding.
 
     Returns:
-        mask, and the number of real positions of each row, (B,) int64 on the CPU; None where no LSTM needs it.
+        mask, and the number of real positions of each row, (B,) int64 on the CPU; None if the LSTMs do not need it.
     """
     if mask is None or mask.shape[1] == 1 or mask.is_meta or is_on_host(mask.device):
         return mask, None
@@ -144,18 +145,18 @@ def row_lengths(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.T
 
 
 def is_fused(inputs: torch.Tensor, mask: torch.Tensor | None, lstm: "Lstm | LstmWeights") -> bool:
-    """Whether torch has a fused kernel: on a GPU, and on a CPU for whole float32 sequences without a projection."""
+    """Return whether torch has a fused kernel: on a GPU, and on a CPU for float32 without padding and projection."""
     if inputs.device.type != "cpu":
         return True
     if torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False  # autocast would have it computed in bfloat16
+        return False  # autocast would compute it in bfloat16
     return mask is None and lstm.weight_hr is None and inputs.dtype == torch.float32 and inputs.shape[1] > 1
 
 
 def run_fused(inputs, mask, h, c, directions, training, lengths=None):
-    """`run_lstm` by torch's kernel for the device, oneDNN's or cuDNN's; padding becomes packed sequences."""
+    """Compute `run_lstm` with torch's kernel for the device (oneDNN or cuDNN); padding becomes packed sequences."""
     if mask is not None and inputs.shape[1] == 1:
-        # One position needs no packing, and so no host read.
+        # A single position does not need packing, and so avoids a host read.
         output, last_h, last_c = run_fused(inputs, None, h, c, directions, training)
         return output * mask[..., None], torch.where(mask, last_h, h), torch.where(mask, last_c, c)
     if uses_cudnn(inputs.device):
@@ -179,11 +180,11 @@ def run_fused(inputs, mask, h, c, directions, training, lengths=None):
 class Lstm(nn.Module):
     """The weights of an LSTM in one direction.
 
-    With `lstm_hidden_size` != `hidden_size` the cell has that many units and its output is projected to width D,
-    also for the recurrence (Sak et al., 2014).
+    If `lstm_hidden_size` differs from `hidden_size`, the cell has `lstm_hidden_size` units, and its output is
+    projected to width D, also for the recurrence (Sak et al., 2014).
 
     Args:
-        config: hidden_size D, lstm_hidden_size U (None: D).
+        config: has hidden_size D and lstm_hidden_size U (None: D).
         input_size: I; None: D.
 
     Parameters: weight_ih (4U, I), weight_hh (4U, D), bias (4U,), and weight_hr (D, U) if U != D; the gates are
@@ -202,7 +203,7 @@ class Lstm(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Uniform with variance 1 / (3 * units), as torch.nn.LSTM; the forget gate starts open (Jozefowicz, 2015)."""
+        """Initialise as torch.nn.LSTM (variance 1 / (3 * units)); the forget gate starts open (Jozefowicz, 2015)."""
         bound = self.units**-0.5
         init.uniform_(self.weight_ih, -bound, bound)
         init.uniform_(self.weight_hh, -bound, bound)
@@ -213,27 +214,27 @@ class Lstm(nn.Module):
             init.uniform_(self.weight_hr, -bound, bound)
 
     def forward(self, inputs: torch.Tensor) -> tuple[LstmWeights, torch.Tensor, torch.Tensor]:
-        """The weights, and the state to start from, for a module that runs several LSTMs at once.
+        """Return the weights and the initial state, for a module that runs several LSTMs at once.
 
-        It calls this and does not read them: offloading brings a module's weights, and an adapter changes them, when
-        the module is called.
+        Such a module calls this method instead of reading the weights: offloading loads a module's weights, and an
+        adapter changes them, only when the module is called.
         """
         return LstmWeights(self.weight_ih, self.weight_hh, self.bias, self.weight_hr), *self.start(inputs, None, None)
 
     def start(
         self, inputs: torch.Tensor, h: torch.Tensor | None, c: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The state to start from: zeros (B, D) and (B, U) unless one is given."""
+        """Return the initial state: zeros (B, D) and (B, U), unless a state is given."""
         if h is None:
             return inputs.new_zeros(len(inputs), self.width), inputs.new_zeros(len(inputs), self.units)
         if len(h) != len(inputs):
-            # torch would broadcast some of these and answer for another batch.
+            # torch would broadcast some of these shapes and return the result of another batch.
             raise ValueError(f"h has {len(h)} rows, hidden_states has {len(inputs)}")
         return h, c
 
 
 class LstmLayer(GradientCheckpointingLayer, Lstm):
-    """x + dropout(LSTM(x)). Padding is skipped: it changes neither another position's output nor the state.
+    """x + dropout(LSTM(x)). Padding is skipped: it does not change the state or the output of other positions.
 
     Args:
         config: as for `Lstm`, and dropout.
@@ -256,17 +257,18 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
-            hidden_states: (B, S, D), what the output is added to.
-            mask: (B, S) bool, False for padding, which may stand anywhere; None when there is none.
+            hidden_states: (B, S, D), to which the output is added.
+            mask: (B, S) bool, False for padding at any position; None without padding.
             h: (B, D), the output before the first position; None for zeros.
             c: (B, U), the cell before the first position; None for zeros.
-            inputs: (B, S, I), what the LSTM reads; None: hidden_states.
-            documents: the documents of packed rows, each of which starts from a zero state; None: a row is one.
+            inputs: (B, S, I), the input of the LSTM; None: hidden_states.
+            documents: the documents of packed rows, each of which starts from a zero state; None: each row is one
+                document.
             lengths: see `row_lengths`.
 
         Returns:
-            hidden_states (B, S, D), and the state after each row's last real position, in the dtype of hidden_states;
-            with `documents` the state of each lane, which is of no use to a caller.
+            hidden_states (B, S, D), and the state after each row's last real position, in the dtype of hidden_states.
+            With `documents`, the states belong to lanes, and are not meaningful to a caller.
         """
         inputs = hidden_states if inputs is None else inputs
         if documents is not None:
@@ -279,5 +281,5 @@ class LstmLayer(GradientCheckpointingLayer, Lstm):
             return hidden_states + self.dropout(output), h[0], c[0]
         h, c = self.start(hidden_states, h, c)
         output, h, c = run_lstm(inputs, mask, h[None], c[None], [self], self.training, lengths=lengths)
-        # Autocast would leave the state in the lower precision, or only a part of it.
+        # Autocast would leave all or part of the state in low precision.
         return hidden_states + self.dropout(output), h[0].to(hidden_states.dtype), c[0].to(hidden_states.dtype)

@@ -1,8 +1,8 @@
 """An LSTM over whole sequences with a backward pass written by hand, for processors without a fused kernel.
 
 torch's own CPU kernel keeps a graph of every step. Its backward pass fills a gradient of the whole sequence with zeros
-at each step, and a recurrent projection makes it slower still. Here everything that does not depend on the step before
-is computed at once, forward and backward, and padding is a mask rather than a packed sequence.
+at each step, and a recurrent projection makes it even slower. Here, values that do not depend on the previous step are
+computed for all steps at once, forward and backward. Padding is a mask instead of a packed sequence.
 
 Shape suffixes: B batch, S sequence, D width of h, I width of the inputs, U units of the cell.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 from .autocast import autocast_dtype
 
-# A name of its own for every copy of this file: a checkpoint from the Hub brings one.
+# A separate namespace for each copy of this file, because a checkpoint from the Hub brings its own copy.
 _NAMESPACE = __name__.replace(".", "_")
 
 
@@ -30,11 +30,11 @@ def lstm_sequence(
     Args:
         lstm: has weight_ih (4U, I), weight_hh (4U, D), bias (4U,), and weight_hr (D, U), or None if D = U.
         x: (B, S, I).
-        mask: (B, S) bool, False for padding; None when there is none.
+        mask: (B, S) bool, False for padding; None without padding.
         h: (B, D), the output to start from.
         c: (B, U), the cell to start from.
-        reverse: read the sequence from its end.
-        starts: (B, S) bool, where the state starts anew from zero; None: nowhere. Not with `reverse`.
+        reverse: whether to read the sequence from its end.
+        starts: (B, S) bool, positions where the state restarts from zero; None: nowhere. Not with `reverse`.
 
     Returns:
         outputs (B, S, D), 0 at padding, and the last h and c.
@@ -61,8 +61,11 @@ def _lstm(
     reverse: bool,
     starts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns outputs, last h and last c; and for the backward pass the gates (B, S, 4U) in torch's order, h (B, S, D)
-    and c (B, S, U) after each position."""
+    """Return outputs, last h and last c.
+
+    For the backward pass, also return the gates (B, S, 4U) in torch's order, and h (B, S, D) and c (B, S, U) after
+    each position.
+    """
     batch, length, _ = x.shape
     units = weight_ih.shape[0] // 4
     gates_BSG = torch.addmm(bias, x.reshape(batch * length, -1), weight_ih.t()).view(batch, length, 4 * units)
@@ -72,7 +75,7 @@ def _lstm(
     restarted = _marked(starts)
     squashed = x.new_empty(batch, units)
     to_gates, project = weight_hh.t(), None if weight_hr is None else weight_hr.t()
-    # All views at once: taking one costs a good part of what a small step does.
+    # All views are created at once, because creating a view takes a large part of the time of a small step.
     gates_of, h_of, c_of = gates_BSG.unbind(1), all_h.unbind(1), all_c.unbind(1)
     first_two_of = gates_BSG[..., : 2 * units].unbind(1)
     input_of, forget_of, values_of, output_of = (part.unbind(1) for part in gates_BSG.chunk(4, dim=2))
@@ -116,14 +119,14 @@ def _lstm_backward(
     reverse: bool,
     starts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients with respect to x, h, c, weight_ih, weight_hh, bias and weight_hr (empty without a projection)."""
+    """Return the gradients of x, h, c, weight_ih, weight_hh, bias and weight_hr (empty without a projection)."""
     batch, length, units = all_c.shape
     h_before, c_before = _shifted(all_h, h, reverse), _shifted(all_c, c, reverse)
     if starts is not None:
         h_before, c_before = (state.masked_fill(starts[..., None], 0) for state in (h_before, c_before))
     input_gate, forget_gate, values, output_gate = gates_BSG.chunk(4, dim=2)
     squashed = all_c.tanh()
-    # What a step multiplies its incoming gradients by: that of c for the first three gates, that of h for the last.
+    # Factors of a step's incoming gradients: of c for the first three gates, and of h for the last gate.
     slopes = torch.empty_like(gates_BSG)
     of_input, of_forget, of_values, of_output = slopes.chunk(4, dim=2)
     torch.ops.aten.sigmoid_backward.grad_input(values, input_gate, grad_input=of_input)
@@ -175,17 +178,17 @@ def _lstm_backward(
 
 
 def _steps(length: int, reverse: bool) -> list[int]:
-    """The positions in the order in which they are read."""
+    """Return the positions in the order of reading."""
     return list(range(length))[:: -1 if reverse else 1]
 
 
 def _marked(marks: torch.Tensor | None) -> set[int]:
-    """The positions at which some row of (B, S) is marked."""
+    """Return the positions at which at least one row of (B, S) is marked."""
     return set() if marks is None else set(marks.any(dim=0).nonzero()[:, 0].tolist())
 
 
 def _shifted(states: torch.Tensor, first: torch.Tensor, reverse: bool) -> torch.Tensor:
-    """States after each position -> states before it."""
+    """Return the states before each position, from the states after each position."""
     if reverse:
         return torch.cat([states[:, 1:], first[:, None]], dim=1)
     return torch.cat([first[:, None], states[:, :-1]], dim=1)

@@ -1,7 +1,7 @@
-"""Up to which size one of two ways to compute the same is the faster one: measured once per machine, kept in a file.
+"""Measures, once per machine, up to which size one of two equivalent computations is faster, and saves the result.
 
-The two ways differ in their rounding. A run that is resumed must compute the same bits, so a second process reads the
-file and does not measure again.
+The two computations round differently. A resumed run must compute the same bits, so later processes read the saved
+result instead of measuring again.
 """
 
 import os
@@ -16,26 +16,26 @@ import torch
 
 
 def kept_choice(name: str, measure: Callable[[], int], unmeasured: int) -> int:
-    """The result of `measure` on this machine, from the file of that name or else written to it.
+    """Return the result of `measure` on this machine, from a file; measure and write the file if it does not exist.
 
     The files are in `$XDG_CACHE_HOME/moe_hf`, by default `~/.cache/moe_hf`; delete them to measure again.
 
     Args:
-        name: what is chosen, and for which sizes; it becomes a part of the file's name.
-        measure: called when there is no file.
-        unmeasured: the result where no file can be written. Processes that measured anew would differ.
+        name: the choice and its sizes; part of the file's name.
+        measure: called if the file does not exist.
+        unmeasured: the result if the file cannot be written, because repeated measurements would differ.
     """
     try:
         file = _folder() / f"{name}-{_machine()}.txt"
         if (kept := _read(file)) is not None:
             return kept
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=file.parent) as written:  # before the measurement, which may be for nothing
+        with NamedTemporaryFile("w", dir=file.parent) as written:  # fails before the measurement, not after
             written.write(str(measure()))
             written.flush()
             _publish(written.name, file)
         kept = _read(file)
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+    except (OSError, RuntimeError):  # RuntimeError: the home directory is unknown
         return unmeasured
     return unmeasured if kept is None else kept
 
@@ -50,7 +50,7 @@ def _machine() -> str:
 
 
 def _read(file: Path) -> int | None:
-    """The kept choice; a file that holds none is deleted."""
+    """Return the saved choice; delete a damaged file."""
     try:
         return int(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -69,14 +69,14 @@ def _publish(written: str, file: Path) -> None:
 def largest_faster(
     sizes: Iterable[int], ways: Callable[[int], tuple[Callable[[], object], Callable[[], object]]], rounds: int = 7
 ) -> int:
-    """The size up to which the first of two functions takes less time than the second; 0: at none.
+    """Return the largest size up to which the first of two functions is faster than the second, or 0.
 
-    The functions take turns, and the fastest call of each counts, since other processes only ever add time.
+    The functions take turns, and the fastest call of each counts, because other processes can only add time.
 
     Args:
-        sizes: ascending; the first at which the second function is faster ends the measurement.
-        ways: the two functions for a size.
-        rounds: timed calls of each function, after one that warms caches.
+        sizes: ascending; the measurement ends at the first size at which the second function is faster.
+        ways: returns the two functions for a size.
+        rounds: timed calls of each function, after one call that warms the caches.
     """
     largest = 0
     for size in sizes:

@@ -35,9 +35,9 @@ from .task_loss import IGNORED, check_loss_is_ours, summed_cross_entropy
 
 @dataclass
 class GnmtMoeEncoderOutput(BaseModelOutput):
-    """The library's fields, router_logits, and aux_loss: the weighted balancing losses, only when asked for.
+    """The library's fields, router_logits, and aux_loss (the weighted balancing losses), only if requested.
 
-    generate() never asks: it repeats every tensor of this object for each beam.
+    generate() does not request them: it would repeat every tensor of this object for each beam.
     """
 
     router_logits: tuple[torch.Tensor, ...] | None = None
@@ -46,7 +46,7 @@ class GnmtMoeEncoderOutput(BaseModelOutput):
 
 @dataclass
 class GnmtMoeDecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
-    """The library's fields, router_logits, and aux_loss: the weighted balancing losses, only when asked for."""
+    """The library's fields, router_logits, and aux_loss (the weighted balancing losses), only if requested."""
 
     router_logits: tuple[torch.Tensor, ...] | None = None
     aux_loss: torch.Tensor | None = None
@@ -67,7 +67,7 @@ class GnmtMoeSeq2SeqLMOutput(Seq2SeqMoEOutput):
 
 
 class GnmtMoePreTrainedModel(MoePreTrainedModel):
-    """What Transformers needs to know of this family."""
+    """The attributes of this family for Transformers."""
 
     config_class = GnmtMoeConfig
     base_model_prefix = "model"
@@ -83,7 +83,7 @@ class GnmtMoePreTrainedModel(MoePreTrainedModel):
             module.reset_parameters()
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
-        # The library resizes the source's embedding and the softmax, and ties the latter again afterwards.
+        # The library resizes the source embedding and the softmax, and ties the softmax again afterwards.
         decoder = self.get_decoder()
         if not self.config.share_embeddings and decoder is not self:
             decoder.embed_tokens = self._get_resized_embeddings(
@@ -93,16 +93,16 @@ class GnmtMoePreTrainedModel(MoePreTrainedModel):
 
 
 class GnmtMoeStack(GnmtMoePreTrainedModel):
-    """What encoder and decoder have in common."""
+    """The common base of encoder and decoder."""
 
-    # Here and not in the configuration, whose plans would get a wrong prefix.
+    # The configuration's plans would get a wrong prefix, so the plan is here.
     _tp_plan = EXPERTS_TP_PLAN
     _ep_plan = EXPERTS_EP_PLAN
     _fsdp_plan = FSDP_PLAN
 
 
 class GnmtMoeEncoder(GnmtMoeStack):
-    """Embedding, a first LSTM in both directions, further LSTM and MoE layers."""
+    """The encoder: embedding, a first LSTM in both directions, further LSTM and MoE layers."""
 
     _can_record_outputs = {
         "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0, num_hidden_layers_key="encoder_layers"),
@@ -137,25 +137,25 @@ class GnmtMoeEncoder(GnmtMoeStack):
         """
         Args:
             input_ids: (B, S) int64, the source.
-            attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest.
+            attention_mask: (B, S), 0 for padding on either side. Padding does not change other positions.
             inputs_embeds: (B, S, D), instead of `input_ids`.
             output_statistics: whether to compute the gates' statistics, and the balancing losses from them.
             **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
-            last_hidden_state (B, S, D); at padding it means nothing.
+            last_hidden_state (B, S, D); its values at padding are meaningless.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, an id outside of the vocabulary, or a mask
-                of another shape.
-            TypeError: a keyword that is not used.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, an id is outside the vocabulary,
+                or the mask has another shape.
+            TypeError: a keyword is not known.
         """
         self._check_keywords(kwargs)
         inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
         mask, lengths = row_lengths(padding_mask("attention_mask", attention_mask, inputs_embeds, has_past=False))
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
-        both_directions = None  # what the bidirectional layer gives besides their mean, for an LSTM right after it
+        both_directions = None  # the bidirectional layer's concatenated output, for an LSTM directly after it
         for index, (name, layer) in enumerate(zip(self.config.encoder_layer_pattern, self.layers)):
             if index == 0 and self.config.encoder_bidirectional_first:
                 hidden_states, both_directions = layer(hidden_states, mask, lengths)
@@ -164,15 +164,15 @@ class GnmtMoeEncoder(GnmtMoeStack):
                 hidden_states, _, _ = layer(hidden_states, mask, None, None, both_directions, lengths=lengths)
             else:
                 hidden_states, aux_loss = self._run_moe(layer, hidden_states, mask, aux_loss)
-            both_directions = None  # layers further up read hidden_states
+            both_directions = None  # higher layers read hidden_states
         return GnmtMoeEncoderOutput(last_hidden_state=hidden_states, aux_loss=aux_loss)
 
 
 class GnmtMoeDecoder(GnmtMoeStack):
-    """A first LSTM that drives the attention, further LSTM layers that read its context too, and MoE layers.
+    """The decoder: a first LSTM that queries the attention, further LSTM layers that read the context, MoE layers.
 
-    State: an `EncoderDecoderCache`. Its first part has h and c of every LSTM layer (the attention's feed is the first
-    layer's h); layer 0 of its second part has the source: the attention's keys and the encoder's output.
+    The state is an `EncoderDecoderCache`. Its first part has h and c of every LSTM layer; h of the first layer is the
+    attention's query. Layer 0 of its second part has the attention's keys and the encoder's output.
     """
 
     _fsdp_plan = {"layers.*": FSDP_PLAN["layers.*"]}
@@ -205,17 +205,18 @@ class GnmtMoeDecoder(GnmtMoeStack):
         Args:
             inputs_embeds: (B, T, D), embeddings of the target.
             encoder_hidden_states: (B, S, D), the encoder's output.
-            attention_mask: (B, T) or (B, past + T), 0 for target padding, anywhere; it changes nothing for the rest.
+            attention_mask: (B, T) or (B, past + T), 0 for target padding at any position. Padding does not change
+                other positions.
             encoder_attention_mask: (B, S), 0 for source padding, which gets no attention.
-            past_key_values: the state after earlier target tokens; it is updated in place.
+            past_key_values: the state after earlier target tokens; updated in place.
             use_cache: whether to return the state.
             output_statistics: whether to compute the gates' statistics, and the balancing losses from them.
-            cache: another name of `past_key_values`.
+            cache: another name for `past_key_values`.
             **kwargs: `output_attentions`, `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Raises:
-            ValueError: a mask of another shape, or a cache of another kind or batch size.
-            TypeError: a keyword that is not used.
+            ValueError: a mask has another shape, or the cache is of another kind or batch size.
+            TypeError: a keyword is not known.
         """
         self._check_keywords(kwargs)
         past_key_values = self._usable_cache(one_cache(past_key_values, cache), use_cache)
@@ -227,7 +228,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         hidden_states = self.dropout(inputs_embeds)
         aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         h, c = states[0]
-        # What is left out here are the attention weights, which the library records (`_can_record_outputs`).
+        # The attention weights are dropped here, because the library records them (`_can_record_outputs`).
         inputs = (hidden_states, source, keys, source_mask, mask, h, c, lengths)
         hidden_states, context, _, h, c, keys = self.layers[0](*inputs)
         states[0] = h, c
@@ -245,13 +246,13 @@ class GnmtMoeDecoder(GnmtMoeStack):
         )
 
     def _states(self, past_key_values: EncoderDecoderCache | None) -> list[tuple[torch.Tensor | None, ...]]:
-        """(h, c) for every layer, of which an LSTM's are None before the first token, and a MoE layer's for ever."""
+        """Return (h, c) for every layer: None for LSTMs before the first token, and always None for MoE layers."""
         if past_key_values is None:
             return [(None, None)] * len(self.layers)
         return [layer.state for layer in past_key_values.self_attention_cache.layers]
 
     def _keys_and_source(self, past_key_values: EncoderDecoderCache | None, encoder_hidden_states: torch.Tensor):
-        """The attention's keys, None before the first token, and the source that they are computed from."""
+        """Return the attention's keys (None before the first token) and the source they are computed from."""
         if past_key_values is None or not past_key_values.is_updated.get(0):
             return None, encoder_hidden_states
         return past_key_values.cross_attention_cache.layers[0].state
@@ -274,7 +275,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
             if len(layers) == len(self.layers) and all(map(keeps_lstm_state, [*layers, *source])):
                 return
         raise ValueError(
-            f"past_key_values={past_key_values} keeps no LSTM state, build it with EncoderDecoderCache("
+            f"past_key_values={past_key_values} cannot hold an LSTM state, build it with EncoderDecoderCache("
             "DynamicCache(config=model.config), DynamicCache(config=model.config))"
         )
 
@@ -295,7 +296,7 @@ class GnmtMoeModel(GnmtMoePreTrainedModel):
         self.encoder.embed_tokens = value
 
     def embed_target(self, decoder_input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T) -> (B, T, D), by the decoder's own embedding, or by the shared one, which stands in the encoder."""
+        """Embed (B, T) ids as (B, T, D), with the decoder's embedding, or the shared embedding in the encoder."""
         embed_tokens = self.encoder.embed_tokens if self.config.share_embeddings else self.decoder.embed_tokens
         return embed_tokens(decoder_input_ids)
 
@@ -399,16 +400,16 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
         self.model.set_input_embeddings(value)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """(B, T) labels -> (B, T) decoder_input_ids: shifted right behind `decoder_start_token_id`, -100 as padding.
+        """Return decoder_input_ids (B, T) for labels (B, T): shifted right, with -100 replaced by padding.
 
-        The start token stands where the first label is not -100, so under left padding after the padding.
+        `decoder_start_token_id` is at the position of the first label other than -100, after any left padding.
 
         Raises:
             ValueError: `decoder_start_token_id` is not set.
         """
         start = self.config.decoder_start_token_id
         if start is None:
-            raise ValueError("decoder_start_token_id=None must be a token, to make decoder_input_ids from labels")
+            raise ValueError("decoder_start_token_id=None must be a token id to compute decoder_input_ids from labels")
         padding = start if self.config.pad_token_id is None else self.config.pad_token_id
         shifted = nn.functional.pad(labels[:, :-1], (1, 0), value=IGNORED)
         is_first = (labels != IGNORED).int().cumsum(dim=1).eq(1) & (labels != IGNORED)
@@ -502,11 +503,11 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
         )
 
     def _target_mask(self, decoder_input_ids: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
-        """(B, T) bool, False for target padding: never for a position that is only not scored.
+        """Return (B, T) bool, False for target padding; a position that is merely not scored is not padding.
 
-        Of labels alone, the positions before the first and after the last one that is scored are padding. With
-        `decoder_input_ids` padding is a position with label -100 which reads padding or an end of sentence, as
-        collators leave them around a shorter target.
+        Without `decoder_input_ids`, the positions before the first and after the last scored label are padding. With
+        `decoder_input_ids`, a position is padding if its label is -100 and its input is padding or the end of a
+        sentence, as collators leave them around a shorter target.
         """
         is_scored = labels != IGNORED
         if decoder_input_ids is None:
@@ -516,7 +517,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
         padding = {start if self.config.pad_token_id is None else self.config.pad_token_id}
         padding |= set(ends) if isinstance(ends, (list, tuple)) else {ends}
         is_padding = torch.isin(ids, torch.tensor(sorted(padding - {None}), device=ids.device, dtype=ids.dtype))
-        # A start token may be the padding or the end of sentence, too: then real tokens follow it.
+        # The start token may equal the padding or the end of sentence; then real tokens follow it.
         is_start = (False if start is None else ids == start) & ~nn.functional.pad(
             is_padding[:, 1:], (0, 1), value=True
         )

@@ -49,7 +49,7 @@ class LstmMoeSequenceClassifierOutput(ModelOutput):
 
 
 class LstmMoePreTrainedModel(MoePreTrainedModel):
-    """What Transformers needs to know of this family."""
+    """The attributes of this family for Transformers."""
 
     config_class = LstmMoeConfig
     base_model_prefix = "model"
@@ -57,7 +57,7 @@ class LstmMoePreTrainedModel(MoePreTrainedModel):
 
 
 class LstmMoeModel(LstmMoePreTrainedModel):
-    """Embedding and layers, without the softmax."""
+    """The language model without the softmax: embedding and layers."""
 
     def __init__(self, config: LstmMoeConfig):
         super().__init__(config)
@@ -89,32 +89,33 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         """
         Args:
             input_ids: (B, S) int64.
-            attention_mask: (B, S) or (B, past + S), 0 for padding on either side; it changes nothing for the rest.
-            past_key_values: the state after earlier tokens; it is updated in place.
+            attention_mask: (B, S) or (B, past + S), 0 for padding on either side. Padding does not change other
+                positions.
+            past_key_values: the state after earlier tokens; updated in place.
             inputs_embeds: (B, S, D), instead of `input_ids`.
-            use_cache: whether to return the state; by default `config.use_cache`, but neither while training nor of
-                packed rows.
+            use_cache: whether to return the state; by default `config.use_cache`, except while training and for packed
+                rows.
             output_statistics: whether to compute the gates' statistics, and the balancing losses from them; by default
                 only while training.
-            position_ids: (B, S); where they do not rise, another document begins, which starts from a zero state. An
-                LSTM has no other use for them.
-            seq_idx: (B, S), the number of each position's document, to the same effect.
-            cu_seq_lens_q: (documents + 1,), where each document of one row begins, to the same effect.
-            cu_seq_lens_k: not used, `cu_seq_lens_q` says it all.
+            position_ids: (B, S). Where they do not increase, a new document begins, which starts from a zero state.
+                The model does not use positions otherwise.
+            seq_idx: (B, S), the index of each position's document, as an alternative to `position_ids`.
+            cu_seq_lens_q: (documents + 1,), the start of each document in a single row, as another alternative.
+            cu_seq_lens_k: not used.
             max_length_q: not used.
             max_length_k: not used.
-            cache: another name of `past_key_values`.
+            cache: another name for `past_key_values`.
             **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, an id outside of the vocabulary, a mask of
-                another shape, a cache of another kind or batch size, a cache and packed rows together, or
-                output_attentions=True.
-            TypeError: another keyword.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, an id is outside the vocabulary,
+                a mask has another shape, the cache is of another kind or batch size, a cache is given with packed
+                rows, or output_attentions is True.
+            TypeError: a keyword is not known.
         """
         self._check_keywords(kwargs)
         if kwargs.get("output_attentions"):
-            raise ValueError("output_attentions=True: this model has no attention, only False is allowed")
+            raise ValueError("output_attentions=True: this model does not use attention, only False is allowed")
         inputs_embeds = self._embed(input_ids, inputs_embeds, self.embed_tokens)
         mask, lengths = row_lengths(padding_mask("attention_mask", attention_mask, inputs_embeds))
         documents = self._documents(inputs_embeds, mask, position_ids, seq_idx, cu_seq_lens_q)
@@ -122,8 +123,8 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         if documents is not None:
             if use_cache or past_key_values is not None:
                 raise ValueError(
-                    "position_ids, seq_idx or cu_seq_lens_q pack several documents into a row, which share no state: "
-                    "allowed are past_key_values=None and use_cache=False"
+                    "position_ids, seq_idx or cu_seq_lens_q pack several documents into a row, which do not share a "
+                    "state: only past_key_values=None and use_cache=False are allowed"
                 )
             use_cache = False
         use_cache, output_statistics = self._with_defaults(use_cache, output_statistics)
@@ -145,7 +146,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         starts = document_starts(inputs_embeds.shape[:2], *boundaries, mask_BS=mask)
         if starts is None:
             return None
-        # Only the kernel for the CPU can start anew within a lane.
+        # Only the CPU kernel can restart the state within a lane.
         return lay_out(starts.to(inputs_embeds.device), mask, one_a_lane=inputs_embeds.device.type != "cpu")
 
     def _new_cache(self) -> Cache:
@@ -156,7 +157,7 @@ class LstmMoeModel(LstmMoePreTrainedModel):
         for index, name in enumerate(self.config.layer_pattern):
             if name == "lstm" and not (index < len(layers) and keeps_lstm_state(layers[index])):
                 raise ValueError(
-                    f"past_key_values={past_key_values} keeps no LSTM state for layer {index}, build it with "
+                    f"past_key_values={past_key_values} cannot hold the LSTM state of layer {index}, build it with "
                     "DynamicCache(config=model.config)"
                 )
 
@@ -176,7 +177,7 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         self.post_init()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Set `lm_head`; a plain linear layer, as `resize_token_embeddings` makes it, becomes a `SoftmaxHead`."""
+        """Set `lm_head`; a plain linear layer, such as from `resize_token_embeddings`, becomes a `SoftmaxHead`."""
         if type(new_embeddings) is nn.Linear and new_embeddings.bias is None:
             new_embeddings = SoftmaxHead.from_linear(new_embeddings)
         super().set_output_embeddings(new_embeddings)
@@ -232,7 +233,7 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         Raises:
             ValueError: `num_items_in_batch` without labels, and what `LstmMoeModel` raises.
         """
-        # Not in the signature: the Trainer takes each argument named "label" there for one that every batch must have.
+        # Not in the signature: the Trainer requires every argument with "label" in its name in every batch.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
         check_loss_is_ours(num_items_in_batch, has_labels)
@@ -275,17 +276,17 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         return self.config.loss_chunk_size is not None or (self.training and self.config.num_sampled is not None)
 
     def _nats_without_logits(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The task loss summed over the scored tokens; evaluation always takes the full softmax."""
+        """Return the task loss, summed over the scored tokens; evaluation always uses the full softmax."""
         nats = self.lm_head(
             hidden_states,
-            targets=targets,  # by name, as tensor parallelism passes on one positional argument
+            targets=targets,  # by name, because tensor parallelism passes on only one positional argument
             num_sampled=self.config.num_sampled if self.training else None,
             chunk_size=self.config.loss_chunk_size,
             label_smoothing=self._label_smoothing,
         )
         if nats.dim():
             raise ValueError(
-                "lm_head is wrapped by an adapter, which adds logits to the loss computed inside of it: adapt its "
+                "lm_head is wrapped by an adapter, which would add logits to the loss from inside lm_head: adapt its "
                 "weight (PEFT: target_parameters=['lm_head.weight']), or set loss_chunk_size and num_sampled to None"
             )
         return nats
@@ -297,9 +298,9 @@ def _targets(
     attention_mask: torch.Tensor | None,
     starts: torch.Tensor | None,
 ) -> torch.Tensor:
-    """(B, S) next tokens, -100 where the position or the next token is padding, or the next one of another document.
+    """Return (B, S) next tokens, or -100 at padding, before padding, and before another document.
 
-    Under left padding the first real token has no predictor and is not scored.
+    With left padding, the first real token is not predicted by another token and is not scored.
     """
     mask = None
     if attention_mask is not None:
@@ -319,15 +320,15 @@ def _targets(
 def last_token(
     input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, pad_token_id: int | None
 ) -> torch.Tensor | int:
-    """Where each row's last real token stands, left or right padded: (B,), or -1 for the last position of all.
+    """Return the position of each row's last real token with left or right padding: (B,), or -1 for the last position.
 
     Args:
-        input_ids: (B, S), or None; the last that is not `pad_token_id` counts if there is no mask.
+        input_ids: (B, S), or None. Without a mask, the last id other than `pad_token_id` counts.
         attention_mask: (B, S), 0 for padding, or None.
         pad_token_id: the id of padding, or None.
 
     Raises:
-        ValueError: several rows, and nothing tells which of their tokens are padding.
+        ValueError: there are several rows, but neither a mask nor a `pad_token_id`.
     """
     if attention_mask is not None:
         is_real_BS = attention_mask.bool()
@@ -335,7 +336,7 @@ def last_token(
         is_real_BS = input_ids != pad_token_id
     elif input_ids is not None and len(input_ids) > 1:
         raise ValueError(
-            "pad_token_id=None, and no attention_mask: give one of them to find the last tokens of a batch"
+            "pad_token_id=None and attention_mask=None: give one of them to find the last token of each row"
         )
     else:
         return -1
@@ -344,9 +345,9 @@ def last_token(
 
 
 class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
-    """`LstmMoeModel` and a linear layer on each text's last token: classes, several labels at once, or numbers."""
+    """`LstmMoeModel` and a linear layer on each text's last token, for one class, several labels, or numbers."""
 
-    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]  # a language model is what it is trained from
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]  # a classifier starts from a language model
 
     def __init__(self, config: LstmMoeConfig):
         super().__init__(config)
@@ -368,28 +369,28 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
         """
         Args:
             input_ids: (B, S) int64.
-            attention_mask: (B, S), 0 for padding on either side; it changes nothing for the rest. None: the last token
-                that is not `pad_token_id` speaks for a text.
+            attention_mask: (B, S), 0 for padding on either side. None: the last token other than `pad_token_id` is the
+                text's last token.
             inputs_embeds: (B, S, D), instead of `input_ids`.
-            labels: (B,) classes, -100 where nothing is scored; (B, num_labels) for several labels at once or several
-                numbers; (B,) numbers with `num_labels=1`. `config.problem_type` says which, or else their type.
+            labels: (B,) classes, -100 for a text that is not scored; (B, num_labels) for several labels or numbers;
+                (B,) numbers with `num_labels=1`. `config.problem_type` or the labels' dtype decides.
             num_items_in_batch: number of labels in the whole batch of an optimizer step, over all micro-batches and
-                processes: the task loss is divided by it, and the balancing losses are weighed by this micro-batch's
-                share of it.
+                processes. The task loss is divided by this number, and the balancing losses are weighted by this
+                micro-batch's share of it.
             **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
-            loss: the mean cross-entropy, binary cross-entropy or squared error; while training with
-                `config.label_smoothing` (of classes) and plus the balancing losses. aux_loss: the balancing losses,
-                already weighted. logits: (B, num_labels).
+            loss: the mean cross-entropy, binary cross-entropy or squared error. While training, cross-entropy uses
+                `config.label_smoothing`, and the balancing losses are added. aux_loss: the weighted balancing losses.
+                logits: (B, num_labels).
 
         Raises:
-            ValueError: labels of another shape, a class that there is not, nothing that tells padding apart, and what
-                `LstmMoeModel` raises.
-            TypeError: another keyword.
+            ValueError: the labels have another shape or an unknown class, padding cannot be recognised, or
+                `LstmMoeModel` raises it.
+            TypeError: a keyword is not known.
         """
-        if kwargs.pop("use_cache", None):  # TRL says False
-            raise ValueError("use_cache=True: a text is read once and no state returned, only False is allowed")
+        if kwargs.pop("use_cache", None):  # TRL passes False
+            raise ValueError("use_cache=True: a classifier does not return a state, only False is allowed")
         self._check_keywords(kwargs)
         check_loss_is_ours(num_items_in_batch, labels is not None)
         outputs: LstmMoeModelOutput = self.model(
@@ -408,7 +409,7 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
         loss = None
         if labels is not None:
             labels = labels.to(logits.device)
-            # Kept in the configuration, as the library does: pipelines choose between softmax and sigmoid by it.
+            # Stored in the configuration, as in the library: pipelines use it to choose between softmax and sigmoid.
             self.config.problem_type = problem_type_of(self.config, labels)
             total = summed_classification_loss(logits, labels, self.config.problem_type, self._label_smoothing)
             loss = self._loss_of_batch(total, labels, num_items_in_batch, outputs.aux_loss)

@@ -17,7 +17,7 @@ from .hierarchical_gating import HierarchicalGate
 
 
 def build_gate(config: MoeConfig) -> nn.Module:
-    """The gate that `config.gating` and `config.num_expert_groups` name."""
+    """Return the gate that `config.gating` and `config.num_expert_groups` choose."""
     sizes = (config.hidden_size, config.num_experts, config.num_experts_per_tok)
     if config.num_expert_groups is not None:
         return HierarchicalGate(*sizes, config.num_expert_groups, config.num_groups_per_tok, config.noise_epsilon)
@@ -31,15 +31,15 @@ def build_gate(config: MoeConfig) -> nn.Module:
 def layer_balancing_loss(
     config: MoeConfig, importance: torch.Tensor, load: torch.Tensor, threshold_loss: torch.Tensor | None
 ) -> torch.Tensor:
-    """The weighted balancing losses of one layer, a scalar.
+    """Return the weighted balancing losses of one layer, a scalar.
 
-    They are w_importance CV(Importance)^2 + w_load CV(Load)^2 (section 4). Under strictly balanced gating the loads
-    are equal by construction, so the second term is 0; w_threshold L_batchwise replaces it (appendix F).
+    The losses are w_importance CV(Importance)^2 + w_load CV(Load)^2 (section 4). With strictly balanced gating, the
+    loads are equal by construction, so w_threshold L_batchwise replaces the second term (appendix F).
 
     Args:
         config: has importance_loss_coef, load_loss_coef and threshold_loss_coef.
-        importance: (E,), the gate values that each expert receives.
-        load: (E,), the smooth number of tokens that each expert receives, or the token counts.
+        importance: (E,), the sum of each expert's gate values.
+        load: (E,), the smooth number of tokens of each expert, or the token counts.
         threshold_loss: a scalar, L_batchwise per token; None unless the gating is strictly balanced.
     """
     if threshold_loss is None:
@@ -48,11 +48,11 @@ def layer_balancing_loss(
 
 
 def _used_slots(routed: GateOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each used slot its token (R,), expert (R, 1) and weight (R, 1); slots of weight 0 may be among them."""
+    """Return the token (R,), expert (R, 1) and weight (R, 1) of each used slot; slots of weight 0 may be included."""
     if routed.most_per_expert is None:
         token_R, slot_R = (routed.top_k_weights > 0).nonzero(as_tuple=True)
         return token_R, routed.top_k_index[token_R, slot_R, None], routed.top_k_weights[token_R, slot_R, None]
-    # The slots are all experts in their order. That each has at most so many tokens saves the host read of `nonzero`.
+    # The slots are all experts in order. The upper bound of an expert's tokens avoids the host read of `nonzero`.
     weights_EM, token_EM = routed.top_k_weights.t().topk(routed.most_per_expert, dim=1)
     expert_EM = torch.arange(len(token_EM), device=token_EM.device)[:, None].expand_as(token_EM)
     return token_EM.flatten(), expert_EM.reshape(-1, 1), weights_EM.reshape(-1, 1)
@@ -62,6 +62,7 @@ class MoeBlock(GradientCheckpointingLayer):
     """x + dropout(sigmoid(sum_i G(x)_i E_i(x))), applied to all positions of all sequences at once.
 
     It has three stages:
+
     1. The gate chooses experts and weights for every token.
     2. Dispatch, experts, combine (`mix_experts`): tokens are sorted by expert, each expert computes its own tokens,
        and a token's results are summed, weighted by its gate values. `MoeExperts.forward` does all three. Under expert
@@ -92,8 +93,8 @@ class MoeBlock(GradientCheckpointingLayer):
 
         Returns:
             hidden_states (B, S, D); importance, load and token counts, each (E,) or None; and the threshold loss, a
-            scalar, or None unless the gating is strictly balanced. They are outputs, not attributes, so that
-            recomputation in the backward pass neither loses their gradient nor counts them twice.
+            scalar, or None unless the gating is strictly balanced. The statistics are outputs instead of attributes,
+            so that recomputation in the backward pass does not lose their gradient or count them twice.
         """
         hidden_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         mask_T = None if mask is None else mask.reshape(-1)
@@ -104,11 +105,11 @@ class MoeBlock(GradientCheckpointingLayer):
         return hidden_states, routed.importance, routed.load, routed.tokens_per_expert, routed.threshold_loss
 
     def mix_experts(self, hidden_TD: torch.Tensor, routed: GateOutput) -> torch.Tensor:
-        """sum_i G(x)_i E_i(x), (T, D); 0 for a token without experts."""
+        """Return sum_i G(x)_i E_i(x), (T, D); 0 for a token without experts."""
         if not self.is_strictly_balanced:
             return self._run_experts(hidden_TD, routed.top_k_index, routed.top_k_weights)
-        # The experts compute every slot, and there most are unused: one token with many experts gives slots to all. So
-        # they get each used slot as a token of its own (benchmarks/results/balanced-slots.md).
+        # The experts compute every slot, but most slots are unused, because one token with many experts adds slots to
+        # all tokens. So each used slot is passed as a separate token (benchmarks/results/balanced-slots.md).
         token_R, index_R1, weights_R1 = _used_slots(routed)
         rows_RD = self._run_experts(hidden_TD.index_select(0, token_R), index_R1, weights_R1)
         zeros_TD = torch.zeros_like(hidden_TD, dtype=weights_R1.dtype)  # summed in at least float32
@@ -116,6 +117,6 @@ class MoeBlock(GradientCheckpointingLayer):
 
     def _run_experts(self, *inputs: torch.Tensor) -> torch.Tensor:
         if self.recompute_experts and torch.is_grad_enabled():
-            # Nothing is random inside an expert, so that no random state need be kept.
+            # Experts do not use random numbers, so the random state need not be saved.
             return checkpoint(self.experts, *inputs, use_reentrant=False, preserve_rng_state=False)
         return self.experts(*inputs)

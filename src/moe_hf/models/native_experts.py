@@ -1,7 +1,7 @@
-"""The compiled kernels of native/experts.c, for experts with few rows each on a CPU, and when they are taken.
+"""Calls the compiled kernels of native/experts.c, for experts with few rows each on a CPU.
 
-They are optional. A package that was installed without a compiler has none, and neither has a model's code on the Hub:
-plain torch computes the same there. `MOE_HF_NATIVE=0` turns them off.
+The kernels are optional. A package that was installed without a compiler does not have them, and neither does a
+model's code on the Hub. Plain torch then computes the same result. `MOE_HF_NATIVE=0` turns the kernels off.
 
 Shape suffixes: T tokens, D width, E experts, H expert hidden size, R rows, V visited experts with few rows.
 """
@@ -23,7 +23,7 @@ ROWS_UNMEASURED = 8
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None."""
+    """Return the compiled kernels, or None."""
     if os.environ.get("MOE_HF_NATIVE") == "0":
         return None
     for path in sorted(KERNELS.glob("_experts*.so")):
@@ -31,27 +31,37 @@ def library() -> ctypes.CDLL | None:
             loaded = ctypes.CDLL(str(path))
             loaded.rows_squared_norm.restype = ctypes.c_double
             return loaded
-        except (OSError, AttributeError):  # of another system or version
+        except (OSError, AttributeError):  # compiled for another system or version
             continue
     return None
 
 
+def has_kernels(dtype: torch.dtype, device: torch.device, hidden_dim: int, intermediate_dim: int) -> bool:
+    """Whether there are kernels for experts of this dtype and size."""
+    fits = dtype == torch.float32 and device.type == "cpu" and hidden_dim % 16 == 0 and intermediate_dim % 16 == 0
+    return fits and library() is not None
+
+
 def few_rows(dtype: torch.dtype, device: torch.device, hidden_dim: int, intermediate_dim: int) -> int:
     """The number of rows up to which an expert's kernels are faster than matrix products; 0 where there are none."""
-    fits = dtype == torch.float32 and device.type == "cpu" and hidden_dim % 16 == 0 and intermediate_dim % 16 == 0
-    return measured_limit(*sorted((hidden_dim, intermediate_dim))) if fits and library() is not None else 0
+    is_possible = has_kernels(dtype, device, hidden_dim, intermediate_dim)
+    return measured_limit(*sorted((hidden_dim, intermediate_dim))) if is_possible else 0
 
 
 @cache
 def measured_limit(hidden_dim: int, intermediate_dim: int) -> int:
-    """The limit of `few_rows` on this machine, measured once and kept in a file."""
+    """Return the limit of `few_rows` on this machine, which is measured once and saved in a file."""
     name = f"few_rows-{hidden_dim}-{intermediate_dim}"
     return kept_choice(name, lambda: _measure_limit(hidden_dim, intermediate_dim), ROWS_UNMEASURED)
 
 
+def num_measured(hidden_dim: int, intermediate_dim: int) -> int:
+    """As many experts as fill 32 MiB, 64 at most: a few would stay in a cache."""
+    return min(64, max(8, 2**22 // (hidden_dim * intermediate_dim)))
+
+
 def _measure_limit(hidden_dim: int, intermediate_dim: int) -> int:
-    # As many experts as fill 32 MiB: a few would stay in a cache.
-    num_experts = min(64, max(8, 2**22 // (hidden_dim * intermediate_dim)))
+    num_experts = num_measured(hidden_dim, intermediate_dim)
     # Ones, as random numbers would advance the generator of the run.
     up = torch.ones(num_experts, intermediate_dim, hidden_dim)
     down = torch.ones(num_experts, hidden_dim, intermediate_dim)
@@ -74,8 +84,8 @@ class Visited:
     """The experts with at least one row and at most `limit`, as the kernels read them.
 
     Args:
-        counts: (E,) int64, the rows of each expert; rows are sorted by expert.
-        limit: rows at most.
+        counts: (E,) int64, the number of rows of each expert; rows are sorted by expert.
+        limit: the largest number of rows of an expert.
     """
 
     def __init__(self, counts: torch.Tensor, limit: int):
@@ -88,16 +98,16 @@ class Visited:
         return len(self.experts)
 
     def forward(self, up, down, rows_RD, hidden_RH, output_RD) -> None:
-        """Write relu(x up') to `hidden_RH` and its product with down' to `output_RD`."""
+        """Write relu(x up') to `hidden_RH`, and the product of `hidden_RH` and down' to `output_RD`."""
         self._call("experts_forward", *_sizes(up), up, down, rows_RD, hidden_RH, output_RD)
 
     def backward(self, up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD) -> None:
-        """Weigh `grad_RD` in place, and write the three gradients after it."""
+        """Weight `grad_RD` in place, and write `grad_RH`, `grad_weights_R` and `grad_rows_RD`."""
         tensors = (up, down, hidden_RH, weights_R, grad_RD, grad_RH, grad_weights_R, grad_rows_RD)
         self._call("experts_backward", *_sizes(up), *tensors)
 
     def squared_norm(self, left_RM, right_RN) -> float:
-        """The sum of |left' right|^2 over these experts."""
+        """Return the sum of |left' right|^2 over these experts."""
         return sum(self._call("rows_squared_norm", self.limit, left_RM.shape[1], right_RN.shape[1], left_RM, right_RN))
 
     def step(self, param, left, right, row, col, decay_V, keep_V, *, beta2, bias_correction, lr, eps) -> None:
@@ -106,20 +116,20 @@ class Visited:
         self._call("rows_step", self.limit, *param.shape[1:], *tensors, beta2, bias_correction, lr, eps)
 
     def _call(self, name: str, *arguments) -> list:
-        """Call a kernel for all of the experts."""
+        """Call a kernel for all of these experts."""
         return call_kernel(name, len(self), self.experts, self.starts, self.counts, *arguments)
 
 
 def call_kernel(name: str, number: int, *arguments) -> list:
-    """Call a kernel for `number` experts, in as many threads as torch has.
+    """Call a kernel for `number` experts, with torch's number of threads.
 
     Args:
-        name: of a function of `library()`.
-        number: the experts; the function's first two arguments are the first and the last one of a thread.
+        name: name of a function of `library()`.
+        number: number of experts. The function's first two arguments are the range of experts of a thread.
         *arguments (Any): the other arguments: contiguous tensors, and numbers.
 
     Returns:
-        What the function returned in each thread.
+        The results of the function in all threads.
     """
     function, converted = getattr(library(), name), [_as_c(value) for value in arguments]
     num_parts = max(1, min(torch.get_num_threads(), number // 16))
@@ -127,12 +137,17 @@ def call_kernel(name: str, number: int, *arguments) -> list:
     parts = [(ctypes.c_int64(first), ctypes.c_int64(last)) for first, last in zip(limits, limits[1:])]
     if num_parts == 1:
         return [function(*parts[0], *converted)]
-    with ThreadPoolExecutor(num_parts) as pool:
-        return list(pool.map(lambda part: function(*part, *converted), parts))
+    return list(_threads(num_parts, os.getpid()).map(lambda part: function(*part, *converted), parts))
+
+
+@cache
+def _threads(number: int, pid: int) -> ThreadPoolExecutor:
+    """Threads that wait for work: starting them takes longer than small kernels. A forked process has none of them."""
+    return ThreadPoolExecutor(number, thread_name_prefix="moe_hf")
 
 
 def _sizes(up: torch.Tensor) -> tuple[int, int]:
-    """D and H."""
+    """Return D and H."""
     return up.shape[2], up.shape[1]
 
 

@@ -1,4 +1,4 @@
-"""Packed rows: several documents in one row, each of which an LSTM starts from a zero state.
+"""Packed rows: several documents in one row, where an LSTM starts each document from a zero state.
 
 Shape suffixes: B rows, S positions of a row, R real positions of all rows, N lanes, L positions of the longest
 document.
@@ -11,15 +11,15 @@ import torch
 
 
 class DocumentLanes(NamedTuple):
-    """The documents of packed rows, laid side by side so that an LSTM reads them in as few steps as possible.
+    """The documents of packed rows, arranged in parallel lanes so that an LSTM needs as few steps as possible.
 
-    A lane holds one document or several, one after the other, and is as long as the longest document.
+    A lane holds one or more consecutive documents, and is as long as the longest document.
 
-    gather_NL: (N, L) int64, the place in the flattened rows (B * S) that each position of a lane is taken from.
-    mask_NL: (N, L) bool, False for what fills up a lane; None when nothing does.
-    starts_NL: (N, L) bool, where a document begins behind another one; None when every lane has one document.
+    gather_NL: (N, L) int64, the place in the flattened rows (B * S) of each position of a lane.
+    mask_NL: (N, L) bool, False for positions that fill up a lane; None if all positions are used.
+    starts_NL: (N, L) bool, True where a document begins after another one; None if every lane has one document.
     place_BS: (B, S) int64, the place in the flattened lanes (N * L) of each position of a row.
-    lengths_N: (N,) int64 on the CPU, the positions of a lane that `mask_NL` does not leave out; None with `starts_NL`.
+    lengths_N: (N,) int64 on the CPU, the number of used positions of each lane; None with `starts_NL`.
     """
 
     gather_NL: torch.Tensor
@@ -33,7 +33,7 @@ class DocumentLanes(NamedTuple):
         return x.flatten(0, 1).index_select(0, self.gather_NL.flatten()).view(*self.gather_NL.shape, -1)
 
     def to_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, L, D) -> (B, S, D); at padding it means nothing."""
+        """(N, L, D) -> (B, S, D); the values at padding are meaningless."""
         return x.flatten(0, 1).index_select(0, self.place_BS.flatten()).view(*self.place_BS.shape, -1)
 
 
@@ -44,20 +44,20 @@ def document_starts(
     cu_seq_lens: torch.Tensor | None = None,
     mask_BS: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Where a row goes on with another document, by any of the ways in which the library's collators say so.
+    """Return where a new document begins inside a row, from any of the three formats of the library's collators.
 
     Args:
         shape: (B, S) of the rows.
-        position_ids: (B, S) or (1, S); a document begins where they do not rise, padding left out.
-        seq_idx: (B, S), the number of each position's document.
-        cu_seq_lens: (documents + 1,), where each document begins in the one row, and the end of the last one.
-        mask_BS: (B, S), 0 for padding, whose positions mean nothing; None when there is none.
+        position_ids: (B, S) or (1, S). A document begins where they do not increase, ignoring padding.
+        seq_idx: (B, S), the index of each position's document.
+        cu_seq_lens: (documents + 1,), the start of each document in the single row, and the end of the last one.
+        mask_BS: (B, S), 0 for padding, whose positions are ignored; None without padding.
 
     Returns:
-        (B, S) bool, always False at a row's first position; None when every row is one document, so always for S = 1.
+        (B, S) bool, always False at a row's first position; None if every row is one document, as always for S = 1.
 
     Raises:
-        ValueError: one of them has another shape.
+        ValueError: a tensor has the wrong shape.
     """
     if shape[1] < 2:
         return None
@@ -92,7 +92,7 @@ def document_starts(
 
 
 def _do_not_rise(ids_BS: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-    """(B, S - 1) bool, whether a real position, from the second on, is not above the real one before it."""
+    """Return (B, S - 1) bool: whether a real position, from the second on, does not exceed the previous real one."""
     if mask_BS is None:
         return ids_BS.diff(dim=1) <= 0
     mask_BS = mask_BS.to(ids_BS.device).bool()
@@ -103,16 +103,16 @@ def _do_not_rise(ids_BS: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Te
 
 
 def lay_out(starts_BS: torch.Tensor, mask_BS: torch.Tensor | None, one_a_lane: bool) -> DocumentLanes | None:
-    """Lay documents side by side.
+    """Arrange documents in lanes.
 
     Args:
-        starts_BS: what `document_starts` returned.
-        mask_BS: (B, S) bool, False for padding, which belongs to no document; None when there is none.
-        one_a_lane: give every document a lane of its own, for a kernel that cannot start anew within a lane. Else
-            lanes are filled up, so that short documents beside a long one cost nothing.
+        starts_BS: the result of `document_starts`.
+        mask_BS: (B, S) bool, False for padding, which does not belong to a document; None without padding.
+        one_a_lane: whether every document gets a separate lane, for a kernel that cannot restart within a lane.
+            Otherwise short documents share lanes, so that they do not add cost beside a long one.
 
     Returns:
-        the lanes; None when every row has at most one document after all, as under left padding.
+        the lanes; None if every row has at most one document, as with left padding.
     """
     device, (rows, length) = starts_BS.device, starts_BS.shape
     document_BS = starts_BS.long().cumsum(dim=1) + torch.arange(rows, device=device)[:, None] * (length + 1)
@@ -150,7 +150,7 @@ def lay_out(starts_BS: torch.Tensor, mask_BS: torch.Tensor | None, one_a_lane: b
 
 
 def _fill_lanes(lengths: list[int], longest: int, one_a_lane: bool) -> tuple[list[int], list[int], int]:
-    """Each document's lane, its offset there, and the number of lanes: the longest first, where most room is left."""
+    """Return each document's lane, its offset, and the number of lanes; the longest go first, to the emptiest lane."""
     lane, offset = [0] * len(lengths), [0] * len(lengths)
     rooms: list[tuple[int, int]] = []  # (-room left, lane)
     num_lanes = 0

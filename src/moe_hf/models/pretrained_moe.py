@@ -1,4 +1,4 @@
-"""What both model families share: checks of their inputs, the run of a MoE layer, and Transformers' hooks.
+"""The base class of both model families: checks of inputs, the run of a MoE layer, and Transformers' hooks.
 
 Shape suffixes: B batch, S sequence, D width.
 """
@@ -28,23 +28,23 @@ from .quantization import embedding, int8_quantization
 from .sharding_checks import check_sharding
 from .task_loss import loss_of_batch
 
-# Keywords that `capture_outputs` of the library reads, around the forwards that record something.
+# Keywords that the library's `capture_outputs` reads around forwards that record outputs.
 RECORDING_KEYWORDS = ("output_hidden_states", "output_router_logits", "output_attentions")
 
 
 class TokenEmbedding(nn.Embedding):
     """ids (...) -> (..., D): rows of `weight` (vocab_size, D), times D ** 0.5 with `config.scale_embedding`.
 
-    An embedding that is tied to the softmax has to start small, with a variance of 1 / D. Gates and attention scores
-    start near zero, and learn slowly from inputs that small.
+    An embedding that is tied to the softmax must start small, with a variance of 1 / D. Gates and attention scores
+    start near zero, and would learn slowly from such small inputs.
 
     Args:
-        config: vocab_size, hidden_size D, scale_embedding.
+        config: has vocab_size, hidden_size D and scale_embedding.
     """
 
     def __init__(self, config: MoeConfig):
         super().__init__(config.vocab_size, config.hidden_size)
-        # Under this name the library has it elsewhere, and adapters on an embedding look for it.
+        # The library uses this name in other models, and adapters on an embedding look for it.
         self.embed_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -52,16 +52,16 @@ class TokenEmbedding(nn.Embedding):
 
 
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int, may_wait: bool = False) -> None:
-    """Refuse an id outside of the vocabulary, which a GPU would answer with a crash of the whole process.
+    """Refuse an id outside the vocabulary, which would crash the whole process on a GPU.
 
-    The ids of a sequence on a GPU are checked there, without a host read: a wrong one still ends the process, but
-    with this message.
+    The ids of a sequence on a GPU are checked there, without a host read. A wrong id still ends the process, but with
+    this message.
 
     Args:
-        name: what the error calls the ids.
+        name: the argument's name in the error message.
         ids: integers of any shape.
         vocab_size: the number of tokens.
-        may_wait: read ids on a GPU nevertheless.
+        may_wait: whether to read ids from a GPU anyway.
 
     Raises:
         ValueError: an id is negative, or is not below `vocab_size`.
@@ -83,16 +83,16 @@ def check_ids(name: str, ids: torch.Tensor, vocab_size: int, may_wait: bool = Fa
 def padding_mask(
     name: str, mask: torch.Tensor | None, hidden_states: torch.Tensor, has_past: bool = True
 ) -> torch.Tensor | None:
-    """(B, S) bool for the positions of `hidden_states` (B, S, D), or None when there is no padding among them.
+    """Return a mask (B, S) bool for the positions of `hidden_states` (B, S, D), or None without padding.
 
-    On a device, where finding out would be a host read, a mask without padding stays.
+    On a device, a mask without padding is kept, because recognising it would need a host read.
 
     Args:
-        name: what the error calls the mask.
-        mask: (B, S), 0 for padding, or with `has_past` (B, S or more), of which the last S positions count. None: no
+        name: the argument's name in the error message.
+        mask: (B, S), 0 for padding. With `has_past`, it may be longer, and its last S positions count. None: no
             padding.
         hidden_states: (B, S, D).
-        has_past: whether positions may stand before those of `hidden_states`.
+        has_past: whether the mask may include positions before those of `hidden_states`.
 
     Raises:
         ValueError: the mask has another shape.
@@ -105,7 +105,7 @@ def padding_mask(
         expected = f"({batch}, {length} or more)" if has_past else f"({batch}, {length})"
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected}")
     mask = mask[:, mask.shape[1] - length :].to(hidden_states.device, torch.bool)
-    # A compiled or exported graph serves every mask, too.
+    # A compiled or exported graph must also work with every mask.
     return None if host_reads_are_free(mask.device) and mask.all() else mask
 
 
@@ -131,10 +131,10 @@ class MoePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As the library's, and refuses a `quantization_config` that would change nothing, before weights are read.
+        """Load a model as the library does, but refuse a `quantization_config` that would have no effect.
 
         Raises:
-            ValueError: `quantization_config`, given or the folder's, is none that `int8_quantization` takes.
+            ValueError: `int8_quantization` refuses the given `quantization_config`, or the folder's.
         """
         folder_config = getattr(kwargs.get("config"), "quantization_config", None)
         if folder_config is not None:
@@ -144,10 +144,10 @@ class MoePreTrainedModel(PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
-        """As the library's, and refuses weights with NaN or infinity before anything is written.
+        """Save a model as the library does, but refuse weights with NaN or infinity before writing anything.
 
         Raises:
-            ValueError: a weight is not finite; raised on every process that holds a part of the model.
+            ValueError: a weight is not finite. Every process with a part of the model raises this error.
         """
         name = first_non_finite(self._weights_to_save(state_dict))
         if getattr(self, "is_distributed_loading_by_transformers", False):
@@ -159,7 +159,7 @@ class MoePreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def _weights_to_save(self, state_dict: dict[str, torch.Tensor] | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights with their names; those that are offloaded to a disk are read."""
+        """Yield the weights with their names; read weights that are offloaded to a disk."""
         is_offloaded = hasattr(self, "hf_device_map")
         for name, weight in (self.state_dict() if state_dict is None else state_dict).items():
             yield name, load_offloaded_parameter(self, name) if is_offloaded and weight.is_meta else weight
@@ -167,10 +167,10 @@ class MoePreTrainedModel(PreTrainedModel):
     def _check_keywords(self, keywords: dict) -> None:
         """Refuse a keyword that no part of the model uses.
 
-        The forwards take `**kwargs` for `RECORDING_KEYWORDS` only, and hand them down to the part that records.
+        The forwards take `**kwargs` only for `RECORDING_KEYWORDS`, and pass them to the part that records.
 
         Raises:
-            TypeError: as Python's for an unknown keyword.
+            TypeError: a keyword is not known; the message is the same as Python's.
         """
         for name in keywords:
             if name not in RECORDING_KEYWORDS:
@@ -183,16 +183,16 @@ class MoePreTrainedModel(PreTrainedModel):
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
         prefix: str = "",
     ) -> torch.Tensor:
-        """The embedded input, (B, S, D).
+        """Return the embedded input, (B, S, D).
 
         Args:
             ids: (B, S) token ids, or None.
-            embeds: (B, S, D), instead of `ids`; returned as they are.
-            embed_tokens: embeds the ids.
-            prefix: of the two arguments' names, input_ids and inputs_embeds, in errors.
+            embeds: (B, S, D), instead of `ids`; returned unchanged.
+            embed_tokens: function that embeds the ids.
+            prefix: prefix of the names input_ids and inputs_embeds in errors.
 
         Raises:
-            ValueError: not exactly one of `ids` and `embeds`, or an id outside of the vocabulary.
+            ValueError: both or neither of `ids` and `embeds` are given, or an id is outside the vocabulary.
         """
         if (ids is None) == (embeds is None):
             raise ValueError(f"exactly one of {prefix}input_ids and {prefix}inputs_embeds must be given")
@@ -202,16 +202,16 @@ class MoePreTrainedModel(PreTrainedModel):
         return embed_tokens(ids)
 
     def _with_defaults(self, use_cache: bool | None, output_statistics: bool | None) -> tuple[bool, bool]:
-        """Both arguments; by default a cache is returned outside of training, and balancing losses while training."""
+        """Return both arguments; by default, return a cache outside of training, and balancing losses in training."""
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         return use_cache, self.training if output_statistics is None else output_statistics
 
     def _usable_cache(self, past_key_values: Cache | None, use_cache: bool) -> Cache | None:
-        """The given cache, or a new one where one is to be returned; None for no cache.
+        """Return the given cache, a new cache if one is to be returned, or None.
 
         Raises:
-            ValueError: the given cache keeps no state of this model's LSTMs.
+            ValueError: the given cache cannot hold the state of this model's LSTMs.
         """
         if past_key_values is None:
             return self._new_cache() if use_cache else None
@@ -219,7 +219,7 @@ class MoePreTrainedModel(PreTrainedModel):
         return past_key_values
 
     def _zero_aux_loss(self, hidden_states: torch.Tensor, output_statistics: bool) -> torch.Tensor | None:
-        """What the layers' balancing losses are added to: zero, or None when they are not asked for."""
+        """Return zero, to which the layers' balancing losses are added, or None if they are not requested."""
         return hidden_states.new_zeros((), dtype=torch.float32) if output_statistics else None
 
     def _run_moe(
@@ -234,7 +234,7 @@ class MoePreTrainedModel(PreTrainedModel):
 
     @property
     def _label_smoothing(self) -> float:
-        """`config.label_smoothing` while training, else 0."""
+        """Return `config.label_smoothing` while training, otherwise 0."""
         return self.config.label_smoothing if self.training else 0.0
 
     def _loss_of_batch(
@@ -244,7 +244,7 @@ class MoePreTrainedModel(PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None,
         aux_loss: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`loss_of_batch`; the balancing losses count only while training, so that exp(eval_loss) is a perplexity."""
+        """Return `loss_of_batch`, with balancing losses only in training, so that exp(eval_loss) is a perplexity."""
         return loss_of_batch(total, targets, num_items_in_batch, aux_loss if self.training else None)
 
     @torch.no_grad()
@@ -260,11 +260,11 @@ class MoePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        # The library looks for `@use_experts_implementation` in this file; it stands in experts.py.
+        # The library looks for `@use_experts_implementation` in this file, but the decorator is in experts.py.
         return True
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        """Refuse a checkpoint without thresholds, where the library only warns (`from_pretrained` calls this)."""
+        """Refuse a checkpoint without thresholds, where the library only warns (`from_pretrained` calls it)."""
         names = [
             f"{name}.threshold" for name, module in self.named_modules() if isinstance(module, StrictlyBalancedGate)
         ]
@@ -279,13 +279,13 @@ class MoePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def maybe_distribute_model(cls, model, distributed_config, mesh_manager):
-        """Shard a model on the meta device; refuses what the library would shard wrongly, or wait for without end."""
+        """Shard a model on the meta device; refuse models that the library would shard wrongly, or hang on."""
         if mesh_manager is not None:
             check_sharding(model, distributed_config)
             if model.all_tied_weights_keys and distributed_config.tp_size == 1:
-                # One weight in one group. The library shards embedding and softmax in two groups before it ties them.
-                # If the processes do not divide the vocabulary, each group has a padded copy, and one copy is never
-                # updated.
+                # Ties embedding and softmax before sharding. The library would shard them in two groups and tie them
+                # later. If the processes do not divide the vocabulary, each group then has a padded copy, and one copy
+                # is never updated.
                 model.tie_weights(recompute_mapping=False)
                 model.fsdp_plan = {name: rule for name, rule in model.fsdp_plan.items() if name != "lm_head"}
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
@@ -295,19 +295,19 @@ class MoePreTrainedModel(PreTrainedModel):
             model_to_save, state_dict, distributed_config, **kwargs
         )
         if getattr(self, "is_quantized", False):
-            # The library cannot undo the conversions that it loads quantized weights by, and saves tied ones twice.
+            # The library cannot undo the conversions of quantized weights, and would save tied weights twice.
             self._weight_conversions = None
             tied = tuple("._".join(name.rsplit(".", 1)) + "_" for name in self.all_tied_weights_keys)
             return {name: part for name, part in state_dict.items() if not name.startswith(tied)}
         if distributed_config is None:
             return state_dict
-        # Gathered, tied weights are tensors of their own, which the library takes for different ones.
+        # Gathered copies of tied weights are separate tensors, which the library would treat as different weights.
         return {name: weight for name, weight in state_dict.items() if name not in self.all_tied_weights_keys}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         config, reason = self.config, None
         if getattr(config, "quantization_config", None) is not None:
-            # "eager" computes with quantized weights; no kernel stands behind our name for them.
+            # "eager" can compute with quantized weights; this package's own implementation cannot.
             requested_experts = None if requested_experts == OWN_IMPLEMENTATION else requested_experts
             reason = "computes with float weights, but the model is quantized"
         elif config.num_expert_layers > 1:

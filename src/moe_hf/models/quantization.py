@@ -1,8 +1,8 @@
-"""Weights of 8 bits: the one `quantization_config` that both families load, and products with such weights.
+"""Weights of 8 bits: the only supported `quantization_config`, and products with such weights.
 
-torchao's `Int8Tensor` keeps a weight as `qdata` (..., N, K) int8 and `scale` (..., N, 1) float32, one scale for each
-row. It knows no kernel that LSTMs and stacked experts run on, so this file computes with the two parts. torchao itself
-is never imported: a model that is not quantized does not need it.
+torchao's `Int8Tensor` stores a weight as `qdata` (..., N, K) int8 and `scale` (..., N, 1) float32, with one scale per
+row. torchao does not have kernels for LSTMs and stacked experts, so this file computes with the two parts. This file
+never imports torchao, because a model without quantization does not need it.
 
 Shape suffixes: R rows of the input, N outputs, K inputs.
 """
@@ -13,34 +13,35 @@ import torch
 from torch import nn
 from transformers import TorchAoConfig
 
-# What is quantized, as torchao's regular expressions for names of parameters: the matrices of experts, LSTMs and
-# attention; and on request embedding and softmax. Gates stay as they are: they are small, and they choose.
+# The parameters to quantize, as torchao's regular expressions: the matrices of experts, LSTMs and attention, and on
+# request embedding and softmax. Gates are not quantized: they are small, and they choose the experts.
 LAYERS = r"re:.*\.(up_proj|mid_proj|down_proj|weight_ih|weight_hh|weight_hr|source_weight|query_weight)"
 EMBEDDINGS = r"re:(.*\.)?(embed_tokens|lm_head)\.weight"
 
 _ADVICE = (
     "use TorchAoConfig(Int8WeightOnlyConfig()), include_input_output_embeddings=True for embedding and softmax too"
 )
-# Measured with one thread of a CPU with AVX-512: below this size, or above so many rows, a float copy is faster.
+# Measured with one thread of a CPU with AVX-512: below this size, or above this many rows, a float copy is faster.
 _PACKED_MIN_SIZE, _PACKED_MAX_ROWS = 2**17, 16
 _FLOAT_PART_SIZE = 2**20
 
 
 def int8_quantization(quantization_config: Any) -> TorchAoConfig:
-    """The configuration that quantizes these models, from one that says "int8, weights only".
+    """Return the configuration that quantizes these models, from a configuration for weights of 8 bits.
 
     Args:
-        quantization_config: a `TorchAoConfig` of an `Int8WeightOnlyConfig` with a scale for each row, or what this
-            function returned; also as a dictionary.
+        quantization_config: a `TorchAoConfig` of an `Int8WeightOnlyConfig` with one scale per row, or a result of this
+            function; each may also be a dictionary.
 
     Raises:
-        ValueError: any other. It would leave the weights as they are, as the libraries quantize linear layers only.
+        ValueError: the configuration is another one, which would have no effect: the libraries only quantize linear
+            layers.
     """
     is_dict = isinstance(quantization_config, dict)
     values = quantization_config if is_dict else quantization_config.to_dict()
     if values.get("quant_method") != "torchao":
         seen = quantization_config if is_dict else f"{type(quantization_config).__name__}(...)"
-        raise ValueError(f"quantization_config={seen} leaves the weights of these models as they are: {_ADVICE}")
+        raise ValueError(f"quantization_config={seen} does not change the weights of these models: {_ADVICE}")
     quant_type = values["quant_type"]["default"]
     configs = {LAYERS: quant_type}
     if quant_type["_type"] == "FqnToConfig":
@@ -54,7 +55,7 @@ def int8_quantization(quantization_config: Any) -> TorchAoConfig:
     return TorchAoConfig.from_dict(
         {
             "quant_type": {"default": by_name},
-            # Named, as the library would else leave out the last parameter and what is tied.
+            # Named explicitly; otherwise the library would skip the last parameter and tied weights.
             "modules_to_not_convert": values.get("modules_to_not_convert") or [],
         }
     )
@@ -68,12 +69,12 @@ def _is_int8_by_row(config: dict) -> bool:
 
 
 def _without_side_effects(config: dict) -> dict:
-    """The same, but torchao leaves torch's global settings of compilation and float32 products alone."""
+    """Return the configuration changed so that torchao does not modify torch's global settings."""
     return {**config, "_data": {**config["_data"], "set_inductor_config": False}}
 
 
 def _short(config: dict) -> str:
-    """As `Int8WeightOnlyConfig(granularity=PerGroup(group_size=32))`, or `Int4WeightOnlyConfig()`."""
+    """Return a short form, such as `Int8WeightOnlyConfig(granularity=PerGroup(group_size=32))`."""
     granularity = config["_data"].get("granularity")
     if not isinstance(granularity, dict):
         return f"{config['_type']}()"
@@ -82,33 +83,35 @@ def _short(config: dict) -> str:
 
 
 def is_int8(*weights: torch.Tensor | None) -> bool:
-    """Whether one of these weights is quantized."""
-    for weight in weights:  # a loop, as one-row steps notice the time that `any` takes
+    """Return whether one of these weights is quantized."""
+    for weight in weights:  # a loop, because `any` would take noticeable time in one-row steps
         if hasattr(weight, "qdata"):
             return True
     return False
 
 
 def dequantized(weight: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """A quantized weight in floating point; any other as it is."""
+    """Return a quantized weight in floating point, and other weights unchanged."""
     return weight.qdata.to(dtype).mul_(weight.scale) if is_int8(weight) else weight
 
 
 def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`nn.functional.embedding`: ids (...) -> (..., K), rows of a weight (N, K) that may be quantized."""
+    """Compute `nn.functional.embedding`: ids (...) -> (..., K), rows of a weight (N, K) that may be quantized."""
     if not is_int8(weight):
         return nn.functional.embedding(ids, weight)
     return (weight.qdata[ids] * weight.scale[ids]).to(weight.dtype)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`nn.functional.linear`, with a weight that may be quantized.
+    """Compute `nn.functional.linear` with a weight that may be quantized.
 
     Args:
-        x: (..., K); weight: (N, K); bias: (N,).
+        x: (..., K).
+        weight: (N, K).
+        bias: (N,), or None.
 
     Returns:
-        (..., N). There is a gradient for x and bias, and none for a quantized weight.
+        (..., N). x and bias get gradients; a quantized weight does not.
     """
     if not hasattr(weight, "qdata"):
         return nn.functional.linear(x, weight, bias)
@@ -116,7 +119,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: int | tuple[int, int]) -> torch.Tensor:
-    """`linear` by one matrix of a stack (E, N, K); the others are not read."""
+    """Compute `linear` with one matrix of a stack (E, N, K), without reading the others."""
     if not hasattr(weight, "qdata"):
         return nn.functional.linear(x, weight[expert])
     return int8_linear(x, weight.qdata[expert], weight.scale[expert])
@@ -125,13 +128,13 @@ def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: int | tuple[int
 def int8_linear(
     x: torch.Tensor, qdata: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x W' + bias with W = scale * qdata; the scales multiply the result, which is smaller than the weight.
+    """Return x W' + bias with W = scale * qdata. The scales multiply the result, which is smaller than the weight.
 
-    Few rows go through torch's kernel for bfloat16 inputs, which reads the 8 bits of a large weight and no copy.
+    Few rows use torch's kernel for bfloat16 inputs, which reads the 8-bit values of a large weight directly.
     """
     scale_N = scale.view(-1)
     if _is_faster_packed(x, qdata):
-        # With the true scales the kernel would round them to bfloat16 too.
+        # Ones, because the kernel would round the true scales to bfloat16.
         ones_N = torch.ones_like(scale_N, dtype=torch.bfloat16)
         rows_RK = x.reshape(-1, x.shape[-1]).bfloat16()
         output = torch.ops.aten._weight_int8pack_mm(rows_RK, qdata, ones_N).to(x.dtype)
@@ -139,7 +142,7 @@ def int8_linear(
     elif qdata.numel() <= _FLOAT_PART_SIZE:
         output = nn.functional.linear(x, qdata.to(x.dtype))
     else:
-        # Part by part, so that the float copies stay in the cache.
+        # In parts, so that the float copies fit into the cache.
         parts = qdata.split(max(1, _FLOAT_PART_SIZE // qdata.shape[1]))
         output = torch.cat([nn.functional.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
     output = output.mul_(scale_N)
@@ -149,10 +152,11 @@ def int8_linear(
 def _is_faster_packed(x: torch.Tensor, qdata: torch.Tensor) -> bool:
     return (
         qdata.numel() >= _PACKED_MIN_SIZE
-        and qdata.shape[1] % 32 == 0  # torch's kernel reads whole vectors, beyond the end of other rows (torch 2.13)
+        and qdata.shape[1] % 32
+        == 0  # torch's kernel reads whole vectors, and beyond the end of shorter rows (torch 2.13)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() <= _PACKED_MAX_ROWS * x.shape[-1]
         and not (torch.is_grad_enabled() and x.requires_grad)
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere the kernel is a plain loop
+        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # on other CPUs, the kernel is a plain loop
     )

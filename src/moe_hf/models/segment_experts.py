@@ -1,12 +1,13 @@
 """The experts by segments: the fast implementation for a CPU, which works on any device.
 
-It sorts once, works on contiguous segments, and has a backward pass written by hand. What makes it fast:
-- Idle experts cost nothing forward, and slots of weight 0 (padding) are not computed at all.
-- A gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept or scaled.
-- Gradients are written into memory that is not cleared first, except the idle experts' part.
-- The k results of a token are summed by `embedding_bag`, once forward and once backward.
-- In bfloat16 or float16 on a CPU, zero rows fill long segments up to a multiple of 32: for each number of rows that it
-  has not seen, oneDNN generates code, which takes longer than the product.
+It sorts once, works on contiguous segments, and has a backward pass written by hand. It is fast for these reasons:
+
+- Idle experts cost nothing in the forward pass, and slots of weight 0 (padding) are not computed.
+- A gate's gradient is computed in the hidden space, w' = <dE/dh, h>, so expert outputs are not stored or scaled.
+- Gradients are written into memory that is not cleared first, except the part of idle experts.
+- `embedding_bag` sums the k results of a token, once in the forward pass and once in the backward pass.
+- In bfloat16 or float16 on a CPU, zero rows fill long segments up to a multiple of 32. oneDNN generates code for each
+  new number of rows, which takes longer than the product.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R = T * K routed rows.
 """
@@ -21,23 +22,23 @@ from .factored_gradients import RowGradients, row_gradients, row_owners, will_be
 from .few_tokens import few_tokens, is_few_on_cpu
 from .native_experts import Visited, few_rows
 
-# A name of its own for every copy of this file: a checkpoint from the Hub brings one.
+# A separate namespace for each copy of this file, because a checkpoint from the Hub brings its own copy.
 _NAMESPACE = __name__.replace(".", "_")
 _ROWS_MULTIPLE = 32
-_MIN_ROWS_TO_FILL = 128  # an expert, on average; shorter segments have few lengths
+_MIN_ROWS_TO_FILL = 128  # rows per expert, on average; shorter segments have few different lengths
 
 
 def compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-    """What experts compute in: autocast's dtype, or without it that of their inputs."""
+    """Return the dtype that experts compute in: autocast's dtype, or without autocast the inputs' dtype."""
     return autocast_dtype(hidden_states.device) or hidden_states.dtype
 
 
 def segment_experts_forward(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """`MoeExperts.forward` for one hidden layer of ReLU units: same arguments, same result, on any device.
+    """Compute `MoeExperts.forward` for one hidden layer of ReLU units, on any device.
 
-    A slot whose weight is exactly 0 is skipped, and so has no gradient for that weight. There is no second derivative.
+    A slot whose weight is exactly 0 is skipped, so this weight gets no gradient. Second derivatives are not supported.
     """
     dtype, work_dtype, num_tokens = hidden_states.dtype, compute_dtype(hidden_states), len(hidden_states)
     is_half_on_cpu = hidden_states.device.type == "cpu" and work_dtype in (torch.bfloat16, torch.float16)
@@ -50,9 +51,9 @@ def segment_experts_forward(
 def _fill_segments(
     x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, num_experts: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Appends tokens of zeros whose slots bring the number of rows of each expert to a multiple of 32.
+    """Append tokens of zeros whose slots bring the number of rows of each expert to a multiple of 32.
 
-    How many are appended does not depend on the routing; the slots that are not needed name no expert.
+    The number of appended tokens does not depend on the routing; surplus slots do not belong to an expert.
     """
     k, experts_E = index.shape[1], torch.arange(num_experts)
     counts_E = index.masked_fill(weights == 0, num_experts).view(-1).bincount(minlength=num_experts)[:num_experts]
@@ -82,10 +83,10 @@ def _run(module: nn.Module, x: torch.Tensor, top_k_index: torch.Tensor, top_k_we
 def _experts(
     x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (T, D), index and weights (T, K), up (E, H, D), down (E, D, H).
+    """Compute the experts from x (T, D), index and weights (T, K), up (E, H, D), down (E, D, H).
 
-    Returns the output (T, D), and three tensors for the backward pass: the rows' hidden units (R, H), empty unless
-    `keep`, the slot of each row (R,), and the number of rows of each expert (E,).
+    Returns the output (T, D), and three tensors for the backward pass: the rows' hidden units (R, H), which are empty
+    without `keep`, the slot of each row (R,), and the number of rows of each expert (E,).
     """
     num_experts, num_hidden, _ = up.shape
     order_R, counts_E = _sort(index, weights, num_experts)
@@ -109,20 +110,20 @@ def _experts(
 
 
 def _rows_for_kernels(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> int:
-    """Up to how many rows an expert is computed by the compiled kernels."""
+    """Return the largest number of rows of an expert for the compiled kernels."""
     fits = up.dtype == down.dtype == x.dtype and up.is_contiguous() and down.is_contiguous()
     return few_rows(x.dtype, x.device, up.shape[2], up.shape[1]) if fits else 0
 
 
 def _matrices(stack: torch.Tensor, counts: list[int], limit: int) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """The matrices (E, M, N) to be indexed by expert: all views by one call, unless few experts are computed."""
+    """Return the matrices (E, M, N), to be indexed by expert: as views from one call, unless few experts are used."""
     return stack.unbind() if 4 * sum(count > limit for count in counts) >= len(counts) else stack
 
 
 def _segments(counts: list[int], limit: int, *tensors: torch.Tensor) -> Iterator[tuple]:
-    """For each expert with more than `limit` rows: its id, and its rows of each of the tensors (R, ...).
+    """Yield, for each expert with more than `limit` rows, its id and its rows of each of the tensors (R, ...).
 
-    One call makes the views of all experts. Made one by one, they take as long as the products of a few rows.
+    One call creates the views of all experts. Created one by one, they would take as long as products of a few rows.
     """
     if max(counts, default=0) <= limit:
         return
@@ -155,10 +156,10 @@ def _experts_backward(
 def _backward_loop(
     grad, x, weights, up, down, hidden_RH, order_R, counts_E, grad_up=None, grad_down=None
 ) -> tuple[torch.Tensor, ...]:
-    """Writes `grad_up` and `grad_down`, unless they are None.
+    """Write `grad_up` and `grad_down`, unless they are None.
 
-    Returns the gradients with respect to x and weights and, for the gradients of the experts as factors, the weighted
-    gradients at the outputs (R, D), the gradients at the hidden units (R, H) and the inputs (R, D).
+    Returns the gradients with respect to x and weights. For factored gradients of the experts, also returns the
+    weighted gradients at the outputs (R, D), the gradients at the hidden units (R, H), and the inputs (R, D).
     """
     counts = counts_E.tolist()
     num_rows, k = sum(counts), weights.shape[1]
@@ -204,7 +205,7 @@ def _backward_loop(
 
 
 class _FactoredExperts(torch.autograd.Function):
-    """The same forward pass; the backward pass leaves the experts' gradients as rows on `owners`, their parameters."""
+    """The same forward pass; the backward pass stores the experts' gradients as rows on their parameters, `owners`."""
 
     @staticmethod
     def forward(ctx, x, index, weights, up, down, owners):
@@ -230,12 +231,12 @@ class _FactoredExperts(torch.autograd.Function):
         return grad_x, None, grad_weights, None, None, None
 
 
-# A compiled graph cannot leave rows on a parameter.
+# A compiled graph cannot store rows on a parameter.
 _run_factored = torch.compiler.disable(_FactoredExperts.apply)
 
 
 def _sort(index: torch.Tensor, weights: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slots (R,) by expert, those that are not computed last; and the number of computed ones of each expert (E,)."""
+    """Return slots (R,) sorted by expert, uncomputed slots last, and the computed slots of each expert (E,)."""
     small = torch.int16 if num_experts < 2**15 - 1 else torch.int32
     ids_R = index.clamp(max=num_experts).masked_fill(weights == 0, num_experts).view(-1)
     counts_E = ids_R.bincount(minlength=num_experts + 1)[:num_experts]
@@ -245,7 +246,7 @@ def _sort(index: torch.Tensor, weights: torch.Tensor, num_experts: int) -> tuple
 def _sum_slots(
     rows_RD: torch.Tensor, order_R: torch.Tensor, weights: torch.Tensor, weigh: bool = True
 ) -> torch.Tensor:
-    """Rows in the order of the experts -> (T, D), the sum of each token's K, weighted by `weights` (T, K) or not."""
+    """Return (T, D), the sum of each token's K rows, optionally weighted by `weights` (T, K); rows are by expert."""
     place_R = torch.empty_like(order_R)
     place_R[order_R] = torch.arange(len(order_R), device=order_R.device)
     scale = weights.to(rows_RD.dtype) if weigh else None

@@ -1,4 +1,4 @@
-"""What is checked before a model is sharded over processes: once, while it is loaded."""
+"""Checks a model once, while it is loaded, before it is sharded over processes."""
 
 import torch
 import transformers
@@ -9,10 +9,10 @@ from .experts import MoeExperts
 
 
 def check_sharding(model: PreTrainedModel, distributed_config: DistributedConfig) -> None:
-    """Refuse, on every process, a model that cannot be sharded as asked for.
+    """Refuse, on every process, a model that cannot be sharded as requested.
 
     Args:
-        model: with its whole parameters, on the meta device.
+        model: a model with whole parameters, on the meta device.
         distributed_config: how many processes share the experts.
 
     Raises:
@@ -29,20 +29,20 @@ def check_sharding(model: PreTrainedModel, distributed_config: DistributedConfig
     if config.num_experts % size:
         raise ValueError(f"ep_size={size} must divide num_experts={config.num_experts}")
     if config.num_expert_layers > 1:
-        # The library's plans cut the first dimension, which in mid_proj is the layers'.
+        # The library's plans cut the first dimension, which is the layer in mid_proj.
         raise ValueError(f"ep_size={size} needs num_expert_layers=1, not {config.num_expert_layers}; use ep_size=1")
 
 
 def check_same_everywhere(values: dict) -> None:
-    """Refuse, on every process, values or versions of libraries that are not the same on all of them.
+    """Refuse, on every process, values or library versions that differ between processes.
 
-    With other shapes, or another order of their collectives, processes wait for each other without end.
+    Processes with different shapes, or another order of collectives, would wait for each other forever.
 
     Args:
-        values: by name; compared as `repr` writes them.
+        values: {name: value}, compared by their `repr`.
 
     Raises:
-        ValueError: one of them differs.
+        ValueError: a value or a version differs.
     """
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     everywhere = [None] * torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary without its logits: in chunks of tokens, or over a sample of the classes.
+"""Cross-entropy over a large vocabulary without all logits in memory: in chunks of tokens, or with sampled classes.
 
 The paper trains its language models by importance sampling over 793,471 words (appendix C).
 
@@ -18,7 +18,7 @@ from .task_loss import IGNORED
 class SoftmaxHead(nn.Linear):
     """The output layer: logits, or the loss computed from its weight.
 
-    The loss is computed inside of `forward` because that is where FSDP, ZeRO-3 and offloading put the whole weight.
+    `forward` computes the loss, because FSDP, ZeRO-3 and offloading provide the whole weight only inside `forward`.
     """
 
     def __init__(self, in_features: int, out_features: int, device=None, dtype=None):
@@ -26,10 +26,10 @@ class SoftmaxHead(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "SoftmaxHead":
-        """A head with the weight of `linear`, which has no bias."""
+        """Return a head with the weight of `linear`, which must not have a bias."""
         head = cls(linear.in_features, linear.out_features, device="meta")
         head.weight = linear.weight
-        if hasattr(linear, "_is_hf_initialized"):  # by which the library knows what not to initialise again
+        if hasattr(linear, "_is_hf_initialized"):  # tells the library not to initialise it again
             head._is_hf_initialized = linear._is_hf_initialized
         return head
 
@@ -44,24 +44,25 @@ class SoftmaxHead(nn.Linear):
         """
         Args:
             hidden_states: (..., D).
-            targets: (...) int64, -100 where nothing is scored. Without them the logits (..., V) are returned.
-            num_sampled: N, classes that the softmax is estimated from; None: the full softmax.
-            chunk_size: tokens whose logits exist at once; None: all.
-            label_smoothing: see `chunked_cross_entropy`; for the full softmax only.
+            targets: (...) int64, -100 for a position that is not scored. None: return the logits (..., V).
+            num_sampled: N, number of classes that estimate the softmax; None: the full softmax.
+            chunk_size: number of tokens whose logits are in memory at once; None: all.
+            label_smoothing: see `chunked_cross_entropy`; only for the full softmax.
 
         Returns:
-            with `targets` the cross-entropy summed over the scored tokens, in nats.
+            the logits, or with `targets` the cross-entropy summed over the scored tokens, in nats.
 
         Raises:
-            ValueError: the weight is spread over devices here, by tensor parallelism.
+            ValueError: tensor parallelism has split the weight over devices.
         """
         if targets is None:
             return few_rows_linear(hidden_states, self.weight)
-        # Under tensor parallelism it is a DTensor, or without gradients the local part. FSDP has made it whole by now.
+        # With tensor parallelism, the weight is a DTensor, or without gradients its local part. FSDP has gathered it
+        # here.
         if hasattr(self.weight, "device_mesh") or len(self.weight) != self.out_features:
             raise ValueError(
-                "lm_head is tensor parallel: allowed are num_sampled=None and loss_chunk_size=None, as both "
-                "compute the loss from its whole weight"
+                "lm_head is tensor parallel: only num_sampled=None and loss_chunk_size=None are allowed, as other "
+                "values need the whole weight of lm_head"
             )
         hidden_TD, targets_T = hidden_states.flatten(0, -2), targets.flatten()
         weight = dequantized(self.weight, hidden_states.dtype)
@@ -74,31 +75,32 @@ class SoftmaxHead(nn.Linear):
 def log_uniform_sample(
     num_sampled: int, vocab_size: int, device: torch.device | str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw distinct classes by q_i = log((i + 2) / (i + 1)) / log(V + 1), Zipf's law for ids by falling frequency.
+    """Draw distinct classes with q_i = log((i + 2) / (i + 1)) / log(V + 1), Zipf's law for ids by falling frequency.
 
-    Class i gets the key e_i / q_i with e_i ~ Exp(1), and the smallest keys win: drawing without replacement. Given
-    tau, the smallest key that lost, class i is in the sample with probability 1 - exp(-q_i tau), the expected count of
-    TensorFlow's sampler, 1 - (1 - q_i)^tries, in continuous time. With each term divided by it, a sum over the sample
-    is an unbiased estimate of the sum over the vocabulary, exactly and for every N (Duffield, Lund and Thorup, 2007;
-    its variance is finite from N = 2 on). TensorFlow draws until enough are distinct: its count is approximate.
+    Class i gets the key e_i / q_i with e_i ~ Exp(1), and the N smallest keys are drawn. This is sampling without
+    replacement. Let tau be the smallest key that was not drawn. Given tau, class i is in the sample with probability
+    1 - exp(-q_i tau), its expected count. A sum over the sample, with each term divided by the expected count, is an
+    unbiased estimate of the sum over the vocabulary. This holds exactly for every N; the variance is finite from N = 2
+    on (Duffield, Lund and Thorup, 2007). TensorFlow's sampler draws until enough classes are distinct, so its expected
+    count, 1 - (1 - q_i)^tries, is approximate.
 
-    The cost grows with V, not with T: a random number and a comparison for each class.
+    The cost grows with V, not with T: one random number and one comparison per class.
 
     Args:
         num_sampled: N, at least 1 and below `vocab_size`.
         vocab_size: V.
-        device: where to draw; None: torch's default.
+        device: the device to draw on; None: torch's default.
 
     Returns:
-        sample_N int64, ascending, and log_count_N float64, the log of their expected counts (at most 0). Drawn by the
-        device's default generator, so that `torch.manual_seed` and a restored random state repeat it.
+        sample_N int64, ascending, and log_count_N float64, the log of their expected counts (at most 0). The device's
+        default generator draws, so `torch.manual_seed` and a restored random state repeat the sample.
 
     Raises:
         ValueError: `num_sampled` is out of range.
     """
     if not 1 <= num_sampled < vocab_size:
         raise ValueError(f"num_sampled={num_sampled} must be at least 1 and below vocab_size={vocab_size}")
-    # float64: of 800,000 keys in float32 many would be equal, and rare classes have probabilities of 1e-7.
+    # float64, because many of 800,000 keys would be equal in float32, and rare classes have probabilities of 1e-7.
     ids_V = torch.arange(1, vocab_size + 1, dtype=torch.float64, device=device)
     q_V = ids_V.reciprocal().log1p() / ids_V.new_tensor(vocab_size + 1).log()
     keys_V = torch.empty_like(q_V).exponential_() / q_V
@@ -115,30 +117,30 @@ def sampled_softmax_loss(
     log_count_N: torch.Tensor,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy summed over the tokens, the softmax's denominator estimated from a sample of classes (appendix C).
+    """Return the summed cross-entropy, with the softmax's denominator estimated from a sample of classes (appendix C).
 
-    With logits o and target y, a token's loss is log Z' - o_y, and its denominator
+    With logits o and target y, a token's loss is log Z' - o_y, with the denominator
 
         Z' = exp(o_y) + sum over the sample's classes j other than y of exp(o_j) / count_j.
 
-    The target is always there, so its count is 1; where the sample holds it too (an accidental hit), that copy is left
-    out. (TensorFlow divides the target's term by its expected count as well, which suits a classifier that is trained
-    on the sampling's outcome, but is not an estimate of Z.)
+    The target is always included, so its count is 1. If the sample contains the target too (an accidental hit), this
+    copy is skipped. TensorFlow also divides the target's term by its expected count. That suits a classifier of the
+    sampling's outcome, but is not an estimate of Z.
 
-    Over the draws of `log_uniform_sample`, Z' and its gradient are unbiased: their means are Z and the gradient of Z.
-    Those of the loss are not: log is concave, so the mean loss is below the full softmax's, and the gradient, a
-    quotient of two unbiased estimates, is off as well. Both biases fall as 1 / N; judge models by the full softmax.
+    Over the draws of `log_uniform_sample`, Z' and its gradient are unbiased. The loss and its gradient are biased: log
+    is concave, so the mean loss is below that of the full softmax, and the gradient is a quotient of two unbiased
+    estimates. Both biases fall as 1 / N. Evaluate models with the full softmax.
 
-    All tokens share the sample. Only rows of sampled and target classes are read; the weight's gradient is dense, and
-    zero in the others. Gradients are exact for the given sample.
+    All tokens share the sample. Only the weight's rows of sampled and target classes are read. The weight's gradient
+    is dense, with zeros in the other rows. Gradients are exact for the given sample.
 
     Args:
         hidden_TD: (T, D), of the weight's floating type; autocast applies.
         weight_VD: (V, D).
-        targets_T: (T,) int64, -100 where nothing is scored; 0 loss and zero gradients when none is.
+        targets_T: (T,) int64, -100 for a token that is not scored. Loss and gradients are zero if no token is scored.
         sample_N: (N,) int64, distinct classes, ascending.
         log_count_N: (N,), the log of their expected counts.
-        chunk_size: tokens whose (C, N) logits exist at once; None: all.
+        chunk_size: C, number of tokens whose (C, N) logits are in memory at once; None: all.
 
     Returns:
         a scalar in at least float32. It can be differentiated once.
@@ -156,18 +158,19 @@ def chunked_cross_entropy(
     chunk_size: int | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Cross-entropy of the full softmax, summed over the tokens, with the logits of one chunk in memory at a time.
+    """Return the summed cross-entropy of the full softmax, with the logits of one chunk in memory at a time.
 
-    Loss and gradients are those of all logits at once. The gradients are computed along with the loss, chunk by chunk,
-    so that no logits are kept or computed twice; for that the weight's gradient exists from the forward pass on.
+    Loss and gradients equal those of a computation in one piece. The gradients are computed with the loss, chunk by
+    chunk, so that logits are not stored or computed twice. The weight's gradient therefore exists from the forward
+    pass on.
 
     The largest tensors are (C, V) and (V, D).
 
     Args:
         hidden_TD: (T, D), of the weight's floating type; autocast applies.
         weight_VD: (V, D).
-        targets_T: (T,) int64, -100 where nothing is scored; 0 loss and zero gradients when none is.
-        chunk_size: tokens whose (C, V) logits exist at once; None: all.
+        targets_T: (T,) int64, -100 for a token that is not scored. Loss and gradients are zero if no token is scored.
+        chunk_size: C, number of tokens whose (C, V) logits are in memory at once; None: all.
         label_smoothing: share of the target's probability that is spread over the whole vocabulary.
 
     Returns:
@@ -212,7 +215,7 @@ class _SampledSoftmax(torch.autograd.Function):
     def forward(ctx, hidden_TD, weight_VD, targets_T, unscored_T, sample_N, log_count_N, chunk_size, with_grad):
         dtype, wide = _dtypes(hidden_TD)
         num_sampled = len(sample_N)
-        # The sample is ascending: each target's place in it, or where it would be.
+        # The sample is ascending: the place of each target in it, or the place where the target would be.
         place_T = torch.searchsorted(sample_N, targets_T).clamp(max=num_sampled - 1)
         is_hit_T = sample_N[place_T] == targets_T
         grad_hidden_TD = torch.empty_like(hidden_TD) if with_grad else None
@@ -221,7 +224,7 @@ class _SampledSoftmax(torch.autograd.Function):
         with torch.autocast(hidden_TD.device.type, enabled=False):
             rows_ND, log_count_N = weight_VD[sample_N].to(dtype), log_count_N.to(wide)
             loss = hidden_TD.new_zeros((), dtype=wide)
-            # The last column is the target's.
+            # The last column belongs to the target.
             for chunk, buffer in _chunks(hidden_TD, num_sampled + 1, chunk_size, wide):
                 hidden_CD, target_rows_CD = hidden_TD[chunk].to(dtype), weight_VD[targets_T[chunk]].to(dtype)
                 logits_CN = _matmul_into(buffer[:, :-1], hidden_CD, rows_ND.T).sub_(log_count_N)
@@ -258,10 +261,10 @@ class _SampledSoftmax(torch.autograd.Function):
 def _scored(
     hidden_TD: torch.Tensor, targets_T: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The tokens that are scored, and their targets on the hidden states' device.
+    """Return the scored tokens, and their targets on the hidden states' device.
 
-    On a device, where their number would be a host read, all tokens stay, and (T,) bool tells which are not scored;
-    their targets are 0.
+    On a device, selecting the tokens would need a host read. There, all tokens stay, a mask (T,) bool marks the tokens
+    that are not scored, and their targets are 0.
     """
     targets_T = targets_T.to(hidden_TD.device)
     scored_T = targets_T != IGNORED
@@ -271,19 +274,19 @@ def _scored(
 
 
 def _dtypes(hidden: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """The type of the products (autocast's, if it is on), and of logits, loss and sums: at least float32."""
+    """Return the dtype of the products (autocast's, if it is on), and of logits, loss and sums (at least float32)."""
     dtype, device = hidden.dtype, hidden.device.type
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     if dtype == torch.float16:
-        # The gradient is computed before the Trainer's loss scale is known, and a probability of 1e-6, common in a
-        # large vocabulary, has no precision left in float16.
+        # The gradient is computed before the Trainer's loss scale is known. Probabilities of 1e-6 are common in a
+        # large vocabulary, and float16 cannot represent them precisely.
         dtype = torch.float32
     return dtype, torch.promote_types(dtype, torch.float32)
 
 
 def _chunks(hidden_TD: torch.Tensor, columns: int, chunk_size: int | None, dtype: torch.dtype):
-    """Slices of tokens, each with a (C, columns) buffer: one memory for all, as allocating it is slow on a CPU."""
+    """Yield slices of tokens with a (C, columns) buffer. All slices share its memory: allocation is slow on a CPU."""
     num_tokens = len(hidden_TD)
     size = max(1, min(num_tokens, chunk_size or num_tokens))
     buffer = hidden_TD.new_empty(size, columns, dtype=dtype)
@@ -311,9 +314,9 @@ def _cross_entropy_(
     with_grad: bool,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Summed cross-entropy of the columns (C, 1); the logits are overwritten, `with_grad` by their gradient.
+    """Return the summed cross-entropy of the columns (C, 1), and overwrite the logits, `with_grad` by their gradient.
 
-    Where `unscored` (C, 1) is True, nothing is added to the sum, and the gradient is 0.
+    Rows where `unscored` (C, 1) is True do not count, and their gradient is 0.
     """
     wanted = (1 - label_smoothing) * logits.gather(1, column)
     if label_smoothing:

@@ -1,4 +1,4 @@
-"""The loss of tokens or of whole texts, summed, and the loss of a batch from that sum and the balancing losses.
+"""The summed loss of tokens or of whole texts, and the loss of a batch from this sum and the balancing losses.
 
 Shape suffixes: B batch, L labels, V vocabulary.
 """
@@ -10,15 +10,15 @@ IGNORED = -100
 
 
 def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Nats of all scored tokens together, in at least float32.
+    """Return the summed cross-entropy of all scored tokens in nats, in at least float32.
 
     Args:
         logits: (..., V).
-        targets: (...) int64, -100 where nothing is scored.
-        label_smoothing: share of the target's probability that is spread over the whole vocabulary.
+        targets: (...) int64, -100 for a token that is not scored.
+        label_smoothing: share of the target's probability that is spread over the vocabulary.
 
     Returns:
-        a scalar, 0 with zero gradients when no token is scored.
+        a scalar; 0 with zero gradients if no token is scored.
     """
     return nn.functional.cross_entropy(
         logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),
@@ -30,7 +30,7 @@ def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, label_smoo
 
 
 def problem_type_of(config, labels: torch.Tensor) -> str:
-    """`config.problem_type`, or the library's guess by the number of labels and their type."""
+    """Return `config.problem_type`, or the library's guess from the number of labels and their dtype."""
     if config.problem_type is not None:
         return config.problem_type
     if config.num_labels == 1:
@@ -42,7 +42,7 @@ def problem_type_of(config, labels: torch.Tensor) -> str:
 def summed_classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, problem_type: str, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """The sum of the squared errors, or of the nats of all labels together, in at least float32.
+    """Return the sum of the squared errors, or the summed cross-entropy of all labels in nats, in at least float32.
 
     Args:
         logits: (B, L).
@@ -51,7 +51,7 @@ def summed_classification_loss(
         label_smoothing: share of a class's probability that is spread over all classes.
 
     Raises:
-        ValueError: labels of another shape, or a class that there is not.
+        ValueError: the labels have another shape, or an unknown class.
     """
     num_labels = logits.shape[1]
     if problem_type == "single_label_classification":
@@ -80,17 +80,17 @@ def loss_of_batch(
     num_items_in_batch: torch.Tensor | int | None,
     aux_loss: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The mean of the nats, and the balancing losses by this micro-batch's share of the scored tokens.
+    """Return the mean of the nats, plus the balancing losses weighted by this micro-batch's share of scored tokens.
 
     Args:
         nats: a scalar, the sum over the scored tokens.
-        targets: int64, -100 where nothing is scored.
-        num_items_in_batch: scored tokens of the whole batch of an optimizer step, over all micro-batches and
-            processes; None: those of `targets`.
-        aux_loss: the weighted balancing losses; None leaves them out.
+        targets: int64, -100 for a token that is not scored.
+        num_items_in_batch: number of scored tokens in the whole batch of an optimizer step, over all micro-batches and
+            processes; None: the scored tokens of `targets`.
+        aux_loss: the weighted balancing losses; None: no balancing losses.
 
     Returns:
-        a scalar, finite also when no token is scored: then it is 0, and so is its gradient.
+        a scalar. If no token is scored, the scalar and its gradient are 0.
     """
     num_scored = (targets != IGNORED).sum().to(nats.device)
     if num_items_in_batch is None:
@@ -103,18 +103,18 @@ def loss_of_batch(
 
 
 def check_loss_is_ours(num_items_in_batch: torch.Tensor | int | None, has_labels: bool) -> None:
-    """Refuse to be trained by a loss from which the balancing losses are missing.
+    """Refuse a training whose loss lacks the balancing losses.
 
-    The Trainer takes the labels out of the batch for `label_smoothing_factor` and `compute_loss_func`, but still hands
-    over the number of scored tokens.
+    With `label_smoothing_factor` or `compute_loss_func`, the Trainer removes the labels from the batch, but still
+    passes the number of scored tokens.
 
     Raises:
-        ValueError: there are no labels, but their number is given.
+        ValueError: the labels are missing, but their number is given.
     """
     if num_items_in_batch is not None and not has_labels:
         raise ValueError(
             "num_items_in_batch is given without labels, so the loss is computed outside of the model, without its "
-            "balancing losses: instead of the Trainer's label_smoothing_factor set label_smoothing in the model's "
-            "configuration; with a compute_loss_func that adds outputs.aux_loss itself set "
+            "balancing losses: instead of the Trainer's label_smoothing_factor, set label_smoothing in the model's "
+            "configuration; with a compute_loss_func that adds outputs.aux_loss itself, set "
             "model.accepts_loss_kwargs = False"
         )

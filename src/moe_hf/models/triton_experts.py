@@ -1,12 +1,14 @@
-"""The experts on a GPU by kernels of our own, for any number of experts, in float32, bfloat16 and float16.
+"""Computes the experts on a GPU with Triton kernels, for any number of experts, in float32, bfloat16 and float16.
 
-Slots are sorted by expert once. One kernel gathers each token's row and computes its hidden units, one the outputs,
-and one the weighted sum of a token's slots. The backward pass is written by hand, with the same kernels.
-- Idle experts cost nothing forward, and their gradients are exactly zero. Slots of weight 0 are not computed.
-- A gate's gradient is taken in the hidden space, w' = <dE/dh, h>, so that no expert's output is kept.
-- Under autocast the kernels read float32 weights and cast them as they go. No copy of all experts is made, and the
-  experts' gradients are not rounded to the smaller type.
-- The host never waits for the GPU, so that a CUDA graph can hold a step.
+Slots are sorted by expert once. The first kernel gathers each token's row and computes its hidden units, the second
+computes the outputs, and the third computes the weighted sum of a token's slots. The backward pass is written by hand
+and uses the same kernels.
+
+- Idle experts cost nothing in the forward pass, and their gradients are exactly zero. Slots of weight 0 are skipped.
+- A gate's gradient is computed in the hidden space, w' = <dE/dh, h>, so expert outputs are not stored.
+- Under autocast, the kernels read float32 weights and cast them while computing. The experts are not copied as a
+  whole, and their gradients are not rounded to the smaller dtype.
+- The host never waits for the GPU, so a CUDA graph can capture a step.
 
 Shape suffixes: T tokens, D width, E experts, K experts per token, H expert hidden size, R = T * K slots.
 """
@@ -21,12 +23,12 @@ from .segment_experts import compute_dtype
 from .triton_kernels import IS_INTERPRETED, combine_kernel, rows_kernel, tl, triton, weights_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# A name of its own for every copy of this file: a checkpoint from the Hub brings one.
+# A separate namespace for each copy of this file, because a checkpoint from the Hub brings its own copy.
 _NAMESPACE = __name__.replace(".", "_")
 
 
 class Blocks(NamedTuple):
-    """How a product is cut into the programs' parts, and how a program runs."""
+    """The block sizes of a product, and the launch options of a program."""
 
     rows: int
     inputs: int
@@ -38,13 +40,13 @@ class Blocks(NamedTuple):
 def triton_experts_forward(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """`MoeExperts.forward` for one hidden layer of ReLU units: same arguments, same result.
+    """Compute `MoeExperts.forward` for one hidden layer of ReLU units.
 
-    A slot whose weight is exactly 0 is skipped, and so has no gradient for that weight. There is no second derivative.
+    A slot whose weight is exactly 0 is skipped, so this weight gets no gradient. Second derivatives are not supported.
 
     Raises:
-        ValueError: a dtype that the kernels do not compute in.
-        RuntimeError: tensors on a CPU, unless the kernels are interpreted.
+        ValueError: the kernels do not support the dtype.
+        RuntimeError: the tensors are on a CPU, and the kernels are not interpreted.
     """
     work_dtype = compute_dtype(hidden_states)
     for kind in (work_dtype, module.up_proj.dtype, module.down_proj.dtype):
@@ -65,11 +67,11 @@ def triton_experts_forward(
 
 
 def rows_blocks(rows_per_expert: float, dtype: torch.dtype) -> Blocks:
-    """The blocks of the products of rows with their expert's matrix. Not measured on a GPU yet.
+    """Return the block sizes for products of rows with their expert's matrix. Not measured on a GPU yet.
 
     Args:
-        rows_per_expert: on average, if all experts are used.
-        dtype: of the rows.
+        rows_per_expert: mean number of rows per expert, if all experts are used.
+        dtype: dtype of the rows.
     """
     rows = 16
     while rows < min(rows_per_expert, 128):
@@ -80,18 +82,19 @@ def rows_blocks(rows_per_expert: float, dtype: torch.dtype) -> Blocks:
 
 
 def weights_blocks(rows_per_expert: float, dtype: torch.dtype) -> Blocks:
-    """The blocks of the experts' gradients: `inputs` for the left side, `outputs` for the right. Not measured yet."""
+    """Return the block sizes for the experts' gradients: `inputs` for left, `outputs` for right. Not measured yet."""
     if dtype == torch.float32:
         return Blocks(16, 64, 64, num_warps=4, num_stages=2)
     return Blocks(16 if rows_per_expert <= 16 else 32, 128, 128, num_warps=8, num_stages=3)
 
 
 class Routing(NamedTuple):
-    """The slots in the order of the experts, and the tiles that they make.
+    """The slots, sorted by expert.
 
     Attributes:
-        order: (R,), slots sorted by expert, unused ones last.
-        offsets: (E + 1,) int32, where each expert's rows begin in `order`; the last one is the number of used slots.
+        order: (R,), slots sorted by expert, unused slots last.
+        offsets: (E + 1,) int32, the start of each expert's rows in `order`; the last entry is the number of used
+            slots.
         is_used: (T, K) bool.
     """
 
@@ -101,7 +104,7 @@ class Routing(NamedTuple):
 
 
 def sort_slots(index: torch.Tensor, weights: torch.Tensor, num_experts: int) -> Routing:
-    """Slots by expert, without a read on the host."""
+    """Sort slots by expert, without a host read."""
     is_used = (weights != 0) & (index < num_experts)
     ids_R = index.masked_fill(~is_used, num_experts).view(-1)
     sorted_R, order_R = ids_R.to(torch.int16 if num_experts < 2**15 else torch.int32).sort(stable=True)
@@ -110,17 +113,17 @@ def sort_slots(index: torch.Tensor, weights: torch.Tensor, num_experts: int) -> 
 
 
 def _tiles(offsets: torch.Tensor, num_slots: int, block_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The expert of each tile of at most `block_rows` rows, E for tiles that are not used; and each expert's last."""
+    """Return the expert of each tile of `block_rows` rows (E for unused tiles), and the end of each expert's tiles."""
     num_experts = len(offsets) - 1
     tile_ends = offsets.diff().add_(block_rows - 1).floor_divide_(block_rows).cumsum(0, dtype=torch.int32)
-    # As many as there can be: each used expert wastes at most block_rows - 1 rows.
+    # The largest possible number of tiles: each used expert wastes at most block_rows - 1 rows.
     most = (num_slots + min(num_experts, num_slots) * (block_rows - 1)) // block_rows
     tiles = torch.arange(most, device=offsets.device, dtype=torch.int32)
     return torch.searchsorted(tile_ends, tiles, right=True, out_int32=True), tile_ends
 
 
 class _Products:
-    """The kernels with the arguments that all of their calls in one pass share."""
+    """The kernels, bound to the arguments that all calls in one pass share."""
 
     def __init__(self, routing: Routing, weights: torch.Tensor, num_experts: int, dtype: torch.dtype):
         self.routing, self.weights, self.num_experts = routing, weights, num_experts
@@ -129,12 +132,12 @@ class _Products:
         self.weights_blocks = weights_blocks(num_slots / num_experts, dtype)
         self.tiles, self.tile_ends = _tiles(routing.offsets, num_slots, self.blocks.rows)
         self.precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-        # The interpreter cannot multiply bfloat16; products of such factors are exact in float32.
+        # The interpreter cannot multiply bfloat16, but products of bfloat16 factors are exact in float32.
         self.product_dtype = tl.float32 if IS_INTERPRETED else getattr(tl, str(dtype).removeprefix("torch."))
         self.on_device = torch.cuda.device(weights.device) if weights.is_cuda else nullcontext()
 
     def rows(self, rows, weight, output, *, gathers=False, scatters=False, epilogue="none", hidden=None, dots=None):
-        """`rows_kernel`; `weight` is (E, inputs, outputs), a view in any layout."""
+        """Run `rows_kernel`; `weight` is (E, inputs, outputs), a view in any layout."""
         num_slots, (_, num_inputs, num_outputs), blocks = len(output), weight.shape, self.blocks
         grid = (len(self.tiles) * triton.cdiv(num_outputs, blocks.outputs),)
         order, offsets, _ = self.routing
@@ -157,7 +160,7 @@ class _Products:
         return output
 
     def weight_gradient(self, left, right, output, gathers_left):
-        """`weights_kernel`, which scales a gathered left side by the weights."""
+        """Run `weights_kernel`, which scales a gathered left side by the weights."""
         (_, num_left, num_right), blocks = output.shape, self.weights_blocks
         programs = triton.cdiv(num_left, blocks.inputs) * triton.cdiv(num_right, blocks.outputs)
         order, offsets, _ = self.routing
@@ -177,7 +180,7 @@ class _Products:
         return output
 
     def combine(self, rows_RD, weighs):
-        """The sum of each token's slots, (T, D)."""
+        """Return the sum of each token's slots, (T, D)."""
         (num_tokens, k), width = self.weights.shape, rows_RD.shape[1]
         output, block_tokens, block_width = rows_RD.new_empty(num_tokens, width), 4, 256
         grid = (triton.cdiv(num_tokens, block_tokens) * triton.cdiv(width, block_width),)
@@ -196,10 +199,10 @@ class _Products:
 def _experts(
     x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (T, D), index and weights (T, K), up (E, H, D), down (E, D, H).
+    """Compute the experts from x (T, D), index and weights (T, K), up (E, H, D), down (E, D, H).
 
-    Returns the output (T, D), and for the backward pass the hidden units (R, H), sorted by expert and empty unless
-    `keep`, and the three tensors of `Routing`.
+    Returns the output (T, D), and tensors for the backward pass: the hidden units (R, H), which are sorted by expert
+    and empty without `keep`, and the three tensors of `Routing`.
     """
     x, weights, (num_experts, num_hidden, width) = x.contiguous(), weights.contiguous(), up.shape
     routing = sort_slots(index, weights, num_experts)

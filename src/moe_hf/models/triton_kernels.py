@@ -1,10 +1,10 @@
-"""Kernels for the experts on a GPU, in Triton: products of rows with their expert's matrix, and sums over a token.
+"""Triton kernels for the experts on a GPU: products of rows with their expert's matrix, and sums over a token's slots.
 
-No kernel adds to memory that another program writes too, so that the same inputs give the same bits. No size depends
-on the routing, so that the host never waits for the GPU. Sums are taken in float32.
+Programs never add to the same memory, so equal inputs give equal bits. Sizes do not depend on the routing, so the host
+never waits for the GPU. Sums are computed in float32.
 
-Importing this file needs the package triton. With TRITON_INTERPRET=1 in the environment before triton is imported, the
-kernels run on a CPU, slowly, for tests.
+Importing this file needs the package triton. If TRITON_INTERPRET=1 is set before triton is imported, the kernels run
+slowly on a CPU, for tests.
 
 Shape suffixes: T tokens, E experts, K slots per token, R = T * K slots.
 """
@@ -48,32 +48,32 @@ def rows_kernel(
     block_inputs: tl.constexpr,
     block_outputs: tl.constexpr,
 ):
-    """output[r] = rows[r] @ weight[expert of r]: a program computes some outputs of a tile of an expert's rows.
+    """Compute output[r] = rows[r] @ weight[expert of r]. A program computes a block of outputs for a tile of rows.
 
     Arguments, tensors by their addresses:
     - rows: (R, num_inputs), sorted by expert; with `gathers` (T, num_inputs), by token.
     - weight: (E, num_inputs, num_outputs) in any layout, by its strides; cast to the dtype of `rows`.
     - output: (R, num_outputs), sorted by expert, or with `scatters` by slot. Unused slots are not written.
     - order: (R,), the slot of each sorted row.
-    - expert_of_tile: the expert of each tile, `num_experts` for tiles that are not used.
-    - tile_ends: (E,), the number of tiles up to and with each expert's.
-    - offsets: (E + 1,), where the rows of each expert begin.
-    - hidden: (R, num_outputs), sorted; the hidden units, for epilogue "backward".
-    - scales: (R,), by slot; the weights, for epilogue "backward".
-    - dots: (blocks of outputs, R), by slot; <output, hidden> of each block, written by epilogue "backward".
+    - expert_of_tile: the expert of each tile, `num_experts` for unused tiles.
+    - tile_ends: (E,), the number of tiles up to and including each expert.
+    - offsets: (E + 1,), the start of each expert's rows.
+    - hidden: (R, num_outputs), sorted by expert: the hidden units, for epilogue "backward".
+    - scales: (R,), by slot: the weights, for epilogue "backward".
+    - dots: (blocks of outputs, R), by slot: <output, hidden> of each block, written by epilogue "backward".
     - num_experts: E.
     - num_slots: R.
     - num_inputs: the width of `rows`.
     - num_outputs: the width of `output`.
-    - expert_stride, input_stride, output_stride: of `weight`.
+    - expert_stride, input_stride, output_stride: strides of `weight`.
     - slots_per_token: K.
-    - gathers: whether `rows` are the tokens'.
+    - gathers: whether `rows` are by token.
     - scatters: whether `output` is by slot.
-    - epilogue: "none"; "relu"; or "backward", which writes the dots, scales, and applies the derivative of ReLU.
-    - product_dtype: what the factors are cast to.
-    - precision: of float32 products, "ieee" or "tf32".
+    - epilogue: "none", "relu" or "backward". "backward" writes the dots, scales, and applies the derivative of ReLU.
+    - product_dtype: dtype of the factors.
+    - precision: precision of float32 products, "ieee" or "tf32".
     - block_rows: rows of a tile.
-    - block_inputs: inputs that are added up at a time.
+    - block_inputs: inputs that are summed at a time.
     - block_outputs: outputs of a program.
     """
     num_blocks = tl.cdiv(num_outputs, block_outputs)
@@ -137,24 +137,24 @@ def weights_kernel(
     block_left: tl.constexpr,
     block_right: tl.constexpr,
 ):
-    """output[e] = left_e' @ right_e over the rows of expert e, zero without any: a program computes one block of it.
+    """Compute output[e] = left_e' @ right_e over the rows of expert e, zero without rows. A program computes a block.
 
-    One side is by token and is gathered; the other is sorted by expert.
+    One side is by token and is gathered. The other side is sorted by expert.
 
     Arguments, tensors by their addresses:
     - left: (R, num_left), or with `gathers_left` (T, num_left).
     - right: (T, num_right), or with `gathers_left` (R, num_right).
-    - output: (E, num_left, num_right), written as a whole.
+    - output: (E, num_left, num_right), written completely.
     - order: (R,), the slot of each sorted row.
-    - offsets: (E + 1,), where the rows of each expert begin.
-    - scales: (R,), by slot; the weights, for `gathers_left`.
+    - offsets: (E + 1,), the start of each expert's rows.
+    - scales: (R,), by slot: the weights, for `gathers_left`.
     - num_left: the width of `left`.
     - num_right: the width of `right`.
     - slots_per_token: K.
-    - gathers_left: whether `left` is the tokens', and multiplied by `scales`; else `right` is the tokens'.
-    - product_dtype: what the factors are cast to.
-    - precision: of float32 products, "ieee" or "tf32".
-    - block_rows: rows that are added up at a time.
+    - gathers_left: whether `left` is by token and multiplied by `scales`; otherwise `right` is by token.
+    - product_dtype: dtype of the factors.
+    - precision: precision of float32 products, "ieee" or "tf32".
+    - block_rows: rows that are summed at a time.
     - block_left: rows of a program's block.
     - block_right: columns of a program's block.
     """
@@ -197,15 +197,15 @@ def combine_kernel(
     block_tokens: tl.constexpr,
     block_width: tl.constexpr,
 ):
-    """output[t] = the sum over the used slots of token t, in their order: a program computes a block of it.
+    """Compute output[t], the sum over the used slots of token t in order. A program computes a block of the output.
 
     Arguments, tensors by their addresses:
-    - rows: (R, width), by slot; those of unused slots are not read.
+    - rows: (R, width), by slot; rows of unused slots are not read.
     - output: (T, width).
     - is_used: (R,) bool.
     - scales: (R,), the weights, for `weighs`.
     - num_tokens: T.
-    - width: of `rows`.
+    - width: width of `rows`.
     - slots_per_token: K.
     - weighs: whether the sum is weighted by `scales`.
     - block_tokens: tokens of a program.

@@ -166,14 +166,13 @@ INLINE void scale_rows(i64 R, const float *a, i64 n, const float *moment, float 
 
 /* Four rows and 16 columns of W (M, N) = keep W - left' right. */
 INLINE void subtract_tile(i64 R, const float *left, const float *right, float *W, i64 M, i64 N, float keep) {
-    v8 w[8];
+    v8 sums[8] = {0}; /* of the update first: W is rounded once */
     for (int q = 0; q < 4; q++) __builtin_prefetch(W + (q + 4) * N, 1);
-    for (int q = 0; q < 8; q++) w[q] = keep * LOAD(W + q / 2 * N + q % 2 * 8);
     for (i64 r = 0; r < R; r++) {
         v8 b0 = LOAD(right + r * N), b1 = LOAD(right + r * N + 8);
-        for (int q = 0; q < 4; q++) w[2 * q] -= left[r * M + q] * b0, w[2 * q + 1] -= left[r * M + q] * b1;
+        for (int q = 0; q < 4; q++) sums[2 * q] += left[r * M + q] * b0, sums[2 * q + 1] += left[r * M + q] * b1;
     }
-    for (int q = 0; q < 8; q++) STORE(W + q / 2 * N + q % 2 * 8) = w[q];
+    for (int q = 0; q < 8; q++) STORE(W + q / 2 * N + q % 2 * 8) = keep * LOAD(W + q / 2 * N + q % 2 * 8) - sums[q];
 }
 
 /* The step of FactoredAdam for matrices (E, M, N), row (E, M) and col (E, N); decay and keep (num,) are what is left of

@@ -1,1 +1,1 @@
-"""What the gates of a model do with a text, and the page that shows it."""
+"""Analyses how a model's gates route a text, and writes a page about it."""

@@ -1,4 +1,4 @@
-"""Which experts get the same tokens.
+"""Counts which experts get the same tokens.
 
 Shape suffixes: T tokens, K experts per token, N pairs.
 """
@@ -9,13 +9,13 @@ MERGE_EVERY = 1 << 20
 
 
 class PairCounts:
-    """How often two experts were chosen for the same token, in memory for the pairs that occur, not for all E^2.
+    """Counts how often two experts were chosen for the same token, with memory only for pairs that occur.
 
     Args:
         num_experts: E.
-        group_size: experts of a group of a hierarchical gate; None: all experts are one group.
-        max_pairs: how many pairs are kept. With more, the rarest are forgotten, and a count may then be too low by
-            up to `missed`, which is 0 otherwise.
+        group_size: number of experts in a group of a hierarchical gate; None: all experts are one group.
+        max_pairs: maximal number of pairs to keep. Beyond it, the rarest pairs are dropped, and a count may be too low
+            by up to `missed`.
     """
 
     def __init__(self, num_experts: int, group_size: int | None = None, max_pairs: int = 1 << 22):
@@ -31,7 +31,7 @@ class PairCounts:
 
         Args:
             experts_TK: (T, K) expert ids.
-            num_used_T: (T,), how many of a token's ids count, from the first.
+            num_used_T: (T,), number of used ids of each token, from the first.
         """
         for k in np.unique(num_used_T[num_used_T > 1]).tolist():
             rows = experts_TK[num_used_T == k, :k].astype(np.int64)
@@ -47,19 +47,19 @@ class PairCounts:
                     self._merge()
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pairs that occurred: the experts (N,) and (N,), the first the smaller, and the counts (N,)."""
+        """Return all pairs that occurred: experts (N,) and (N,), the smaller id first, and counts (N,)."""
         self._merge()
         return self._keys // self.num_experts, self._keys % self.num_experts, self._counts
 
     def expected(self, first_N: np.ndarray, second_N: np.ndarray, load_E: np.ndarray) -> np.ndarray:
-        """The counts (N,) of pairs that are chosen at random, in proportion to the experts' loads.
+        """Return the counts (N,) expected for random pairs, in proportion to the experts' loads.
 
-        expected_ij = C load_i load_j, with C such that as many pairs are expected as there were. The plain product
-        load_i load_j / T, for a token of k experts, is too large by k / (k - 1), since an expert is not paired with
+        expected_ij = C load_i load_j, with C such that the expected and the observed total are equal. For a token of k
+        experts, the plain product load_i load_j / T is too large by k / (k - 1), because an expert is not paired with
         itself.
 
-        A hierarchical gate takes its experts from few groups. Pairs inside a group and across groups therefore have a
-        C each, and the hierarchy itself does not count as a preference.
+        A hierarchical gate chooses its experts from few groups. Pairs inside a group and pairs across groups therefore
+        have separate values of C, so that the hierarchy itself does not count as a preference.
 
         Args:
             first_N: (N,), one expert of each pair.

@@ -1,4 +1,4 @@
-"""For every expert, the places of a text where its gate value is highest (table 9 of the paper)."""
+"""Finds, for every expert, the places in a text with the highest gate value (table 9 of the paper)."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class TopContexts:
         Args:
             experts: (slots,), expert ids.
             values: (slots,), gate values above 0.
-            positions: (slots,), where in the text each token stands.
+            positions: (slots,), the position of each token in the text.
         """
         candidates = values >= self.values[experts, -1]
         experts, values, positions = experts[candidates], values[candidates], positions[candidates]

@@ -1,4 +1,4 @@
-"""A picture of how evenly the experts were used over a training."""
+"""Plots the balance of the experts over a training."""
 
 import csv
 import itertools

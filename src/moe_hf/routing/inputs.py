@@ -1,4 +1,4 @@
-"""A trained model of either family and the files it is to read, for a report on what its gates do."""
+"""Loads a model of either family, and opens the text for a routing report."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def load_for_routing(
 
     Args:
         model: folder or Hub name.
-        target_language: of a multilingual translation model.
+        target_language: language to translate into, for a multilingual model.
 
     Raises:
         InputError: they cannot be loaded, or do not know the language.
@@ -32,7 +32,7 @@ def load_for_routing(
     loaded, tokenizer = load_model_and_tokenizer(model)
     if target_language is not None:
         if not loaded.config.is_encoder_decoder:
-            raise InputError(f"target_language={target_language!r} is for translation models, {model} is none")
+            raise InputError(f"target_language={target_language!r} is for translation models, which {model} is not")
         language_tag_id(tokenizer, target_language)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
@@ -51,7 +51,7 @@ def open_text(
     """Open the files that a model of either family is to read, as what `collect_routing` takes.
 
     Args:
-        model: of either family.
+        model: a model of either family.
         tokenizer: its tokenizer.
         files: as for `routing_report`.
         target_language: as for `routing_report`.
@@ -76,12 +76,12 @@ def open_text(
 
 
 def num_positions(text: StreamText | PairText) -> dict[str, int]:
-    """P of each side."""
+    """Return P, the number of positions, of each side."""
     return {name: len(side.ids) for name, side in text.sides.items()}
 
 
 def batches_with_progress(text: StreamText | PairText, model: PreTrainedModel) -> Iterator[tuple[dict, dict]]:
-    """The batches on the model's device, with a bar on a terminal."""
+    """Yield the batches on the model's device, with a progress bar on a terminal."""
     with tqdm(total=sum(num_positions(text).values()), unit=" tokens", desc="Routing", disable=None) as bar:
         for inputs, positions in text.batches(model.config):
             tensors = {name: value.to(model.device) for name, value in inputs.items() if torch.is_tensor(value)}

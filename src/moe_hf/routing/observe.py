@@ -1,4 +1,4 @@
-"""Which experts a text uses."""
+"""Observes which experts a text uses."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,33 +14,33 @@ from ..models.moe import MoeBlock
 
 
 def layer_name(module_name: str) -> str:
-    """A module's name without those of the models around it, PEFT's included: "layers.1", "encoder.layers.2"."""
+    """Return a module's name without the names of surrounding models (also PEFT's), such as "encoder.layers.2"."""
     return module_name.removeprefix("base_model.model.").removeprefix("model.")
 
 
 class RoutingTotals(NamedTuple):
-    """What one layer's experts got: `importance` (E,), the sum of gate values, and `tokens` (E,), the counts."""
+    """The load of one layer's experts: `importance` (E,), the sums of gate values, and `tokens` (E,), the counts."""
 
     importance: torch.Tensor
     tokens: torch.Tensor
 
 
 def moe_layers(model: nn.Module) -> dict[str, MoeBlock]:
-    """The MoE layers by name: "layers.1", or of a translation model "encoder.layers.1"."""
+    """Return {name: MoE layer}, with names such as "layers.1", or "encoder.layers.1" in a translation model."""
     modules = model.named_modules()
     return {layer_name(name): module for name, module in modules if isinstance(module, MoeBlock)}
 
 
 @contextmanager
 def observe_gates(model: nn.Module, observe: Callable[[str, GateOutput], None]) -> Iterator[None]:
-    """Watch the gates of a model in every forward pass inside the `with` block.
+    """Observe the gates of a model in every forward pass inside the `with` block.
 
-    The library's own recording (`output_router_logits`) has logits only, and of a hierarchical gate those over the
-    groups, so neither which experts were chosen nor the gate values.
+    The library's recording (`output_router_logits`) is not enough: it has only logits, without the chosen experts and
+    gate values, and for a hierarchical gate only the logits over the groups.
 
     Args:
-        model: has `MoeBlock` layers.
-        observe: called with the name of the layer and what its gate decided.
+        model: a model with `MoeBlock` layers.
+        observe: called with the layer's name and the gate's output.
     """
     hooks = [
         block.gate.register_forward_hook(lambda gate, inputs, output, name=name: observe(name, output))
@@ -55,11 +55,11 @@ def observe_gates(model: nn.Module, observe: Callable[[str, GateOutput], None]) 
 
 @contextmanager
 def routing_totals(model: nn.Module) -> Iterator[dict[str, RoutingTotals]]:
-    """Add up what each expert of each MoE layer gets from the forward passes inside the `with` block.
+    """Sum the load of each expert in each MoE layer over the forward passes inside the `with` block.
 
     Yields:
-        {name of the layer ("layers.1"): totals}, filled by every pass that computes balancing statistics. The tokens
-        sum up to k times the number of tokens, with the thresholds of strictly balanced gating only about that.
+        {name of the layer ("layers.1"): totals}, updated by every pass that computes balancing statistics. The counts
+        sum to k times the number of tokens; with the thresholds of strictly balanced gating, only approximately.
     """
     totals: dict[str, RoutingTotals] = {}
 
@@ -79,13 +79,13 @@ def routing_totals(model: nn.Module) -> Iterator[dict[str, RoutingTotals]]:
 def expert_load(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, lines: Iterable[str], batch_size: int = 64
 ) -> dict[str, torch.Tensor]:
-    """Count the tokens that each expert gets from a text, without noise.
+    """Count the tokens of each expert in a text, without noise.
 
     Args:
-        model: has `MoeBlock` layers; it is put into evaluation mode for the count.
-        tokenizer: its tokenizer.
-        lines: the text; each line is a sequence of its own.
-        batch_size: lines at once.
+        model: a model with `MoeBlock` layers; it is in evaluation mode during the count.
+        tokenizer: the model's tokenizer.
+        lines: the text; each line is a separate sequence.
+        batch_size: number of lines at once.
 
     Returns:
         {name of the layer ("layers.1"): (E,) counts}.
@@ -103,7 +103,7 @@ def expert_load(
 
 
 def load_statistics(tokens: torch.Tensor) -> dict[str, float]:
-    """CV(Load), max/mean load and the number of dead experts of one layer, from its (E,) token counts."""
+    """Return CV(Load), max/mean load and the number of dead experts of one layer, from its token counts (E,)."""
     return {
         "cv_load": cv_squared(tokens).sqrt().item(),
         "max_over_mean_load": (tokens.max() / tokens.mean()).item(),

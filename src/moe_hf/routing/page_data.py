@@ -40,7 +40,7 @@ def report_data(
 
     Args:
         facts: model, files and family, shown as they are.
-        config: of the model.
+        config: the model's configuration.
         routing: what `collect_routing` returned.
         sides: of each side of the model the `SideText` that it read.
         tokenizer: its ids are those of `sides`.

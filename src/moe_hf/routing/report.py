@@ -1,4 +1,4 @@
-"""Read a text with a trained model, and write the report on what its gates did."""
+"""Runs a model over a text, and writes the report on its routing."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .page_data import report_data
 from .statistics import choose_layers, collect_routing
 from .write_page import report_files, write_report
 
-# Candidates for each context that is shown, as equal ones are shown once.
+# Candidates for each context shown, because equal contexts are shown only once.
 CANDIDATES = 4
 
 
@@ -32,25 +32,25 @@ def routing_report(
     num_contexts: int = 8,
     context_width: int = 6,
 ) -> dict[str, str]:
-    """Write the page `output` and, beside it, PNGs of the same name.
+    """Write the page `output`, and PNG files with the same name beside it.
 
     Args:
         model: folder or Hub name of a model of either family and its tokenizer.
-        files: for a language model text files, see `load_text_dataset`; for a translation model a file of sources
-            and one of their translations.
+        files: text files for a language model, see `load_text_dataset`; a source file and a target file for a
+            translation model.
         output: an .html file.
-        target_language: of a multilingual translation model.
+        target_language: language to translate into, for a multilingual model.
         layers: MoE layers to report on; None: all.
-        history: `AuxLossCallback`'s CSV file of the training; None: the one in the folder `model`, if there is one.
-        batch_size: rows of a text, or sentence pairs, at once.
-        window_length: of a language model, as for `evaluate_lm`.
-        carry_state: of a language model, as for `evaluate_lm`.
-        max_tokens: tokens read, of a translation model on either side.
-        num_contexts: contexts shown of each expert.
-        context_width: tokens shown on each side of a context's middle.
+        history: the training's CSV file from `AuxLossCallback`; None: the file in the folder `model`, if it exists.
+        batch_size: number of rows of a text, or of sentence pairs, at once.
+        window_length: for a language model, as for `evaluate_lm`.
+        carry_state: for a language model, as for `evaluate_lm`.
+        max_tokens: maximal number of tokens read; for a translation model, on each side.
+        num_contexts: number of contexts shown for each expert.
+        context_width: number of tokens shown on each side of a context's middle.
 
     Returns:
-        what was written: {"page": file, "plot": file}, and "history_plot" if there is a history.
+        the files written: {"page": file, "plot": file}, and "history_plot" if there is a history.
 
     Raises:
         InputError: an argument is out of range, a file or the model cannot be read, or matplotlib is missing.
@@ -96,7 +96,7 @@ def _checked_output(output: str | Path) -> Path:
 
 
 def _history(model: str, history: str | Path | None) -> dict[str, dict[str, list[float]]]:
-    """The curves of the training by layer; none if the model brings no history."""
+    """Return the curves of the training by layer; {} if the model does not have a history."""
     if history is None:
         history = Path(model) / HISTORY_FILE
         if not history.is_file():

@@ -1,4 +1,4 @@
-"""How much an expert tells about the word it works on: mutual information in bits, beside what chance gives."""
+"""Measures the specialisation of experts: mutual information of expert and token in bits, and a random control."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,17 @@ import numpy as np
 class Specialisation(NamedTuple):
     """Mutual information between a token's expert and its class, in bits.
 
-    `bits - control_mean` is what the experts know, or less: the fewer tokens there are for the pairs of experts and
-    classes, the more the control takes away. It is at most the lesser of the two entropies.
+    `bits - control_mean` is a conservative estimate: with few tokens per pair of expert and class, the control
+    subtracts too much. The estimate is at most the smaller of the two entropies.
 
     Attributes:
-        bits: as counted, which is too high by chance, the more so the more experts and classes there are for the
+        bits: the mutual information as counted. It is biased upwards, especially with many experts and classes and few
             tokens.
-        control_mean: the mean of the same after the experts were permuted among the tokens, over several permutations.
+        control_mean: the mean of the mutual information over several random permutations of the experts.
         control_std: the standard deviation over these permutations.
-        expert_entropy: of the experts, in bits.
-        class_entropy: of the classes, in bits.
-        num_tokens: tokens counted.
+        expert_entropy: entropy of the experts, in bits.
+        class_entropy: entropy of the classes, in bits.
+        num_tokens: number of tokens counted.
     """
 
     bits: float
@@ -32,20 +32,20 @@ class Specialisation(NamedTuple):
 def specialisation(
     experts: np.ndarray, token_ids: np.ndarray, num_classes: int = 256, num_shuffles: int = 10, seed: int = 0
 ) -> Specialisation:
-    """Measure how much the expert that is chosen tells about a token.
+    """Measure the mutual information between a token and its strongest expert.
 
-    A token's class is the token itself if it is among the `num_classes` - 1 most frequent ones, all others are one
-    class: with a class for every rare word, each of them would be "predicted" by whichever expert it met once.
+    The `num_classes` - 1 most frequent tokens are classes, and all other tokens are one class. With a class for every
+    rare token, a single occurrence would count as a perfect prediction by its expert.
 
     Args:
-        experts: (T,), the expert with the highest gate value of every token; -1 for none, which is not counted.
-        token_ids: (T,), the token that the expert works on, or the one that follows; -1 for none, likewise.
+        experts: (T,), the expert with the highest gate value of each token; -1 (no expert) is not counted.
+        token_ids: (T,), the token that the expert reads, or the token after it; -1 (no token) is not counted.
         num_classes: at least 2.
         num_shuffles: permutations of the control, at least 2.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Raises:
-        ValueError: num_classes or num_shuffles below 2.
+        ValueError: num_classes or num_shuffles is below 2.
     """
     if num_classes < 2 or num_shuffles < 2:
         raise ValueError(f"num_classes={num_classes} and num_shuffles={num_shuffles} must be at least 2")
@@ -73,10 +73,10 @@ def bits_of_experts(
     num_shuffles: int = 10,
     seed: int = 0,
 ) -> np.ndarray:
-    """What the choice of each expert tells about a token's class, in bits, less the mean of the control.
+    """Return the information of each expert about a token's class in bits, minus the mean of the control.
 
-    That is the divergence of the classes of the expert's tokens from those of all, D(P(class | expert) || P(class)),
-    whose mean over the tokens is the mutual information.
+    It is the divergence D(P(class | expert) || P(class)) between the classes of the expert's tokens and the classes of
+    all tokens. The mean over the tokens is the mutual information.
 
     Args:
         experts: as for `specialisation`.

@@ -1,4 +1,4 @@
-"""What the gates of a model do with a text, in one pass over it.
+"""Collects routing statistics of a model's gates, in one pass over a text.
 
 Shape suffixes: B batch, S sequence, T = B * S tokens, E experts, K experts per token, P positions of the text.
 """
@@ -16,24 +16,24 @@ from .coactivation import PairCounts
 from .contexts import TopContexts
 from .observe import load_statistics, moe_layers, observe_gates
 
-# Experts of a token that are remembered for it, the strongest; a strictly balanced or dense gate may give it more.
+# Number of strongest experts stored for each token; a strictly balanced or dense gate may choose more.
 EXPERTS_KEPT = 8
 
 
 class LayerRouting:
-    """What the gate of one MoE layer did with a text of P positions, added up batch by batch.
+    """The routing of one MoE layer over a text of P positions, collected batch by batch.
 
-    Memory: some 80 bytes a position, and 16 * `contexts_size` bytes an expert; `pairs` has a bound of its own.
+    Memory: about 80 bytes per position, and 16 * `contexts_size` bytes per expert; `pairs` has a separate limit.
 
     Attributes:
         importance: (E,) float64, the sum of gate values (equation 6).
         load: (E,) int64, the number of tokens.
-        experts: (P, EXPERTS_KEPT) int32, of every position, the highest gate value first; -1 for none.
-        gates: (P, EXPERTS_KEPT) float64, their gate values G(x)_i; 0 for none.
-        num_used: (P,) int32, how many experts a position has; -1 for one that was not read.
-        entropy: (P,) float64, of the gate values, in bits; NaN for a position without experts.
-        contexts: `TopContexts`.
-        pairs: `PairCounts`, None for a dense gate, which pairs all experts with all.
+        experts: (P, EXPERTS_KEPT) int32, the experts of each position, the highest gate value first; -1 if unused.
+        gates: (P, EXPERTS_KEPT) float64, the gate values G(x)_i of these experts; 0 if unused.
+        num_used: (P,) int32, the number of experts of each position; -1 for a position that was not read.
+        entropy: (P,) float64, the entropy of the gate values in bits; NaN for a position without experts.
+        contexts: a `TopContexts`.
+        pairs: a `PairCounts`; None for a dense gate, which pairs all experts.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class LayerRouting:
         self.pairs = None if is_dense else PairCounts(num_experts, group_size)
 
     def add(self, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, positions: torch.Tensor) -> None:
-        """Take one batch.
+        """Add one batch.
 
         Args:
-            top_k_index: (T, K), the experts that the gate returned, the highest weight first.
-            top_k_weights: (T, K), their weights.
-            positions: (T,), where in the text each token stands, every position once; -1 for padding.
+            top_k_index: (T, K), the experts from the gate, the highest weight first.
+            top_k_weights: (T, K), the weights of these experts.
+            positions: (T,), the position of each token in the text, each at most once; -1 for padding.
         """
         is_token = (positions >= 0).to(top_k_index.device)
         index_TK, weights_TK = top_k_index[is_token].cpu(), top_k_weights[is_token].detach().double().cpu()
@@ -80,13 +80,13 @@ class LayerRouting:
             self.pairs.add(index, num_used)
 
     def summary(self) -> dict[str, float]:
-        """Numbers of the whole text.
+        """Return statistics over the whole text.
 
-        - tokens, without_expert: how many.
-        - experts_per_token: the mean.
-        - cv_importance, cv_load, max_over_mean_load, dead_experts: of all experts.
-        - gate_entropy: mean over the tokens with experts, in bits.
-        - effective_experts: 2 to the entropy of the experts' shares of the importance, E in perfect balance.
+        - tokens, without_expert: the numbers of tokens, and of tokens without an expert.
+        - experts_per_token: the mean number of experts per token.
+        - cv_importance, cv_load, max_over_mean_load, dead_experts: the balance of the experts.
+        - gate_entropy: the mean entropy of tokens with experts, in bits.
+        - effective_experts: 2 to the power of the entropy of the experts' importance; E in perfect balance.
         """
         read = self.num_used >= 0
         share = self.importance[self.importance > 0] / max(self.importance.sum(), np.finfo(float).tiny)
@@ -110,22 +110,22 @@ def collect_routing(
     layers: list[str] | None = None,
     contexts_size: int = 32,
 ) -> dict[str, LayerRouting]:
-    """Run a model over a text, without noise, and record what its gates do.
+    """Run a model over a text, without noise, and record the routing of its gates.
 
     Args:
-        model: of either family; it is in evaluation mode meanwhile.
-        batches: arguments of the model without its softmax, and for each side of it ("" of a language model, "encoder"
-            and "decoder" of a translation model) the positions (B, S) of the batch's tokens in that side's text; -1
-            for padding.
-        num_positions: P of each side.
-        layers: names of MoE layers, None for all.
-        contexts_size: places that are kept for each expert.
+        model: a model of either family; it is in evaluation mode during the run.
+        batches: pairs of the model's arguments (without softmax), and {side: positions (B, S) of the batch's tokens in
+            that side's text}, -1 for padding. The side is "" in a language model, "encoder" or "decoder" in a
+            translation model.
+        num_positions: {side: P}.
+        layers: names of MoE layers; None for all.
+        contexts_size: number of places kept for each expert.
 
     Returns:
-        {name of the layer, such as "layers.1" or "encoder.layers.1": what its gate did}.
+        {name of the layer, such as "layers.1" or "encoder.layers.1": its routing}.
 
     Raises:
-        InputError: the model has no MoE layers, or not those.
+        InputError: the model has no MoE layers, or a name in `layers` is not known.
     """
     config = model.config
     group_size = None if config.num_expert_groups is None else config.num_experts // config.num_expert_groups
@@ -153,21 +153,21 @@ def collect_routing(
 
 
 def choose_layers(model: nn.Module, layers: list[str] | None) -> list[str]:
-    """The names of the MoE layers of `model` that are wanted.
+    """Return the names of the chosen MoE layers of `model`.
 
     Args:
-        model: of either family.
+        model: a model of either family.
         layers: the names; None for all.
 
     Raises:
-        InputError: the model has no MoE layers, or not those.
+        InputError: the model has no MoE layers, or a name in `layers` is not known.
     """
     known = list(moe_layers(model))
     if not known:
         raise InputError(f"model={model.config.name_or_path or type(model).__name__} has no MoE layer to report on")
     unknown = [name for name in layers or () if name not in known]
     if unknown:
-        raise InputError(f"layers: {unknown[0]!r} is no MoE layer of the model, it has {', '.join(known)}")
+        raise InputError(f"layers: {unknown[0]!r} is not a MoE layer of the model, use one of {', '.join(known)}")
     return [name for name in known if layers is None or name in layers]
 
 

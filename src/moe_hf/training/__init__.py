@@ -1,1 +1,1 @@
-"""Training of both families: arguments, Trainers, optimizer, callbacks and checkpoints."""
+"""Trains both families: arguments, Trainers, optimizer, callbacks and checkpoints."""

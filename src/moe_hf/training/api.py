@@ -1,4 +1,4 @@
-"""Training from Python: the arguments of the commands as keywords."""
+"""Trains models from Python, with the commands' arguments as keywords."""
 
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ def train_lm(config: str | Path | None = None, **keywords: Any) -> tuple[LmTrain
     ```
 
     Args:
-        config: a YAML file of arguments; keywords win over it.
+        config: a YAML file of arguments; keywords override it.
         **keywords: arguments of `moe-hf train-lm`, such as train_files, output_dir, hidden_size and learning_rate.
 
     Returns:
-        the trainer, whose `model` is trained, and the last evaluation's metrics (empty without validation text).
+        the trainer, whose `model` is trained, and the metrics of the last evaluation (empty without validation text).
 
     Raises:
-        InputError: an argument is not known or not allowed, or something in the data is wrong.
+        InputError: an argument or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
     return lm.train_lm(*_arguments(config, keywords, (LmModelArguments, DataArguments, MoeTrainingArguments)))
@@ -43,14 +43,14 @@ def train_translation(
     """Train a translation model, as `moe-hf train-translation` does.
 
     Args:
-        config: a YAML file of arguments; keywords win over it.
+        config: a YAML file of arguments; keywords override it.
         **keywords: arguments of `moe-hf train-translation`, such as train_source_files and train_target_files.
 
     Returns:
-        the trainer, whose `model` is trained, and the last evaluation's metrics (empty without validation pairs).
+        the trainer, whose `model` is trained, and the metrics of the last evaluation (empty without validation pairs).
 
     Raises:
-        InputError: an argument is not known or not allowed, or something in the data is wrong.
+        InputError: an argument or the data is wrong.
         NonFiniteLossError: the training diverged.
     """
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)

@@ -1,4 +1,4 @@
-"""What `TrainingArguments` do not check themselves: ranges, names, and what goes together."""
+"""Checks that `TrainingArguments` lacks: ranges, names, and combinations of arguments."""
 
 import dataclasses
 
@@ -25,12 +25,12 @@ from ..value_checks import (
 )
 from .optimizer import FACTORED_ADAM
 
-_STEPS = Range(above=0, is_whole_above_1=True)  # below 1 it is a share of all steps
-_LARGEST_SEED = 2**32 - 1  # numpy's
+_STEPS = Range(above=0, is_whole_above_1=True)  # below 1: a share of all steps
+_LARGEST_SEED = 2**32 - 1  # the limit of numpy
 RANGES = {
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "eval_delay"), NOT_NEGATIVE),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), SHARE),
-    "max_grad_norm": Range(least=0, is_finite=False),  # infinity measures the norm and clips nothing
+    "max_grad_norm": Range(least=0, is_finite=False),  # infinity: measure the norm without clipping
     "num_train_epochs": Range(above=0, most=10**9),
     "neftune_noise_alpha": POSITIVE,
     "warmup_steps": Range(least=0, is_whole_above_1=True),
@@ -51,10 +51,10 @@ _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
-    """Check each argument by itself, before the library works with them.
+    """Check the arguments before the library uses them.
 
     Raises:
-        InputError: a number out of range, or a name that is not known.
+        InputError: a number is out of range, a name is not known, or arguments do not go together.
     """
     for field in dataclasses.fields(args):
         value = getattr(args, field.name, None)
@@ -71,17 +71,19 @@ def check_training_arguments(args: TrainingArguments) -> None:
     for option in args.debug.split() if isinstance(args.debug, str) else args.debug or []:
         check_choice("debug", plain(option), [known.value for known in DebugOption])
         if plain(option) == DebugOption.UNDERFLOW_OVERFLOW.value:
-            raise InputError(f"debug={plain(option)} cannot watch these models: it fails on the masks of their gates")
+            raise InputError(
+                f"debug={plain(option)} does not work with these models: it fails on the masks of their gates"
+            )
     tokens_seen = args.include_num_input_tokens_seen
     check_choice("include_num_input_tokens_seen", tokens_seen, [True, False, "all", "non_padding", "no"])
     if args.use_liger_kernel:
-        raise InputError("use_liger_kernel=True changes nothing: there are no such kernels for these models")
+        raise InputError("use_liger_kernel=True has no effect: Liger has no kernels for these models")
     _check_reports(args.report_to)
     _check_together(args)
 
 
 def plain(value):
-    """The value of an enumeration's member; others as they are."""
+    """Return the value of an enumeration's member, and any other value unchanged."""
     return getattr(value, "value", value)
 
 
@@ -104,9 +106,9 @@ def _check_together(args: TrainingArguments) -> None:
     if optim == FACTORED_ADAM and not args.adam_epsilon >= 1e-38:
         raise InputError(f"adam_epsilon={args.adam_epsilon} must be at least 1e-38 with optim={FACTORED_ADAM}")
     if optim == FACTORED_ADAM and args.optim_args:
-        raise InputError(f"optim_args={shown(args.optim_args)} is not used by optim={FACTORED_ADAM}, leave it out")
+        raise InputError(f"optim_args={shown(args.optim_args)} has no effect with optim={FACTORED_ADAM}, leave it out")
     if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
-        raise InputError("fp16=True needs an accelerator: on a CPU take bf16=True, or neither")
+        raise InputError("fp16=True needs an accelerator: on a CPU use bf16=True, or neither")
     if args.dataloader_persistent_workers and not args.dataloader_num_workers:
         raise InputError("dataloader_persistent_workers=True needs dataloader_num_workers of at least 1, got 0")
     if plain(args.eval_strategy) == "no":

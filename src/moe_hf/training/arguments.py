@@ -1,4 +1,4 @@
-"""What a training run is told: a YAML file of arguments, and overrides on the command line."""
+"""The arguments of a training run: from a YAML file, and overrides from the command line."""
 
 import dataclasses
 import difflib
@@ -22,82 +22,100 @@ from ..yaml_file import read_yaml
 from .argument_checks import check_training_arguments, plain
 from .optimizer import FACTORED_ADAM
 
-# Where `~` and `${VARIABLE}` mean something, besides the files of data.
+# Arguments in which `~` and `${VARIABLE}` are expanded, besides data files.
 PATH_ARGUMENTS = ("output_dir", "cache_dir", "tokenizer_name_or_path", "model_name_or_path", "resume_from_checkpoint")
 
 
 @dataclass
 class ModelArguments:
-    """The model: a checkpoint to go on from, or a new one. What is not given has the default of its configuration."""
+    """A model to fine-tune, or the arguments of a new model. The configuration class has the defaults."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "checkpoint or Hub name to fine-tune"})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "folder or Hub name of a model to fine-tune"}
+    )
     hidden_size: int | None = field(default=None, metadata={"help": "width of embedding and layers"})
-    lstm_hidden_size: int | None = field(default=None, metadata={"help": "units of an LSTM, projected to the width"})
+    lstm_hidden_size: int | None = field(
+        default=None, metadata={"help": "units of an LSTM cell; the output is projected"}
+    )
     dropout: float | None = field(default=None, metadata={"help": "dropout on embedding and layer outputs"})
-    num_experts: int | None = field(default=None, metadata={"help": "experts of a MoE layer (n)"})
-    num_experts_per_tok: int | None = field(default=None, metadata={"help": "experts that a token goes to (k)"})
+    num_experts: int | None = field(default=None, metadata={"help": "experts in each MoE layer (n)"})
+    num_experts_per_tok: int | None = field(default=None, metadata={"help": "experts per token (k)"})
     moe_intermediate_size: int | None = field(default=None, metadata={"help": "hidden size of an expert (h)"})
     num_expert_layers: int | None = field(default=None, metadata={"help": "hidden layers of an expert"})
     gating: str | None = field(
-        default=None, metadata={"help": "noisy_top_k, softmax_top_k, softmax or strictly_balanced"}
+        default=None, metadata={"help": "gate: noisy_top_k, softmax_top_k, softmax or strictly_balanced"}
     )
     num_expert_groups: int | None = field(default=None, metadata={"help": "groups of a hierarchical gate"})
-    num_groups_per_tok: int | None = field(default=None, metadata={"help": "groups that a token goes to"})
-    importance_loss_coef: float | None = field(default=None, metadata={"help": "w_importance"})
-    load_loss_coef: float | None = field(default=None, metadata={"help": "w_load"})
-    threshold_loss_coef: float | None = field(
-        default=None, metadata={"help": "weight of L_batchwise, for gating strictly_balanced"}
+    num_groups_per_tok: int | None = field(
+        default=None, metadata={"help": "groups per token, with a hierarchical gate"}
     )
-    label_smoothing: float | None = field(default=None, metadata={"help": "share spread over the vocabulary"})
-    tie_word_embeddings: bool | None = field(default=None, metadata={"help": "one matrix for embedding and softmax"})
-    scale_embedding: bool | None = field(default=None, metadata={"help": "embedding times sqrt(hidden_size)"})
-    initializer_range: float | None = field(default=None, metadata={"help": "standard deviation of the embedding"})
+    importance_loss_coef: float | None = field(
+        default=None, metadata={"help": "weight of the importance loss (w_importance)"}
+    )
+    load_loss_coef: float | None = field(default=None, metadata={"help": "weight of the load loss (w_load)"})
+    threshold_loss_coef: float | None = field(
+        default=None, metadata={"help": "weight of the threshold loss (L_batchwise) of strictly_balanced gates"}
+    )
+    label_smoothing: float | None = field(default=None, metadata={"help": "label smoothing, while training"})
+    tie_word_embeddings: bool | None = field(
+        default=None, metadata={"help": "share one matrix in embedding and softmax"}
+    )
+    scale_embedding: bool | None = field(
+        default=None, metadata={"help": "multiply the embedding by sqrt(hidden_size)"}
+    )
+    initializer_range: float | None = field(
+        default=None, metadata={"help": "initial standard deviation of the embedding"}
+    )
     recompute_experts: bool | None = field(
         default=None, metadata={"help": "recompute the experts' hidden activations in the backward pass"}
     )
     experts_implementation: str | None = field(
         default=None,
-        metadata={"help": "moe_hf (by default: the fastest for the device), eager, triton, batched_mm or grouped_mm"},
+        metadata={"help": "moe_hf (default: the fastest for the device), eager, triton, batched_mm or grouped_mm"},
     )
 
     def config_arguments(self) -> dict:
-        """The given arguments of the configuration."""
+        """Return the arguments of the configuration that were given."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         return {name: given[name] for name in given if name not in ("model_name_or_path", "experts_implementation")}
 
 
 @dataclass
 class LmModelArguments(ModelArguments):
-    """A language model: the arguments of `LstmMoeConfig`."""
+    """The arguments of a language model's `LstmMoeConfig`."""
 
-    layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
+    layer_pattern: list[str] | None = field(default=None, metadata={"help": "the layers in order, each lstm or moe"})
     num_sampled: int | None = field(
-        default=None, metadata={"help": "classes of the sampled softmax in training, below the vocabulary's size"}
+        default=None, metadata={"help": "classes of the sampled softmax while training; fewer than the vocabulary"}
     )
     loss_chunk_size: int | None = field(
-        default=None, metadata={"help": "tokens whose logits are in memory at once for a loss; by default all"}
+        default=None, metadata={"help": "tokens whose logits are in memory at once in the loss; by default all"}
     )
 
 
 @dataclass
 class TranslationModelArguments(ModelArguments):
-    """A translation model: the arguments of `GnmtMoeConfig`."""
+    """The arguments of a translation model's `GnmtMoeConfig`."""
 
-    encoder_layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
-    decoder_layer_pattern: list[str] | None = field(default=None, metadata={"help": "layers in order: lstm, moe"})
+    encoder_layer_pattern: list[str] | None = field(
+        default=None, metadata={"help": "the encoder's layers in order, each lstm or moe"}
+    )
+    decoder_layer_pattern: list[str] | None = field(
+        default=None, metadata={"help": "the decoder's layers in order, each lstm or moe"}
+    )
     encoder_bidirectional_first: bool | None = field(
-        default=None, metadata={"help": "whether the encoder's first layer reads in both directions"}
+        default=None, metadata={"help": "let the encoder's first layer read in both directions"}
     )
     attention_type: str | None = field(default=None, metadata={"help": "product or additive"})
-    attention_feeding: str | None = field(default=None, metadata={"help": "recurrent, input or parallel"})
-    share_embeddings: bool | None = field(default=None, metadata={"help": "one embedding for source and target"})
+    attention_feeding: str | None = field(default=None, metadata={"help": "feeding: recurrent, input or parallel"})
+    share_embeddings: bool | None = field(default=None, metadata={"help": "share one embedding for source and target"})
 
 
 @dataclass
 class MoeTrainingArguments(TrainingArguments):
-    """Transformers' training arguments with the paper's schedule as default, and those of the balancing losses."""
+    """Transformers' training arguments with the paper's schedule as default, and arguments of the balancing losses."""
 
-    # What may be given as JSON on the command line.
+    # Fields that accept JSON on the command line.
     _VALID_DICT_FIELDS = [
         *TrainingArguments._VALID_DICT_FIELDS,
         "importance_loss_coef_schedule",
@@ -106,49 +124,50 @@ class MoeTrainingArguments(TrainingArguments):
 
     optim: str = field(
         default=TrainingArguments.default_optim,
-        metadata={"help": "optimizer: factored_adam, the paper's (appendix D), or one of Transformers'"},
+        metadata={"help": "optimizer: factored_adam (the paper's, appendix D), or one of Transformers' optimizers"},
     )
-    lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; the paper's is inverse_sqrt"})
-    use_cache: bool = field(default=True, metadata={"help": "use_cache in the saved configuration"})
+    lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; inverse_sqrt is the paper's"})
+    use_cache: bool = field(default=True, metadata={"help": "value of use_cache in the saved configuration"})
     importance_loss_coef_schedule: dict | str | None = field(
-        default=None, metadata={"help": 'w_importance by step, linear between: {"0": 0.1, "10000": 0.01}'}
+        default=None, metadata={"help": 'w_importance by step, with linear interpolation: {"0": 0.1, "10000": 0.01}'}
     )
     load_loss_coef_schedule: dict | str | None = field(
-        default=None, metadata={"help": 'w_load by step, linear between: {"0": 0.1, "10000": 0.01}'}
+        default=None, metadata={"help": 'w_load by step, with linear interpolation: {"0": 0.1, "10000": 0.01}'}
     )
     expert_parallel_size: int = field(
         default=1,
         metadata={
-            "help": "processes that share one copy of each expert, a divisor of their number; -1: all. The rest of "
-            "the model is sharded over all of them too (FSDP2). 1: every process has every expert"
+            "help": "processes that share one copy of each expert: a divisor of the number of processes, or -1 for "
+            "all of them. The rest of the model is sharded over all processes (FSDP2). 1: every process has every "
+            "expert"
         },
     )
     expert_gradients: str = field(
         default="dense",
         metadata={
-            "help": "dense, or factored: rows instead of gradients of all experts, for optim factored_adam; its cost "
-            "follows the experts that a step uses"
+            "help": "dense or factored. factored (only for optim factored_adam) stores rows instead of full "
+            "gradients; its cost depends on the experts that a step uses"
         },
     )
     balance_across_processes: bool = field(
         default=True,
-        metadata={"help": "take importance, load and the strict balance over the batches of all processes together"},
+        metadata={"help": "compute importance, load and the strict balance over the global batch of all processes"},
     )
-    # Every parameter has a gradient in every step, also an idle expert's.
+    # Every parameter gets a gradient in every step, including the weights of idle experts.
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "look for parameters without gradient in every step; none of ours ever is"}
+        default=False, metadata={"help": "look for parameters without a gradient; these models never have any"}
     )
 
     def __post_init__(self):
-        if not torch.accelerator.is_available():  # one configuration is for a CPU and for a GPU
+        if not torch.accelerator.is_available():  # so that one configuration works on a CPU and on a GPU
             self.use_cpu = self.use_cpu or self.bf16 or self.bf16_full_eval
             self.tf32 = None
         check_training_arguments(self)
-        # The library's default is True for all but a loss.
+        # The library's default is True for all metrics except a loss.
         if self.greater_is_better is None and "per_" in (self.metric_for_best_model or ""):
             self.greater_is_better = False
         optim = plain(self.optim)
-        if optim == FACTORED_ADAM:  # the library's check knows its own names only
+        if optim == FACTORED_ADAM:  # the library's check only knows its own names
             self.optim = TrainingArguments.default_optim
         super().__post_init__()
         if optim == FACTORED_ADAM:
@@ -169,28 +188,30 @@ class MoeTrainingArguments(TrainingArguments):
 
 @dataclass
 class TranslationTrainingArguments(MoeTrainingArguments, Seq2SeqTrainingArguments):
-    """Of translation models."""
+    """The training arguments of translation models."""
 
     constant_steps: int = field(
         default=0, metadata={"help": "steps at the peak learning rate between warm-up and 1/sqrt(step) (paper: 8000)"}
     )
     eval_tokens_per_batch: int = field(
-        default=TOKENS_PER_BATCH, metadata={"help": "tokens of a batch that perplexity is taken of"}
+        default=TOKENS_PER_BATCH, metadata={"help": "tokens of an evaluation batch for perplexity"}
     )
     eval_num_beams: int = field(
         default=EVAL_NUM_BEAMS,
-        metadata={"help": "beams of the translations that are judged; 1: greedy (moe-hf evaluate-translation has 4)"},
+        metadata={"help": "beam size in evaluations; 1 is greedy search (moe-hf evaluate-translation uses 4)"},
     )
     tokenize: str | None = field(
         default=None,
-        metadata={"help": "sacrebleu's tokenizer for BLEU, such as 13a, zh or char; default: by the target language"},
+        metadata={
+            "help": "sacrebleu's tokenizer for BLEU, such as 13a, zh or char; by default, the target language's"
+        },
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.constant_steps and self.lr_scheduler_type != "inverse_sqrt":
             raise InputError(
-                f"constant_steps={self.constant_steps} is for lr_scheduler_type=inverse_sqrt, "
+                f"constant_steps={self.constant_steps} needs lr_scheduler_type=inverse_sqrt, "
                 f"not {plain(self.lr_scheduler_type)}"
             )
 
@@ -202,21 +223,21 @@ def parse_arguments(
     prog: str | None = None,
     keywords: dict | None = None,
 ) -> tuple:
-    """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line wins over the file.
+    """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line overrides the file.
 
-    `~` and `${VARIABLE}` are expanded in `PATH_ARGUMENTS` here, in files of data when they are read.
+    `~` and `${VARIABLE}` are expanded here in `PATH_ARGUMENTS`, and in data files when they are read.
 
     Args:
-        argv: the command line, without the name of the program.
+        argv: the command line, without the program's name.
         dataclasses_: the argument classes.
-        prog: the name of the program in its help.
-        keywords: arguments by name, as Python values; they win over the file.
+        prog: the program's name in the help.
+        keywords: {argument: Python value}; keywords override the file.
 
     Returns:
         an instance of each class.
 
     Raises:
-        InputError: the file is missing, is not a mapping, has a name that no argument has, or a value is not allowed.
+        InputError: the file is missing or is not a mapping, an argument is not known, or a value is not allowed.
     """
     parser = _parser(dataclasses_, prog)
     argv = with_new_options(argv, parser)
@@ -239,7 +260,7 @@ def parse_arguments(
 
 
 def changed_arguments(*parsed) -> dict:
-    """What differs from the defaults, as plain values: as a YAML file, the same arguments again.
+    """Return the arguments that differ from the defaults, as plain values for a YAML file that repeats the run.
 
     Args:
         *parsed (object): instances of the argument classes.
@@ -250,7 +271,7 @@ def changed_arguments(*parsed) -> dict:
         values = arguments.to_dict() if is_training else vars(arguments)
         for field_ in dataclasses.fields(arguments):
             default, value = _default(field_), values[field_.name]
-            # The library replaces some defaults by False or an empty list.
+            # The library replaces some defaults with False or an empty list.
             is_default = default in (None, "", "none") and (value is False or value == [])
             if value != default and not (is_training and is_default):
                 changed[field_.name] = value
@@ -265,35 +286,35 @@ def changed_arguments(*parsed) -> dict:
 
 
 def _parser(dataclasses_: tuple, prog: str | None) -> HfArgumentParser:
-    """A parser that leaves types and choices to `_built`, which checks values of a file and keywords alike."""
+    """Return a parser without types and choices: `_built` checks values from the command line, file and keywords."""
     usage = "%(prog)s [CONFIG.yaml] [--name value ...]"
     parser = HfArgumentParser(dataclasses_, prog=prog, usage=usage, allow_abbrev=False)
     defaults = {field_.name: _default(field_) for cls in dataclasses_ for field_ in dataclasses.fields(cls)}
     for action in parser._actions:
-        if action.default is None:  # the library forgets the default of an argument that may be a list
+        if action.default is None:  # the library drops the default of list arguments
             action.default = defaults.get(action.dest)
-        if action.dest == "resume_from_checkpoint":  # so that it may stand alone, meaning the last checkpoint
+        if action.dest == "resume_from_checkpoint":  # without a value, it means the last checkpoint
             action.nargs, action.const = "?", "last"
         if action.choices is not None and action.metavar is None:
-            action.metavar = f"{{{','.join(map(str, action.choices))}}}"  # for the help
+            action.metavar = f"{{{','.join(map(str, action.choices))}}}"  # shown in the help
         action.type = action.choices = None
     parser.error = _refuse
     return parser
 
 
 def _refuse(message: str):
-    """In place of argparse's usage lines and exit."""
+    """Raise an InputError where argparse would print its usage and exit."""
     raise InputError(message.removeprefix("argument "))
 
 
 def _built(cls: type, values: dict):
-    """An instance of an argument class, of values that are checked by its annotations."""
+    """Return an instance of an argument class; its annotations check the values."""
     annotations, checked = get_type_hints(cls), {}
     for field_ in dataclasses.fields(cls):
         if not field_.init:
             continue
         name, value = field_.name, values[field_.name]
-        is_switch = name in ("resume_from_checkpoint", "fsdp") and isinstance(value, bool)  # which text may be, too
+        is_switch = name in ("resume_from_checkpoint", "fsdp") and isinstance(value, bool)  # these accept text too
         checked[name] = value if is_switch else typed(name, value, annotations[name])
         needs_text = not issubclass(cls, TrainingArguments) or name in (*PATH_ARGUMENTS, "tokenize")
         is_empty = isinstance(checked[name], str | list) and not checked[name]
@@ -304,12 +325,12 @@ def _built(cls: type, values: dict):
         return cls(**checked)
     except InputError:
         raise
-    except Exception as error:  # of the library's own checks, which raise whatever they meet
+    except Exception as error:  # the library's checks raise many kinds of errors
         raise InputError(" ".join(f"{error}".split()) or type(error).__name__) from error
 
 
 def _check_mappings(values: dict) -> None:
-    """What may be a mapping or a file: the library opens any other text as a file, or fails late."""
+    """Check arguments that are mappings or files: the library opens any other text as a file, or fails late."""
     for name, value in values.items():
         if name == "accelerator_config" and value is not None:
             _check_accelerator(value)
@@ -341,7 +362,7 @@ def _default(field_: dataclasses.Field):
 
 
 def _known_arguments(values: dict, dataclasses_: tuple, where: str = "") -> dict:
-    """The values under the arguments' new names; InputError: no argument has one of the names."""
+    """Return the values under the arguments' new names; raise an InputError for an unknown name."""
     known = {f.name for cls in dataclasses_ for f in dataclasses.fields(cls) if f.init}
     values = with_new_names(values, known, where=where)
     for name in values:

@@ -1,4 +1,4 @@
-"""Watches the balance of the experts while a model trains, and can schedule the balancing coefficients."""
+"""Logs the balance of the experts during training, and can schedule the balancing coefficients."""
 
 import csv
 import math
@@ -20,31 +20,31 @@ THRESHOLD_STATISTICS = ("threshold_loss",)  # of layers with strictly balanced g
 
 
 class AuxLossCallback(TrainerCallback, ExportableState):
-    """Logs, for every MoE layer, the balancing losses and how evenly its experts are used (table 6).
+    """Logs the balancing losses and the balance of the experts for every MoE layer (table 6).
 
-    Each number is the mean over the training batches since the last log of the training loss; under several
-    processes, of the first process's batches:
-        importance_loss, load_loss: w CV^2, as they enter the loss (w = 1 if the model's config has no coefficients);
+    Each number is the mean over the training batches since the training loss was last logged. With several processes,
+    only the first process's batches count:
+        importance_loss, load_loss: w CV^2, as added to the loss (w = 1 if the model's config has no coefficients);
         cv_importance, cv_load: the coefficients of variation;
-        max_over_mean_load: tokens of the busiest expert over the mean, batch by batch;
-        dead_experts: experts that got not one token in all of these batches;
-        threshold_loss: of strictly balanced gating only, w L_batchwise per token, as it enters the loss.
+        max_over_mean_load: tokens of the busiest expert divided by the mean, per batch;
+        dead_experts: number of experts that got no token in any of these batches;
+        threshold_loss: only with strictly balanced gating, w L_batchwise per token, as added to the loss.
 
-    They are added to the Trainer's log as `layers.N/name`. Use `AuxLossCallback(...).attach_to(trainer)`: the callback
-    then comes first, so that every reporter (TensorBoard, ...) sees the numbers; given as `callbacks=[...]`, only the
-    progress bar, `log_history` and the CSV file do.
+    The Trainer's log has the numbers as `layers.N/name`. Use `AuxLossCallback(...).attach_to(trainer)`: the callback
+    then comes first, so that every reporter (TensorBoard, ...) gets the numbers. With `callbacks=[...]`, only the
+    progress bar, `log_history` and the CSV file get them.
 
-    A checkpoint keeps what was summed up since the last log. A resumed run's file therefore has the rows of a run that
-    was never interrupted.
+    A checkpoint keeps the sums since the last log. The file of a resumed run therefore equals the file of a run
+    without interruption.
 
     Args:
-        history_file (str | Path | None): CSV file to append to, one row for each log and layer; None for none.
-        importance_loss_coef_schedule (dict[int, float] | None): {step: coefficient}, linear between the steps given
-            and constant outside of them; None leaves the model's coefficient.
-        load_loss_coef_schedule (dict[int, float] | None): likewise.
+        history_file (str | Path | None): CSV file to append to, with one row for each log and layer; None for no file.
+        importance_loss_coef_schedule (dict[int, float] | None): {step: coefficient}, linear between the given steps
+            and constant outside them; None keeps the model's coefficient.
+        load_loss_coef_schedule (dict[int, float] | None): a schedule for the load loss, in the same format.
 
     Raises:
-        InputError: a schedule that is not {step: coefficient} with steps and coefficients of at least 0.
+        InputError: a schedule is not {step: coefficient} with steps and coefficients of at least 0.
     """
 
     def __init__(self, history_file=None, importance_loss_coef_schedule=None, load_loss_coef_schedule=None):
@@ -63,7 +63,7 @@ class AuxLossCallback(TrainerCallback, ExportableState):
         self._logged_step = 0
 
     def attach_to(self, trainer) -> "AuxLossCallback":
-        """Make this the first callback of `trainer`."""
+        """Make this callback the first of `trainer`."""
         trainer.callback_handler.callbacks.insert(0, self)
         return self
 
@@ -74,8 +74,8 @@ class AuxLossCallback(TrainerCallback, ExportableState):
         layers = moe_layers(model)
         for name, block in layers.items():
             self._hooks.append(block.register_forward_hook(self._observer(name)))
-        kept = state.stateful_callbacks.setdefault(type(self).__name__, {})  # a checkpoint of before has none
-        if isinstance(kept, list) or not state.global_step:  # a list: of several such callbacks
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, {})  # missing in an old checkpoint
+        if isinstance(kept, list) or not state.global_step:  # a list: the checkpoint has several such callbacks
             kept = {}
         kept = kept.get("attributes", {})
         self._logged_step = kept.get("_logged_step", state.global_step)
@@ -84,7 +84,7 @@ class AuxLossCallback(TrainerCallback, ExportableState):
             self._cut_history(self._logged_step)
         is_at_epoch_end = state.epoch is not None and float(state.epoch).is_integer()
         if self._sums and args.logging_strategy == IntervalStrategy.EPOCH and is_at_epoch_end:
-            self._log_rows(state)  # the Trainer does not resume before an epoch's end, where it logs
+            self._log_rows(state)  # a Trainer that resumes after an epoch's end skips its log
 
     def on_train_end(self, args, state, control, **kwargs):
         self._remove_hooks()
@@ -95,14 +95,14 @@ class AuxLossCallback(TrainerCallback, ExportableState):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         is_of_training = logs is not None and ("loss" in logs or "train_loss" in logs)
-        if not is_of_training or not self._sums:  # an evaluation's log may fall between two of training
+        if not is_of_training or not self._sums:  # an evaluation's log may come between two logs of training
             return
         logs.update(self._log_rows(state))
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update({name: logs[name] for name in logs if "/" in name})
 
     def state(self) -> dict:
-        """What a checkpoint keeps, by Transformers' `ExportableState`."""
+        """Return the state that a checkpoint keeps, see Transformers' `ExportableState`."""
         sums = {
             layer: {
                 "num_batches": self._num_batches[layer],
@@ -126,7 +126,7 @@ class AuxLossCallback(TrainerCallback, ExportableState):
             self._sums[layer] = {name: _restored(total, device) for name, total in totals}
 
     def _log_rows(self, state) -> dict[str, float]:
-        """Write the means to the file, start anew, and return them as entries of a log."""
+        """Write the means to the file, reset the sums, and return the means as entries of a log."""
         rows, logs = [], {}
         for layer, totals in self._sums.items():
             values = {name: (total / self._num_batches[layer]).item() for name, total in totals.items()}
@@ -182,23 +182,23 @@ class AuxLossCallback(TrainerCallback, ExportableState):
         with self.history_file.open("a", newline="", encoding="utf-8") as file:
             names = [
                 name for name in (*STATISTICS, *THRESHOLD_STATISTICS) if name in rows[0]
-            ]  # one gating, all layers
+            ]  # all layers have the same gating
             writer = csv.DictWriter(file, ["step", "layer", *names], lineterminator="\n")
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerows(rows)
 
     def _cut_history(self, step: int) -> None:
-        """Drop the rows that a killed run wrote after the checkpoint which is resumed from."""
+        """Drop the rows that a killed run wrote after the checkpoint to resume from."""
         if self.history_file.exists():
             header, *rows = self.history_file.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
             kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= step]
-            # A header without rows goes too: the columns depend on the gating.
+            # A header without rows is dropped too, because the columns depend on the gating.
             write_file(self.history_file, "".join([header, *kept] if kept else []), "history_file")
 
 
 def _exported(tensor: torch.Tensor) -> list:
-    """A tensor as JSON can keep it, to the last bit."""
+    """Return a tensor as a list for JSON, without rounding."""
     return [tensor.tolist(), str(tensor.dtype).removeprefix("torch.")]
 
 
@@ -208,7 +208,7 @@ def _restored(exported: list, device: torch.device) -> torch.Tensor:
 
 
 def interpolate(schedule: dict[int, float], step: int) -> float:
-    """Value at `step` of a piecewise linear schedule {step: value}, constant before the first and after the last."""
+    """Return the value at `step` of a piecewise linear schedule {step: value}, constant before and after its steps."""
     steps = sorted(schedule)
     if step <= steps[0]:
         return schedule[steps[0]]
@@ -223,7 +223,7 @@ def _checked_schedule(name: str, schedule) -> dict[int, float]:
     try:
         checked = {int(step): float(value) for step, value in dict(schedule).items()}
         if len(checked) < len(schedule) or any(int(step) != float(step) for step in schedule):
-            raise ValueError("a step twice, or one that is not whole")
+            raise ValueError("a step is repeated, or is not a whole number")
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name}_schedule={schedule!r} is not of the form {{step: coefficient}}") from error
     if not checked or min(checked) < 0 or not all(0 <= value < math.inf for value in checked.values()):

@@ -1,4 +1,4 @@
-"""What a `Trainer` does more for its checkpoints: it writes whole ones, and names one that it cannot go on from."""
+"""A `Trainer` mixin that marks complete checkpoints, and names a checkpoint that it cannot resume from."""
 
 import logging
 import shutil
@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..loading import WeightsError, check_keys
 
 logger = logging.getLogger(__name__)
-# The states of optimizers that have the shapes of the weights.
+# Optimizer states with the same shapes as the weights.
 STATES_OF_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 
@@ -23,8 +23,8 @@ def reading(checkpoint: str | None, what: str) -> Iterator[None]:
     """Turn every error into one line that names the checkpoint.
 
     Args:
-        checkpoint: its folder.
-        what: the part of it that is read.
+        checkpoint: the checkpoint's folder.
+        what: the part of the checkpoint that is read.
 
     Raises:
         InputError: the part does not fit the run, or is damaged.
@@ -40,21 +40,22 @@ def reading(checkpoint: str | None, what: str) -> Iterator[None]:
             error = next(iter(error.failures.values()))[0]
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"checkpoint {checkpoint}: its {what} cannot be loaded into this run, which has other arguments, or the "
+            f"checkpoint {checkpoint}: its {what} cannot be loaded into this run: the run has other arguments, or the "
             f"checkpoint is broken ({reason})"
         ) from error
 
 
 class WholeCheckpointMixin(ShardedCheckpointMixin):
-    """To be named before `Trainer` or a subclass of it among the bases.
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases.
 
-    A checkpoint is whole as soon as it has trainer_state.json, and gets its checksums after that.
+    A checkpoint is complete as soon as it has trainer_state.json; checksums are added after that.
     """
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         if self.args.should_save:
-            # Of a run that was broken or killed here: its trainer_state.json must not vouch for what is written now.
+            # A run failed or was killed here. Its trainer_state.json would mark the new checkpoint as complete too
+            # early.
             shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
@@ -70,17 +71,17 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
         try:
             with reading(best, "weights"):
                 check_checksums(best)
-                if not list(Path(best).glob("*.safetensors")):  # of which the library only warns
-                    raise InputError(f"checkpoint {best} is not whole: model.safetensors is missing")
+                if not list(Path(best).glob("*.safetensors")):  # the library would only warn
+                    raise InputError(f"checkpoint {best} is incomplete: model.safetensors is missing")
                 super()._load_best_model()
         except InputError as error:
             raise InputError(
-                f"{error}; the training is done: `--resume_from_checkpoint last --load_best_model_at_end false` saves "
-                "the model of its last step"
+                f"{error}; the training is complete: `--resume_from_checkpoint last --load_best_model_at_end false` "
+                "saves the model of its last step"
             ) from error
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """Refuse what the library only warns of: weights that a checkpoint lacks, or has too many of."""
+        """Refuse a checkpoint with missing or unexpected weights, about which the library only warns."""
         not_saved = [
             *getattr(self.model, "all_tied_weights_keys", ()),
             *(getattr(self.model, "_keys_to_ignore_on_save", None) or ()),
@@ -94,7 +95,7 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
                 self._check_shapes()
 
     def _check_shapes(self) -> None:
-        """The optimizer itself does not, and may write beyond a tensor of another shape."""
+        """Check the shapes of optimizer states: the optimizer may write beyond a tensor of another shape."""
         for group in self.optimizer.param_groups:
             for weight in group["params"]:
                 for name, state in self.optimizer.state.get(weight, {}).items():
@@ -113,5 +114,5 @@ class WholeCheckpointMixin(ShardedCheckpointMixin):
             if saved != now:
                 logger.warning(
                     f"checkpoint {checkpoint} was saved by {saved} processes, now there are {now}: dropout and gating "
-                    "noise differ from those of a run without an interruption"
+                    "noise will differ from a run without an interruption"
                 )

@@ -1,4 +1,4 @@
-"""Where a run goes on: refuses to overwrite, finds the last whole checkpoint, tells one of another run."""
+"""Finds the checkpoint to resume from; refuses to overwrite a run, or to resume from another run's checkpoint."""
 
 import json
 import logging
@@ -29,19 +29,19 @@ def prepare_output_dir(
     """Check the output folder of a run and find the checkpoint to resume from.
 
     Args:
-        output_dir: folder of the run.
-        resume_from_checkpoint: a checkpoint's folder; "last" (or true): the last whole one in `output_dir`, or a
-            new start when the run was killed before its first one was saved; None (or false): a new run, which needs
-            an empty folder.
-        arguments: the `run_identity`, which must be that of the checkpoint's run; None: not checked.
-        model_type: that of the models of the family; None: not checked.
+        output_dir: the run's folder.
+        resume_from_checkpoint: a checkpoint's folder. "last" (or true) means the last complete checkpoint in
+            `output_dir`, or a new start if the run was killed before it saved one. None (or false) means a new run,
+            which needs an empty folder.
+        arguments: the `run_identity`, which must equal that of the checkpoint's run; None: not checked.
+        model_type: the model type of the family; None: not checked.
 
     Returns:
         the folder to resume from, or None.
 
     Raises:
-        InputError: the folder of a new run is not empty; the checkpoint named is not whole, or none is; or it is of
-            another run.
+        InputError: the folder of a new run is not empty, the checkpoint is incomplete or belongs to another run, or no
+            checkpoint is complete.
     """
     folder = Path(output_dir)
     with naming("output_dir", output_dir):
@@ -51,7 +51,7 @@ def prepare_output_dir(
     if resume_from_checkpoint in (None, False):
         if _is_used(folder):
             raise InputError(
-                f"output_dir={output_dir} is not empty: take another folder, or go on with --resume_from_checkpoint"
+                f"output_dir={output_dir} is not empty: use another folder, or resume with --resume_from_checkpoint"
             )
         return None
     if str(resume_from_checkpoint).lower() in ("last", "true"):
@@ -76,27 +76,27 @@ def _last_whole_checkpoint(folder: Path) -> Path | None:
             logger.warning(f"skipped: {error}")
         else:
             if faults:
-                logger.warning(f"resumes from {checkpoint}, the last whole checkpoint")
+                logger.warning(f"resumes from {checkpoint}, the last complete checkpoint")
             return checkpoint
     if any(map(was_saved, checkpoints)):
         raise InputError(
-            f"output_dir={folder} has no whole checkpoint to resume from ({faults[0]}): delete its checkpoints to "
-            "start anew, or take another folder"
+            f"output_dir={folder} has no complete checkpoint to resume from ({faults[0]}): delete its checkpoints to "
+            "start again, or use another folder"
         )
     if weights := sorted(folder.glob("*.safetensors")):
         raise InputError(
-            f"output_dir={folder} has a model, {weights[0].name}, but no checkpoint to resume from: take another "
-            "folder, or go on from the model with --model_name_or_path"
+            f"output_dir={folder} has a model, {weights[0].name}, but no checkpoint to resume from: use another "
+            "folder, or fine-tune the model with --model_name_or_path"
         )
     if _is_used(folder) or (folder / RUN_FILE).exists():
-        logger.warning(f"output_dir={folder} has no whole checkpoint yet: the run starts anew")
+        logger.warning(f"output_dir={folder} has no complete checkpoint yet: the run starts again")
     return None
 
 
 def _named_checkpoint(folder: Path, name: str) -> Path:
     checkpoint, argument = Path(name), f"resume_from_checkpoint={name}"
     if not name.strip():
-        raise InputError(f"{argument} is empty: name a folder checkpoint-N, or `last`")
+        raise InputError(f"{argument} is empty: name a checkpoint-N folder, or `last`")
     if not checkpoint.exists() and (folder / name).is_dir():
         raise InputError(f"{argument} does not exist: name {folder / name}, or `last`")
     if inside := list_checkpoints(name):
@@ -104,17 +104,17 @@ def _named_checkpoint(folder: Path, name: str) -> Path:
     try:
         check_checkpoint(checkpoint, _carries_state(checkpoint.parent))
     except InputError as error:
-        raise InputError(f"{argument}: {error}; `last` takes the last whole checkpoint of output_dir") from error
+        raise InputError(f"{argument}: {error}; `last` means the last complete checkpoint of output_dir") from error
     if _is_used(folder) and checkpoint.resolve().parent != folder.resolve():
         raise InputError(
-            f"output_dir={folder} is not empty, and {argument} is of another run: take another folder, or go on with "
-            "`--resume_from_checkpoint last`"
+            f"output_dir={folder} is not empty, and {argument} belongs to another run: use another folder, or resume "
+            "with `--resume_from_checkpoint last`"
         )
     return checkpoint
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether a run left more than its arguments: one that failed before its first checkpoint is started again."""
+    """Return whether a run wrote more than its arguments; a run that failed before its first checkpoint did not."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return any(name not in (LOCK_FILE, RUN_FILE, CONFIG_FILE) and not name.startswith(UNFINISHED) for name in names)
 
@@ -130,15 +130,15 @@ def _check_family(checkpoint: Path, expected: str | None) -> None:
 
 
 def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> None:
-    """Keep the arguments of a new run in its folder; those of a resumed run must be the same.
+    """Save the arguments of a new run in its folder; check that a resumed run has the same arguments.
 
     Args:
-        output_dir: folder of the run.
-        checkpoint: what is resumed from, None for a new run.
+        output_dir: the run's folder.
+        checkpoint: the checkpoint to resume from; None for a new run.
         arguments: the `run_identity`, as plain values.
 
     Raises:
-        InputError: an argument differs from the run that the checkpoint belongs to; names it and both values.
+        InputError: an argument differs from the checkpoint's run; the message has the argument and both values.
     """
     arguments = json.loads(json.dumps(arguments, default=str))
     if checkpoint is None:
@@ -150,6 +150,6 @@ def check_same_run(output_dir: str, checkpoint: str | None, arguments: dict) -> 
     for name, value in arguments.items():
         if name in earlier and earlier[name] != value:
             raise InputError(
-                f"{name}={value!r} differs from {name}={earlier[name]!r} of the run to be resumed ({file}); give the "
-                "same, or start a new run with --model_name_or_path"
+                f"{name}={value!r} differs from {name}={earlier[name]!r} of the run to be resumed ({file}); use the "
+                "same value, or start a new run with --model_name_or_path"
             )

@@ -1,4 +1,4 @@
-"""A step of `FactoredAdam` from gradients of the parameters' shape, which stays in a CPU's cache between its passes.
+"""A step of `FactoredAdam` from full gradients, in pieces that stay in a CPU's cache between the passes.
 
 Shape suffixes: E experts (any number of leading dimensions), H rows and D columns of an expert's matrix.
 """
@@ -11,26 +11,28 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from ..models.native_experts import call_kernel, library
 
-# Plain torch takes a parameter in pieces of this size, and so has a temporary of this size and not of all experts'.
+# Plain torch steps a parameter in pieces of this size, so that temporary tensors are no larger.
 CHUNK_BYTES = {"cpu": 2**21}
 LARGE_CHUNK_BYTES = 2**28
 
 
 def step_dense(param: torch.Tensor, grad: torch.Tensor, state: dict, group: dict) -> None:
-    """Make one step of the formulas of `FactoredAdam`, in place.
+    """Make one step by the formulas of `FactoredAdam`, in place.
 
     Args:
         param: (..., H, D).
-        grad: the same shape.
-        state: of this step: step, row (..., H), col (..., D).
+        grad: (..., H, D).
+        state: the state at this step: step, row (..., H), col (..., D).
         group: the hyperparameters.
 
     Raises:
-        ValueError: a DTensor whose matrices are not whole on each process.
+        ValueError: the matrices of a DTensor are split between processes.
     """
     beta2 = group["betas"][1]
     rates = {name: float(group[name]) for name in ("lr", "eps", "weight_decay")}
-    options = dict(beta2=beta2, bias_correction=1 - beta2 ** state["step"], **rates)  # in the kernel's order
+    options = dict(
+        beta2=beta2, bias_correction=1 - beta2 ** state["step"], **rates
+    )  # in the order of the kernel's arguments
     tensors = _local_parts(param.detach(), grad, state["row"], state["col"])
     if _fits_kernel(*tensors):
         call_kernel(
@@ -39,19 +41,19 @@ def step_dense(param: torch.Tensor, grad: torch.Tensor, state: dict, group: dict
         return
     scratch = None
     for *pieces, num_rows in _chunks(*tensors):
-        if scratch is None:  # the first piece is the largest
+        if scratch is None:  # the first piece is the largest one
             scratch = torch.empty_like(pieces[1].narrow(-2, 0, num_rows), dtype=state["row"].dtype)
         _update(*pieces, num_rows, scratch, **options)
 
 
 def _local_parts(param: torch.Tensor, grad: torch.Tensor, *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """This process's parts of sharded tensors: its matrices are whole, so that it needs nothing of the others."""
+    """Return this process's parts of sharded tensors. Its matrices are complete, so no communication is needed."""
     if not isinstance(param, DTensor):
         return param, grad, *factors
     leading = range(param.dim() - 2)
     if not all(isinstance(place, Replicate) or getattr(place, "dim", None) in leading for place in param.placements):
         raise ValueError(
-            f"factored=True needs matrices that are whole on each process: a parameter of shape {tuple(param.shape)} "
+            f"factored=True needs complete matrices on each process: a parameter of shape {tuple(param.shape)} "
             f"must be sharded along its leading dimensions only, not by {param.placements}"
         )
     grad = grad.redistribute(placements=param.placements)
@@ -68,7 +70,7 @@ def _fits_kernel(param: torch.Tensor, *others: torch.Tensor) -> bool:
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple]:
-    """Views of (param, grad, row, col), each (E, H, D), (E, H) or (E, D), and how many rows to treat at once."""
+    """Yield views of (param, grad, row, col), each (E, H, D), (E, H) or (E, D), and the number of rows at once."""
     param, _, row, _ = tensors
     if param.dim() == 2:
         yield from _chunks(*(tensor.unsqueeze(0) for tensor in tensors))
@@ -96,7 +98,7 @@ def _update(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """The formulas of `FactoredAdam`, in place, for `num_rows` rows of each matrix at a time."""
+    """Apply the formulas of `FactoredAdam` in place, to `num_rows` rows of each matrix at a time."""
     row_sums, col_sum_ED = [], torch.zeros_like(col_ED)
     for piece in grad.split(num_rows, dim=-2):
         squares = _product(piece, piece, scratch)
@@ -105,8 +107,8 @@ def _update(
     row_EH.lerp_(torch.cat(row_sums, dim=-1) / grad.shape[-1], 1 - beta2)
     col_ED.lerp_(col_sum_ED / grad.shape[-2], 1 - beta2)
 
-    # The mean is zero for an expert that never had a token. Products of the factors' inverses take no division and no
-    # root of an element, and R_i C_j, which could underflow, is never formed.
+    # The mean is zero for an expert that never had a token. Multiplying the factors' inverses avoids a division and a
+    # root per element, and the product R_i C_j, which could underflow.
     mean_E1 = row_EH.mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(row_EH.dtype).tiny)
     inverse_a_EH1 = (row_EH / mean_E1).sqrt_().add_(eps).reciprocal_().unsqueeze(-1)
     inverse_b_E1D = (col_ED / bias_correction).sqrt_().add_(eps).reciprocal_().unsqueeze(-2)
@@ -117,6 +119,6 @@ def _update(
 
 
 def _product(piece: torch.Tensor, factor: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """Their product in the dtype of `scratch`, which is as large as the largest piece and gets overwritten."""
+    """Return the product of both in the dtype of `scratch`, a buffer of the largest piece's size."""
     out = scratch if scratch.shape == piece.shape else scratch[: piece.shape[0], : piece.shape[1]]
     return torch.mul(piece.to(scratch.dtype), factor.to(scratch.dtype), out=out)

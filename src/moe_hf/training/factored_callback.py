@@ -1,4 +1,4 @@
-"""Factored gradients of experts in Transformers' own Trainer."""
+"""Factored gradients of experts in Transformers' Trainer."""
 
 from transformers import TrainerCallback
 
@@ -10,17 +10,17 @@ from .optimizer import FactoredAdam
 
 
 class FactoredGradientsCallback(TrainerCallback):
-    """Switches factored gradients on for a training, and clips by the exact norm.
+    """Turns factored gradients on for a training, and clips by the exact global norm.
 
-    The trainers of this package take `expert_gradients="factored"` instead. With Transformers' Trainer:
+    This callback is for Transformers' Trainer; this package's trainers have `expert_gradients="factored"` instead.
 
         Trainer(model, args, optimizers=(FactoredAdam.for_model(model, lr=1e-3), None),
                 callbacks=[FactoredGradientsCallback(max_grad_norm=1.0)])
 
-    where `args.max_grad_norm` is 0: its clipping does not see the experts.
+    Set `args.max_grad_norm` to 0, because the Trainer's clipping does not see the experts.
 
     Args:
-        max_grad_norm (float | None): of all gradients together; None for no clipping.
+        max_grad_norm (float | None): maximal norm of all gradients together; None for no clipping.
     """
 
     def __init__(self, max_grad_norm: float | None = 1.0):
@@ -30,7 +30,7 @@ class FactoredGradientsCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if args.max_grad_norm:
             raise InputError(
-                f"max_grad_norm={args.max_grad_norm} would clip without the experts: set it to 0, and "
+                f"max_grad_norm={args.max_grad_norm} would clip without the experts: set it to 0, and use "
                 "FactoredGradientsCallback(max_grad_norm=...) instead"
             )
         if not isinstance(getattr(optimizer, "optimizer", optimizer), FactoredAdam):

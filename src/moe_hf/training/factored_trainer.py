@@ -1,4 +1,4 @@
-"""Trains with `expert_gradients="factored"`: the switch, exact clipping, and the exchange of rows of processes."""
+"""Trains with `expert_gradients="factored"`: exact clipping, and the exchange of rows between processes."""
 
 import math
 
@@ -12,20 +12,22 @@ from .optimizer import expert_parameters
 
 
 class FactoredGradientsMixin:
-    """To be named before `ShardedCheckpointMixin` among the bases of a Trainer; `args` are `MoeTrainingArguments`."""
+    """A mixin: list it before `ShardedCheckpointMixin` in a Trainer's bases; `args` are `MoeTrainingArguments`."""
 
     def train(self, *args, **kwargs):
         if self.args.expert_gradients == "dense":
             return super().train(*args, **kwargs)
         if self.is_fsdp_enabled:
-            raise InputError("expert_gradients=factored is not for experts sharded by FSDP: take dense")
+            raise InputError(
+                "expert_gradients=factored does not work with experts sharded by FSDP: use expert_gradients=dense"
+            )
         try:
             use_dense_gradients = use_factored_gradients(self.model)
         except ValueError as error:
             raise InputError(f"expert_gradients=factored: {error}") from error
         experts = set(expert_parameters(self.model))
         names = [name for name, parameter in self.model.named_parameters() if parameter in experts]
-        # DDP would wait for gradients of the experts; the processes exchange rows instead.
+        # DDP would wait for the experts' gradients; the processes exchange rows instead.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
         try:
             return super().train(*args, **kwargs)
@@ -34,7 +36,7 @@ class FactoredGradientsMixin:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.saves_shards and self.args.expert_gradients == "factored":
-            self.optimizer.optimizer.settle_moments()  # the format of shards has no place for idle times
+            self.optimizer.optimizer.settle_moments()  # the sharded format does not store how long experts were idle
         super()._save_optimizer_and_scheduler(output_dir)
 
     def _clip_grad_norm(self, model):

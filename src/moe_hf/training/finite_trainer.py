@@ -1,4 +1,4 @@
-"""Ends a training whose loss, gradient, weights or optimizer are not finite; what is saved always is."""
+"""Ends a training whose loss, gradient, weights or optimizer are not finite, so that every saved file is finite."""
 
 import logging
 import math
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class FiniteTrainerMixin:
-    """To be named before `ShardedCheckpointMixin` among the bases of a Trainer.
+    """A mixin: list it before `ShardedCheckpointMixin` in the bases of a Trainer.
 
-    Loss and gradient are checked before each update; with fp16 the scaler leaves out an update instead. Weights and
-    optimizer are checked before they are saved: an update may make a weight infinite that the next batches do not use,
-    and so leave their losses finite.
+    Loss and gradient are checked before each update; with fp16, the scaler skips an update instead. Weights and
+    optimizer are checked before they are saved. An update may make a weight infinite that the next batches do not use,
+    so finite losses do not prove finite weights.
     """
 
     def __init__(self, *args, **kwargs):
@@ -42,15 +42,15 @@ class FiniteTrainerMixin:
         return grad_norm
 
     def _skips_the_step(self) -> bool:
-        """Whether fp16's scaler leaves out an update whose gradient is not finite, and halves its scale.
+        """Return whether the scaler of fp16 skips an update whose gradient is not finite, and halves its scale.
 
-        Below 1 a smaller scale does not help: a run that comes there would go on without updates.
+        A scale below 1 does not help: such a run would continue without updates.
         """
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= 1
 
     def _stop_unless_finite(self, grad_norm: torch.Tensor | float | None = None) -> None:
-        """Checks the losses since the last call, and the gradient's norm, in one host read before the update."""
+        """Check the losses since the last call and the gradient's norm, in one host read before the update."""
         losses, self._unread_losses = self._unread_losses, []
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
@@ -82,7 +82,7 @@ class FiniteTrainerMixin:
     def _refuse_to_save_unless_finite(self, with_optimizer: bool) -> None:
         if name := self._first_non_finite(with_optimizer):
             raise NonFiniteLossError(
-                f"{name} holds NaN or infinity after step {self.state.global_step}, which is not saved; "
+                f"{name} holds NaN or infinity after step {self.state.global_step}, so this step is not saved; "
                 f"{self._what_is_kept()}"
             )
 
@@ -90,12 +90,12 @@ class FiniteTrainerMixin:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint and (name := self._first_non_finite(with_optimizer=True)):
             raise InputError(
-                f"resume_from_checkpoint={resume_from_checkpoint}: {name} holds NaN or infinity; take an earlier one"
+                f"resume_from_checkpoint={resume_from_checkpoint}: {name} holds NaN or infinity; use an earlier one"
             )
         return prepared
 
     def _first_non_finite(self, with_optimizer: bool) -> str | None:
-        """The name of a weight, or of a tensor of the optimizer; the same on all processes."""
+        """Return the name of a weight or optimizer tensor that is not finite, or None; the same on all processes."""
         model = self.accelerator.unwrap_model(self.model)
         name = first_non_finite(chain(model.named_parameters(), model.named_buffers()))
         if name is None and with_optimizer:
@@ -105,14 +105,14 @@ class FiniteTrainerMixin:
                 for key, value in self.optimizer.state.get(parameter, {}).items()
                 if isinstance(value, torch.Tensor)
             )
-        if self.saves_shards and self.args.world_size > 1:  # else every process has all weights
+        if self.saves_shards and self.args.world_size > 1:  # otherwise every process has all weights
             name = next(filter(None, gather_object([name])), None)
         return name
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         bad = [
             f"{name}={value}"
-            for name, value in logs.items()  # fp16 skips a step with an infinite gradient, and goes on
+            for name, value in logs.items()  # fp16 skips a step with an infinite gradient
             if isinstance(value, float) and not math.isfinite(value) and name != "grad_norm"
         ]
         if bad:
@@ -127,6 +127,6 @@ class FiniteTrainerMixin:
             value = numbers.get(name if name.startswith("eval_") else f"eval_{name}")
             if value is None:
                 raise InputError(f"metric_for_best_model={name!r} is not one of {', '.join(sorted(numbers))}")
-            if not math.isfinite(value):  # an infinite score would stay the best one
+            if not math.isfinite(value):  # an infinite score would remain the best
                 return False
         return super()._determine_best_metric(metrics, trial)

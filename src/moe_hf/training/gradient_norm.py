@@ -1,4 +1,4 @@
-"""Clipping by the exact global norm, of gradients and of the rows that stand for the experts' gradients."""
+"""Clips gradients by the exact global norm, including experts whose gradients are stored as rows."""
 
 import math
 from collections import defaultdict
@@ -15,13 +15,13 @@ from ..models.factored_gradients import RowGradients, local, merge_rows, row_gra
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     """Scale all gradients of a model so that their global norm is at most `max_norm`.
 
-    Unlike torch's function it sees the experts of `use_factored_gradients`. Their part is exact without a gradient:
-    |left' right|^2 = sum(left left' * right right'), summed in float64. Of sharded parameters it takes the norm over
-    all processes, which must all call it.
+    Unlike torch's function, this one includes the experts of `use_factored_gradients`. Their norm is exact without the
+    full gradient: |left' right|^2 = sum(left left' * right right'), summed in float64. For sharded parameters, the
+    norm is over all processes, and all of them must call this function.
 
     Args:
-        model: after the backward pass.
-        max_norm: of all gradients together; math.inf measures the norm alone.
+        model: the model, after the backward pass.
+        max_norm: maximal norm of all gradients together; math.inf only measures the norm.
 
     Returns:
         The norm before clipping, a float64 scalar.
@@ -49,7 +49,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _by_mesh(gradients: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Experts are sharded over another mesh of processes than the rest; torch takes a norm over one mesh."""
+    """Group gradients by their mesh of processes: experts have another mesh, and torch computes a norm over one."""
     parts = defaultdict(list)
     for gradient in gradients:
         parts[gradient.device_mesh if isinstance(gradient, DTensor) else None].append(gradient)
@@ -57,7 +57,7 @@ def _by_mesh(gradients: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 
 def _sum_over_shards(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """The sum over the processes that have different parts of a parameter."""
+    """Return the sum over the processes that have different parts of a parameter."""
     if isinstance(parameter, DTensor):
         for dim, placement in enumerate(parameter.placements):
             if not placement.is_replicate():
@@ -66,7 +66,7 @@ def _sum_over_shards(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tens
 
 
 def summed_rows(parameter: nn.Parameter) -> list[RowGradients]:
-    """The rows of a parameter as one gradient, [] without any: the norm of a sum is not the sum of norms."""
+    """Return a parameter's rows merged into one gradient, or []: the norm of a sum is not the sum of norms."""
     if len(parts := row_gradients(parameter)) > 1:
         parameter.row_gradients = parts = [merge_rows(parts)]
     return parts

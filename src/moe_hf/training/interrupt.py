@@ -1,4 +1,4 @@
-"""Ctrl-C, or a scheduler's SIGTERM, ends a training after the step it is in, with a checkpoint to go on from."""
+"""Lets Ctrl-C or a scheduler's SIGTERM end a training after the current step, with a checkpoint to resume from."""
 
 import logging
 import signal
@@ -13,13 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 class InterruptCallback(TrainerCallback):
-    """Saves a checkpoint and raises an `InterruptedRun` when a signal came during a step or an evaluation.
+    """Saves a checkpoint and raises an `InterruptedRun` after a signal during a step or an evaluation.
 
-    On one process these are SIGINT (Ctrl-C) and SIGTERM, and a second signal does what it would do without this.
-    Several processes all stop after the same step, and only for SIGINT, however often it comes. A launcher passes on
-    the SIGINT that the terminal has sent already, and sends SIGTERM to processes that wait for one that died.
+    With one process, the signals are SIGINT (Ctrl-C) and SIGTERM. A second signal has its usual effect.
 
-    Works in the main thread only, as signal handlers do; elsewhere signals do what they did before.
+    With several processes, only SIGINT is handled, and all processes stop after the same step. Repeated SIGINTs are
+    ignored: a launcher forwards the SIGINT that the terminal has already sent. SIGTERM is not handled, because a
+    launcher sends it to processes that wait for a dead one.
+
+    The callback works only in the main thread, like every signal handler. In other threads it changes nothing.
     """
 
     def __init__(self):
@@ -32,7 +34,7 @@ class InterruptCallback(TrainerCallback):
         for number in (signal.SIGINT, signal.SIGTERM) if self._is_single else (signal.SIGINT,):
             try:
                 self._handlers[number] = signal.signal(number, self._receive)
-            except ValueError:  # not the main thread
+            except ValueError:  # not in the main thread
                 return
 
     def _receive(self, number, frame):
@@ -49,7 +51,7 @@ class InterruptCallback(TrainerCallback):
         if self._ends(state):
             control.should_save = True
 
-    # It comes between a step's end and its checkpoint, and takes long.
+    # An evaluation comes between a step's end and its checkpoint, and takes long.
     on_evaluate = on_step_end
 
     def on_save(self, args, state, control, **kwargs):
@@ -57,7 +59,7 @@ class InterruptCallback(TrainerCallback):
             self.restore()
             raise InterruptedRun(
                 f"interrupted after step {state.global_step} of {state.max_steps}, which is saved in "
-                f"{args.output_dir}; the same command with --resume_from_checkpoint goes on",
+                f"{args.output_dir}; resume by the same command with --resume_from_checkpoint",
                 self.received,
             )
 
@@ -73,7 +75,7 @@ class InterruptCallback(TrainerCallback):
         return received.item() or None
 
     def restore(self) -> None:
-        """Give the signals back; to be called when `train` raises something, of which a callback is not told."""
+        """Restore the signal handlers. Call it when `train` raises an error, because callbacks are not notified."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

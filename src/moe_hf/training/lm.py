@@ -1,4 +1,4 @@
-"""Train an LSTM-MoE language model: text files in, a model folder with tokenizer and history out."""
+"""Trains an LSTM-MoE language model: from text files to a folder with model, tokenizer and history."""
 
 import copy
 import logging
@@ -33,19 +33,20 @@ def train_lm(
     training_args: MoeTrainingArguments,
     new_model: Callable[[PreTrainedTokenizerBase], PreTrainedModel] | None = None,
 ) -> tuple[LmTrainer, dict[str, float]]:
-    """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
+    """Train and evaluate a model, and save the model, its tokenizer and the history into `output_dir`.
 
     Args:
-        model_args: what to train.
-        data_args: what to train it on.
-        training_args: how.
-        new_model: makes a model for the tokenizer, if it is not to be ours (`experiments/baselines.py`).
+        model_args: the model arguments.
+        data_args: the data arguments.
+        training_args: the training arguments.
+        new_model: function that makes a model for the tokenizer, for models of other packages
+            (`experiments/baselines.py`).
 
     Returns:
-        the trainer, and the last evaluation's metrics (empty without validation text).
+        the trainer, and the metrics of the last evaluation (empty without validation text).
 
     Raises:
-        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
+        InputError: the arguments or the data are wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
     is_own = new_model is None
@@ -68,10 +69,10 @@ def _train(model_args, data_args, training_args, new_model, checkpoint) -> tuple
     log_model_size(model, streams, windows)
     _check_one_batch(windows["train"], training_args)
 
-    training_args = copy.copy(training_args)  # the caller's stay as they are
+    training_args = copy.copy(training_args)  # the caller's arguments do not change
     if data_args.carry_state:
         training_args.train_sampling_strategy = "sequential"
-    if "validation" in windows:  # with another batch size than rows, batches would mix windows
+    if "validation" in windows:  # a batch size other than the rows would mix windows
         training_args.per_device_eval_batch_size = windows["validation"].num_rows // training_args.world_size
     trainer = LmTrainer(
         model=model,
@@ -86,7 +87,7 @@ def _train(model_args, data_args, training_args, new_model, checkpoint) -> tuple
 
 
 def _check_one_batch(windows: StreamWindows, training_args) -> None:
-    """Else the Trainer would make no step, and leave the model as it was at the start."""
+    """Check that there is at least one batch: otherwise the Trainer would not make a single step."""
     rows = training_args.per_device_train_batch_size * training_args.world_size
     if training_args.dataloader_drop_last and len(windows) < rows:
         raise InputError(
@@ -96,13 +97,15 @@ def _check_one_batch(windows: StreamWindows, training_args) -> None:
 
 
 def _check_carry(training_args) -> None:
-    """What else would give the batches other rows."""
+    """Refuse arguments that would change which rows a batch has."""
     if training_args.auto_find_batch_size:
-        raise InputError("auto_find_batch_size=True is not for carry_state=True, which needs batches of one size")
+        raise InputError(
+            "auto_find_batch_size=True does not work with carry_state=True, which needs a fixed batch size"
+        )
     if training_args.train_sampling_strategy not in ("random", "sequential"):  # "random" is the default
         raise InputError(
-            f"train_sampling_strategy={training_args.train_sampling_strategy} is not for carry_state=True, which "
-            "reads the text in its order"
+            f"train_sampling_strategy={training_args.train_sampling_strategy} does not work with carry_state=True, "
+            "which reads the text in order"
         )
 
 
@@ -112,25 +115,25 @@ def load_streams(
     """Load the text of a run and tokenise it.
 
     Args:
-        model_args (LmModelArguments): may name a model, whose tokenizer is taken.
+        model_args (LmModelArguments): may name a model, whose tokenizer is then used.
         data_args (DataArguments): the text and the tokenizer.
-        training_args (MoeTrainingArguments): those of the run.
-        checkpoint (str | None): what is resumed from; its tokenizer is taken.
+        training_args (MoeTrainingArguments): the training arguments.
+        checkpoint (str | None): the checkpoint to resume from, whose tokenizer is then used.
 
     Returns:
-        The tokenizer, and the token streams "train" and (when there is such text) "validation".
+        The tokenizer, and the token streams "train" and, with validation text, "validation".
 
     Raises:
-        InputError: there is no text to train on, or none to evaluate on where `eval_strategy` needs it, or it cannot
-            be read.
+        InputError: training text is missing, validation text is missing although `eval_strategy` needs it, or text
+            cannot be read.
     """
     parts = ["train"]
     if data_args.validation_files or (data_args.dataset_name and data_args.validation_split):
-        load_metric("stream_perplexity")  # better now than after hours of training
+        load_metric("stream_perplexity")  # fails now, not after hours of training
         parts.append("validation")
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation_files or dataset_name")
-    # The other processes find in the cache what the first one has read.
+    # The other processes read the cache that the first process wrote.
     with local_rank_zero_first(training_args):
         texts = {part: load_text(data_args, part) for part in parts}
     source, argument = tokenizer_source(model_args, data_args, checkpoint)
@@ -156,14 +159,14 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
     """Load the text of one part of the data.
 
     Args:
-        data_args: where the text is.
+        data_args: the data arguments, which name the text.
         part: "train" or "validation".
 
     Returns:
-        One row a line, in the column "text".
+        A dataset with one row per line, in the column "text".
 
     Raises:
-        InputError: no file is named, or the text cannot be read.
+        InputError: no text is named, or the text cannot be read.
     """
     is_train, argument = part == "train", f"{part}_files"
     files = getattr(data_args, argument)
@@ -189,12 +192,12 @@ def load_text(data_args: DataArguments, part: str) -> Dataset:
 
 
 def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArguments) -> dict[str, StreamWindows]:
-    """Cut windows of each stream. Evaluation goes through rows in parallel, and so does training with carried state.
+    """Cut each stream into windows. Evaluation, and training with a carried state, read several rows in parallel.
 
     Args:
-        streams (dict[str, TokenStream]): by part of the data.
-        data_args: window_length and carry_state.
-        training_args: the batch sizes.
+        streams (dict[str, TokenStream]): {part of the data: stream}.
+        data_args: has window_length and carry_state.
+        training_args: has the batch sizes.
 
     Raises:
         InputError: a stream is too short.
@@ -217,7 +220,7 @@ def cut_windows(streams, data_args: DataArguments, training_args: MoeTrainingArg
 
 
 def log_model_size(model, streams, windows) -> None:
-    """Log what is trained on what."""
+    """Log the size of the data and of the model."""
     for name, stream in streams.items():
         logger.info(
             f"{name}: {stream.num_lines:,} lines, {stream.num_words:,} words with end-of-sentence, "

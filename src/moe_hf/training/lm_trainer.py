@@ -18,29 +18,29 @@ class LmTrainer(MoeTrainerMixin, Trainer):
     """`Trainer` for `StreamWindows` datasets.
 
     Args:
-        carry_state: hand the LSTM state of every row from each window to the next, detached (truncated
-            back-propagation through time). Needs datasets with as many rows as an optimizer step has, see
-            `StreamWindows`. The state is part of a checkpoint, and starts from zero with each epoch.
+        carry_state: pass the LSTM state of every row from each window to the next, detached (truncated
+            back-propagation through time). The datasets must have as many rows as an optimizer step, see
+            `StreamWindows`. The state is saved in checkpoints, and is zero at the start of each epoch.
 
-    The rest as for `Trainer`.
+    The other arguments are as for `Trainer`.
     """
 
     def __init__(self, *args, carry_state: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.args.remove_unused_columns = False  # `shift_labels` is not a named argument of the model
+        self.args.remove_unused_columns = False  # the model takes `shift_labels` as a keyword
         self.carry_state = carry_state
         if carry_state:
             self._check_rows()
-        # One state for each micro-batch of an optimizer step: its rows are its own.
+        # One state for each micro-batch of an optimizer step, because each micro-batch has separate rows.
         self._carried: dict[int, DynamicCache] = {}
         self._micro_batch = 0
 
     def _check_rows(self) -> None:
-        """The rows of the batches must be the rows of the dataset, or each would get the state of another."""
+        """Check that batches have the dataset's rows; otherwise a row would get another row's state."""
         args, rows = self.args, getattr(self.train_dataset, "num_rows", None)
         if args.n_gpu > 1 or args.auto_find_batch_size:
             raise InputError(
-                f"carry_state needs one GPU a process (now {args.n_gpu}; start one for each with torchrun) and "
+                f"carry_state needs one GPU per process (now {args.n_gpu}; start one for each GPU with torchrun) and "
                 f"auto_find_batch_size=False (now {args.auto_find_batch_size})"
             )
         if self.train_dataset is None:
@@ -68,8 +68,8 @@ class LmTrainer(MoeTrainerMixin, Trainer):
         self._micro_batch = (self._micro_batch + 1) % self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
-    # The carried state is saved and restored with the random state: both belong to the process, not to the model,
-    # and both are written before trainer_state.json, which marks a checkpoint as whole.
+    # The carried state is saved and restored with the random state: both belong to the process, not to the model. Both
+    # are written before trainer_state.json, which marks a checkpoint as complete.
 
     def _save_rng_state(self, output_dir: str) -> None:
         if self.carry_state:
@@ -91,7 +91,7 @@ class LmTrainer(MoeTrainerMixin, Trainer):
         for index, (h, c, length) in _states_of_all_rows(checkpoint).items():
             if len(h) != slots * world_size * rows:
                 raise ValueError(f"{len(h)} rows, expected {slots * world_size * rows}")
-            # The rows of a step are in order of micro-batch and process, however many there are of each.
+            # The rows of a step are ordered by micro-batch, then by process, for any number of both.
             for slot in range(slots):
                 cache = self._carried.setdefault(slot, DynamicCache(config=self.model.config))
                 start = (slot * world_size + rank) * rows
@@ -102,21 +102,21 @@ class LmTrainer(MoeTrainerMixin, Trainer):
         return os.path.join(folder, f"carried_state_{self.args.process_index}.pt")
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss and perplexity over every token of a `StreamWindows` dataset with rows, per token and per word.
+        """Return loss and perplexity, per token and per word, over every token of a `StreamWindows` dataset with rows.
 
-        With `carry_state` each window goes on from the state of the one before it.
+        With `carry_state`, each window starts from the state after the previous window.
 
         Args:
-            eval_dataset (StreamWindows | None): None for the trainer's own.
+            eval_dataset (StreamWindows | None): the dataset; None for the trainer's dataset.
             ignore_keys (list[str] | None): not used.
-            metric_key_prefix: before each name of a metric.
+            metric_key_prefix: prefix of the metrics' names.
 
         Returns:
             `eval_loss` (nats per token), `eval_perplexity_per_token`, `eval_perplexity_per_word`,
             `eval_bits_per_word`, `eval_runtime` (seconds) and `eval_tokens_per_second`.
 
         Raises:
-            InputError: the dataset's rows are not those of a batch.
+            InputError: the dataset and the batch have different numbers of rows.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         expected = self.args.eval_batch_size * self.args.world_size
@@ -126,7 +126,8 @@ class LmTrainer(MoeTrainerMixin, Trainer):
         self.callback_handler.eval_dataloader = dataloader
         start = time.time()
         self.model.eval()
-        # A DataLoader draws a random number, but a run resumed at an epoch's end skips this evaluation.
+        # Restores the random state: a DataLoader draws a number, but a run resumed at an epoch's end skips this
+        # evaluation.
         random_state = torch.get_rng_state()
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             totals = summed_stream_loss(self.model, self._prepared(dataloader), self.carry_state)
@@ -142,14 +143,14 @@ class LmTrainer(MoeTrainerMixin, Trainer):
         return metrics
 
     def _prepared(self, dataloader):
-        """The batches on the device; the callbacks hear of each that was computed."""
+        """Yield the batches on the device; call the callbacks after each batch."""
         for batch in dataloader:
             yield self._prepare_inputs(batch)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
 
 def detached(cache: DynamicCache) -> DynamicCache:
-    """The same cache, its states cut from the graph."""
+    """Return the cache with its states detached from the graph."""
     for layer in cache.layers:
         if hasattr(layer, "detach"):
             layer.detach()
@@ -157,12 +158,12 @@ def detached(cache: DynamicCache) -> DynamicCache:
 
 
 def _states_of_all_rows(checkpoint: str) -> dict[int, tuple]:
-    """{layer: (h, c, length)} over all rows of an optimizer step, from the files of all processes; {} for zeros."""
+    """Return {layer: (h, c, length)} over all rows of an optimizer step, from all processes' files; {} for zeros."""
     files = sorted(Path(checkpoint).glob("carried_state_*.pt"), key=lambda file: int(file.stem.rpartition("_")[2]))
     if not files:
         raise InputError(
-            f"checkpoint {checkpoint} has no carried_state_0.pt, which carry_state=True needs: either the checkpoint "
-            "is not whole or its run did not carry the state"
+            f"checkpoint {checkpoint} has no carried_state_0.pt, which carry_state=True needs: the checkpoint is "
+            "incomplete, or its run did not carry the state"
         )
     parts = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
     pieces = [part[slot] for slot in sorted(parts[0]) for part in parts]
@@ -174,7 +175,7 @@ def _states_of_all_rows(checkpoint: str) -> dict[int, tuple]:
 
 
 def _states(cache: DynamicCache) -> dict[int, tuple]:
-    """{layer: (h, c, length)} of the layers that keep a state."""
+    """Return {layer: (h, c, length)} of the layers with a state."""
     return {
         i: (*layer.state, layer.get_seq_length()) for i, layer in enumerate(cache.layers) if hasattr(layer, "state")
     }

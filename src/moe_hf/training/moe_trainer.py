@@ -1,4 +1,4 @@
-"""What the Trainers of both families share: the factored optimizer, an exact end of a resumed run."""
+"""The part that both families' Trainers share: the factored optimizer, and the exact end of a resumed run."""
 
 import copy
 import shutil
@@ -18,13 +18,13 @@ from .factored_trainer import FactoredGradientsMixin
 from .finite_trainer import FiniteTrainerMixin
 from .optimizer import FACTORED_ADAM, create_factored_adam
 
-GO_ON = "; make space, and the same command with --resume_from_checkpoint goes on from the last checkpoint"
+GO_ON = "; free some space, then resume by the same command with --resume_from_checkpoint"
 
 
 class SeedPerRankCallback(TrainerCallback):
     """Gives each rank its own seed, so that dropout and gating noise differ between ranks.
 
-    The seed changes when training starts: before that it gives the order of the data, which the ranks share.
+    The seed changes when training starts. Before that, it determines the order of the data, which all ranks share.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -33,18 +33,18 @@ class SeedPerRankCallback(TrainerCallback):
 
 
 class MoeTrainerMixin(FiniteTrainerMixin, FactoredGradientsMixin, WholeCheckpointMixin):
-    """To be named before `Trainer` or a subclass of it among the bases; `args` are `MoeTrainingArguments`."""
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases; `args` are `MoeTrainingArguments`."""
 
     def __init__(self, model=None, args=None, **kwargs):
-        super().__init__(model=model, args=copy.copy(args), **kwargs)  # the caller's arguments stay as they are
-        if is_on_host(self.args.device):  # there is nothing to pin memory for, and torch warns about it
+        super().__init__(model=model, args=copy.copy(args), **kwargs)  # the caller's arguments do not change
+        if is_on_host(self.args.device):  # a CPU does not need pinned memory, and torch would warn
             self.args.dataloader_pin_memory = False
         else:
-            self.args.logging_nan_inf_filter = False  # two host reads; a loss that is not finite ends the training
+            self.args.logging_nan_inf_filter = False  # saves two host reads; an infinite loss ends the training anyway
         if self.args.label_smoothing_factor:
             raise InputError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor} would replace the model's loss, and "
-                "with it the balancing losses; only 0 is allowed, label_smoothing is the model's own"
+                "with it the balancing losses; only 0 is allowed, use the model's label_smoothing instead"
             )
         self.add_callback(SeedPerRankCallback())
         if self.args.balance_across_processes and self.args.world_size > 1:
@@ -59,7 +59,7 @@ class MoeTrainerMixin(FiniteTrainerMixin, FactoredGradientsMixin, WholeCheckpoin
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         is_checkpoint = _internal_call and output_dir is not None
-        if self.args.should_save and not is_checkpoint:  # before an upload too, which calls this with neither
+        if self.args.should_save and not is_checkpoint:  # also before an upload, which calls this with neither
             self._add_code(Path(output_dir or self.args.output_dir))
 
     def _add_code(self, folder: Path) -> None:
@@ -92,7 +92,9 @@ class MoeTrainerMixin(FiniteTrainerMixin, FactoredGradientsMixin, WholeCheckpoin
             raise
 
     def _run_epoch(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would make one more step
+        if (
+            self.state.global_step >= self.state.max_steps
+        ):  # resumed after its last step: the Trainer would make one more
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **kwargs)

@@ -22,7 +22,7 @@ FACTORED_ADAM = "factored_adam"
 
 
 class FactoredAdam(torch.optim.Optimizer):
-    r"""AdamW whose parameter groups with `factored=True` keep no first and only a factored second moment (appendix D).
+    r"""AdamW with factored second moments and without first moments in groups with `factored=True` (appendix D).
 
     For every matrix g (H, D) of a gradient's last two dimensions, at step t:
 
@@ -30,31 +30,32 @@ class FactoredAdam(torch.optim.Optimizer):
         a_i = sqrt(R_i / mean_i R_i)    b_j = sqrt(C_j / (1 - beta2^t))    p_ij -= lr g_ij / ((a_i + eps) (b_j + eps))
 
     after the decoupled weight decay p_ij *= 1 - lr weight_decay. (a_i b_j)^2 is appendix D's estimate of E[g_ij^2].
-    Each factor has its own eps, so that the denominator stays a product. Where each g^2 is of rank one this is AdamW
-    with betas = (0, beta2), but for eps. Only the weight decay moves an expert without tokens (g = 0), and its moments
-    decay. After a long rest its first step is at most lr / sqrt(1 - beta2) long where g^2 is of rank one.
+    Each factor has a separate eps, so that the denominator stays a product. If each g^2 has rank one, the step equals
+    that of AdamW with betas = (0, beta2), except for eps. An expert without tokens (g = 0) changes only by weight
+    decay, and its moments decay. If g^2 has rank one, the first step after a long idle time is at most lr / sqrt(1 -
+    beta2).
 
-    R and C are float32 (float64 for float64 parameters), whatever the parameter's dtype. Their size over the
-    parameters' is 1 / H + 1 / D, which is under 1 % for matrices larger than 200 x 200.
+    R and C are float32 for any parameter dtype, except that float64 parameters have float64. Relative to the
+    parameters, R and C have the size 1 / H + 1 / D, which is under 1 % for matrices larger than 200 x 200.
 
-    The Adafactor of torch and that of Transformers are other optimizers. In both, beta2 is 1 - t^decay_rate, and no
-    decay_rate gives Adam's constant with bias correction. torch's also scales lr by the parameter's RMS and caps it by
-    1 / sqrt(t), and Transformers' has another eps.
+    The Adafactor optimizers of torch and Transformers differ from this one. In both, beta2 is 1 - t^decay_rate, and no
+    decay_rate gives Adam's constant with bias correction. torch's version also scales lr by the parameter's RMS and
+    caps it by 1 / sqrt(t). Transformers' version has another eps.
 
     Args:
-        params (Iterable): parameters or groups of them. Sharding of the leading dimensions is fine.
+        params (Iterable): parameters or parameter groups. Leading dimensions may be sharded.
         lr: as in AdamW.
-        betas: as in AdamW; a factored group uses the second alone.
-        eps: as in AdamW, and at least 1e-38, which is invertible in float32; a factored group adds it to a_i, whose
-            mean square is 1, and to b_j.
+        betas: as in AdamW; a factored group uses only the second one.
+        eps: as in AdamW, and at least 1e-38, so that its inverse is a float32 number. A factored group adds eps to
+            a_i, whose mean square is 1, and to b_j.
         weight_decay: as in AdamW.
-        factored: the default of groups that do not say it themselves; for stacked matrices (..., H, D).
+        factored: default for groups without their own value; for stacked matrices (..., H, D).
 
     Raises:
-        ValueError: a value out of range; a factored parameter with fewer than two dimensions.
+        ValueError: a value is out of range, or a factored parameter has fewer than two dimensions.
     """
 
-    # Told to `use_factored_gradients`, which refuses other optimizers.
+    # `use_factored_gradients` checks this attribute and refuses other optimizers.
     reads_row_gradients = True
 
     def __init__(
@@ -66,18 +67,18 @@ class FactoredAdam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         factored: bool = False,
     ):
-        # torch reads `fused` when it loads a state: Adam's step counters stay on the device.
+        # torch reads `fused` when it loads a state: with it, Adam's step counters stay on the device.
         defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, factored=factored, fused=True)
         super().__init__(params, defaults)
 
     @classmethod
     def for_model(cls, model: nn.Module, lr: float = 1e-3, *, weight_decay: float = 0.0, **options) -> "FactoredAdam":
-        """The optimizer of all parameters that need a gradient, factored for the experts.
+        """Return an optimizer of all parameters that need a gradient, factored for the experts.
 
         Args:
-            model: has `MoeExperts`.
+            model: a model with `MoeExperts`.
             lr: as in AdamW.
-            weight_decay: of matrices; vectors, such as biases, have none.
+            weight_decay: weight decay of matrices; vectors, such as biases, do not decay.
             **options (Any): betas and eps.
         """
         matrices = {name for name, param in model.named_parameters() if param.dim() > 1}
@@ -88,7 +89,7 @@ class FactoredAdam(torch.optim.Optimizer):
         for name in ("lr", "weight_decay"):
             if group[name] < 0:
                 raise ValueError(f"{name}={group[name]} must not be negative")
-        if not group["eps"] >= 1e-38:  # an expert without tokens is updated by 0 / eps / eps
+        if not group["eps"] >= 1e-38:  # an expert without tokens gets the update 0 / eps / eps
             raise ValueError(f"eps={group['eps']} must be at least 1e-38")
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas={group['betas']} must be at least 0 and below 1")
@@ -132,22 +133,22 @@ class FactoredAdam(torch.optim.Optimizer):
         return state
 
     def _row_step(self, param: nn.Parameter, group: dict) -> None:
-        """The same step as `_factored_step`, from the rows of `use_factored_gradients`."""
+        """Make the same step as `_factored_step`, from the rows of `use_factored_gradients`."""
         if param.grad is not None:
             raise RuntimeError("experts have both a gradient and rows: clear them when use_factored_gradients changes")
         state = self._factored_state(param)
         rows = merge_rows(row_gradients(param))
         clear_row_gradients(param)
-        if "visited" not in state:  # so far the steps were dense, and moved every moment
+        if "visited" not in state:  # the steps so far were dense, and updated every moment
             state["visited"] = torch.full_like(state["row"].select(-1, 0), state["step"] - 1, dtype=torch.int64)
         if isinstance(param, DTensor) and group["weight_decay"]:
-            # FSDP has copied all weights before it is known which experts get tokens: no decay can wait until then.
+            # FSDP copies all weights before it is known which experts get tokens, so the decay cannot be postponed.
             local(param).mul_(1 - group["lr"] * group["weight_decay"])
             group = group | {"weight_decay": 0.0}
         step_rows(local(param), rows, {name: local(value) for name, value in state.items()}, group)
 
     def settle_moments(self) -> None:
-        """Bring the moments of idle experts up to date, so that row and col are all of the state."""
+        """Bring the moments of idle experts up to date, so that the state consists of row and col only."""
         for group in self.param_groups:
             for param in group["params"] if group["factored"] else ():
                 settle_moments(self.state.get(param, {}), group["betas"][1], is_done=True)
@@ -185,12 +186,12 @@ class FactoredAdam(torch.optim.Optimizer):
     def state_dict(self) -> dict:
         for group in self.param_groups:
             for param in group["params"]:
-                settle_weights(param)  # what is left of their decay is in no state
+                settle_weights(param)  # no saved state has the postponed decay
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        # torch casts a state to its parameter's dtype; the factors of a bfloat16 parameter stay in float32.
+        # torch casts a state to its parameter's dtype, but the factors of a bfloat16 parameter must stay float32.
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for key, param in zip(saved, params):
@@ -201,18 +202,18 @@ class FactoredAdam(torch.optim.Optimizer):
 
 
 def expert_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of every `MoeExperts` in the model."""
+    """Return the parameters of every `MoeExperts` in the model."""
     experts = [module for module in model.modules() if isinstance(module, MoeExperts)]
     return [param for module in experts for param in module.parameters(recurse=False)]
 
 
 def create_factored_adam(model: nn.Module, args, decay_parameters: list[str]) -> FactoredAdam:
-    """A `FactoredAdam` that is factored for the model's experts.
+    """Return a `FactoredAdam` that is factored for the model's experts.
 
     Args:
-        model: has `MoeExperts`.
-        args (TrainingArguments): with learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay.
-        decay_parameters: names of the parameters that weight decay is for.
+        model: a model with `MoeExperts`.
+        args (TrainingArguments): has learning_rate, adam_beta1, adam_beta2, adam_epsilon and weight_decay.
+        decay_parameters: names of the parameters with weight decay.
     """
     return FactoredAdam(
         _parameter_groups(model, args.weight_decay, set(decay_parameters)),
@@ -234,13 +235,13 @@ def _parameter_groups(model: nn.Module, weight_decay: float, decayed: set[str]) 
 
 
 def state_bytes(optimizer: torch.optim.Optimizer, params) -> int:
-    """Bytes of the tensors that an optimizer keeps for these parameters, after its first step."""
+    """Return the size in bytes of an optimizer's state for these parameters, after its first step."""
     values = [value for param in params for value in optimizer.state.get(param, {}).values()]
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 class OptimizerSizeCallback(TrainerCallback):
-    """Log the size of the optimizer's state after the first step, whichever optimizer it is."""
+    """Logs the size of any optimizer's state after the first step."""
 
     def __init__(self):
         self.done = False

@@ -1,4 +1,4 @@
-"""What a run can refuse before it reads any data: a model that cannot be made, names that nothing knows."""
+"""Checks of a run before it reads any data: an impossible model, unknown names."""
 
 import copy
 import inspect
@@ -19,10 +19,10 @@ from .optimizer import FACTORED_ADAM
 
 logger = logging.getLogger(__name__)
 
-# What an evaluation measures, and whether more is better.
+# {metric of an evaluation: whether more is better}.
 LM_METRICS = dict.fromkeys(("loss", "perplexity_per_token", "perplexity_per_word", "bits_per_word"), False)
 TRANSLATION_METRICS = LM_METRICS | dict.fromkeys(("bleu", "bleu_lowercase", "chrf"), True)
-# Arguments that decide the shapes of the weights, which a checkpoint has already.
+# Arguments that a checkpoint's weights fix, because they decide the shapes.
 FIXED_BY_WEIGHTS = (
     *("hidden_size", "lstm_hidden_size", "num_experts", "moe_intermediate_size", "num_expert_layers"),
     *("num_expert_groups", "layer_pattern", "encoder_layer_pattern", "decoder_layer_pattern"),
@@ -31,33 +31,33 @@ FIXED_BY_WEIGHTS = (
 
 
 def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, training_args, metrics) -> None:
-    """Check what needs no data.
+    """Check everything that does not need data.
 
     Args:
-        model_class: of the family; None for a model of another kind, which is not checked.
-        model_args (ModelArguments): of the run.
-        data_args (object): of the run.
-        training_args (MoeTrainingArguments): of the run.
-        metrics (dict[str, bool]): names of what an evaluation measures, without "eval_", and whether more is better.
+        model_class: the family's model class; None for a model of another package, which is not checked.
+        model_args (ModelArguments): the model arguments.
+        data_args (object): the data arguments.
+        training_args (MoeTrainingArguments): the training arguments.
+        metrics (dict[str, bool]): {metric of an evaluation, without "eval_": whether more is better}.
 
     Raises:
-        InputError: an argument cannot work.
+        InputError: an argument is wrong.
     """
     _warn_of_idle_device(training_args)
     _check_metric(training_args, metrics)
     _check_optimizer(training_args)
     _check_scheduler(training_args)
     _check_checkpointing(training_args)
-    AuxLossCallback(  # which checks the schedules
+    AuxLossCallback(  # checks the schedules
         importance_loss_coef_schedule=training_args.importance_loss_coef_schedule,
         load_loss_coef_schedule=training_args.load_loss_coef_schedule,
     )
     if training_args.fsdp and training_args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise InputError("fsdp=True needs several processes: start the command by torchrun or accelerate launch")
+        raise InputError("fsdp=True needs several processes: start the command with torchrun or accelerate launch")
     if training_args.label_smoothing_factor:
         raise InputError(
             f"label_smoothing_factor={training_args.label_smoothing_factor} would replace the model's loss, and with "
-            "it the balancing losses; only 0 is allowed, label_smoothing is the model's own"
+            "it the balancing losses; only 0 is allowed, use the model's label_smoothing instead"
         )
     if model_class is not None:
         if model_args.model_name_or_path is None:
@@ -69,7 +69,9 @@ def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, 
 def _warn_of_idle_device(args) -> None:
     if args.use_cpu and torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
-        logger.warning(f"use_cpu=True: trains on the CPU, and the {device} device stays idle; leave use_cpu out")
+        logger.warning(
+            f"use_cpu=True: the training runs on the CPU and leaves the {device} device idle; leave use_cpu out"
+        )
 
 
 def _check_metric(args, metrics) -> None:
@@ -77,7 +79,7 @@ def _check_metric(args, metrics) -> None:
     if name is None:
         return
     bare = name.removeprefix("eval_")
-    of_all = bare.rpartition("_")[0] if "-" in bare else bare  # bleu of bleu_en-de
+    of_all = bare.rpartition("_")[0] if "-" in bare else bare  # bleu for bleu_en-de
     if of_all not in metrics:
         raise InputError(f"metric_for_best_model={name!r} is not known, use one of {', '.join(metrics)}")
     if args.greater_is_better is not metrics[of_all]:
@@ -93,14 +95,14 @@ def _check_optimizer(args) -> None:
         optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
     except ImportError as error:
         raise InputError(f"optim={plain(args.optim)!r} cannot be used here: {first_line(error)}") from error
-    except Exception as error:  # of the library, by whatever an optimizer's own arguments meet
+    except Exception as error:  # optimizers raise many kinds of errors for their arguments
         name = f"optim_args={shown(args.optim_args)}" if args.optim_args else f"optim={plain(args.optim)!r}"
         raise InputError(f"{name} cannot be used: {first_line(error)}") from error
     without = copy.copy(args)
     without.optim_args = None
-    is_of_torch = optimizer_class.__module__.startswith("torch.")  # others may keep them elsewhere
+    is_of_torch = optimizer_class.__module__.startswith("torch.")  # other optimizers may store them elsewhere
     if args.optim_args and is_of_torch and arguments == Trainer.get_optimizer_cls_and_kwargs(without)[1]:
-        raise InputError(f"optim_args={shown(args.optim_args)} changes nothing for optim={plain(args.optim)}")
+        raise InputError(f"optim_args={shown(args.optim_args)} has no effect with optim={plain(args.optim)}")
 
 
 def _check_scheduler(args) -> None:
@@ -117,7 +119,7 @@ def _check_scheduler(args) -> None:
         for _ in range(3):
             optimizer.step()
             schedule.step(*([1.0] if kind in ("reduce_lr_on_plateau", "greedy") else []))
-    except Exception as error:  # whatever the library's functions meet in arguments that they do not check
+    except Exception as error:  # schedulers raise many kinds of errors for their arguments
         raise InputError(
             f"lr_scheduler_type={kind} cannot be used with lr_scheduler_kwargs={shown(arguments)}: {first_line(error)}"
         ) from error
@@ -137,7 +139,7 @@ def _check_new_model(model_class, model_args, data_args, training_args) -> None:
     given = model_args.config_arguments()
     if "num_groups_per_tok" in given and "num_expert_groups" not in given:
         raise InputError(f"num_groups_per_tok={given['num_groups_per_tok']} needs num_expert_groups as well")
-    # The vocabulary of a tokenizer that is not trained here is not known yet.
+    # The vocabulary of a tokenizer that is loaded later is not known yet.
     vocab_size = (given.get("num_sampled") or 0) + 1 if data_args.tokenizer_name_or_path else data_args.vocab_size
     try:
         config: MoeConfig = model_class.config_class(vocab_size=vocab_size, **given)
@@ -154,12 +156,12 @@ def _check_new_model(model_class, model_args, data_args, training_args) -> None:
 
 
 def _check_changes(model_args) -> None:
-    """Arguments of the model beside a checkpoint: allowed ones, and none that its weights decide."""
+    """Check the model arguments given with a checkpoint: they must be allowed, and must not contradict its weights."""
     given, path = model_args.config_arguments(), model_args.model_name_or_path
     own = load_config(path)
     for name in FIXED_BY_WEIGHTS:
         if name in given and hasattr(own, name) and given[name] != getattr(own, name):
             raise InputError(
                 f"{name}={given[name]} differs from {name}={getattr(own, name)} of model_name_or_path={path}, whose "
-                "weights decide it: leave it out"
+                f"weights fix {name}: leave it out"
             )

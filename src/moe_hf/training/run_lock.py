@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: a lock that the system takes back from a process that dies."""
+"""A lock that allows one run at a time in an output folder; the system releases it if the process dies."""
 
 import errno
 import logging
@@ -18,24 +18,24 @@ from ..writing import naming
 
 logger = logging.getLogger(__name__)
 
-# How a file system says that it has no locks.
+# Error numbers of file systems without locks.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextmanager
 def run_lock(training_args: TrainingArguments) -> Iterator[None]:
-    """Hold the lock of `output_dir` by the first process of a run; makes the folder.
+    """Create `output_dir`, and hold its lock in the first process of a run.
 
-    A folder whose file system has no locks is used without one, with a warning.
+    A file system without locks causes a warning, and the folder is used without a lock.
 
     Args:
-        training_args: those of the run.
+        training_args: the training arguments.
 
     Raises:
         InputError: another run holds the lock, or the folder cannot be written; raised on every process.
     """
     folder = Path(training_args.output_dir)
-    with naming("output_dir", folder):  # of a name that is too long
+    with naming("output_dir", folder):  # for a name that is too long
         is_new = not folder.exists()
     lock = None
     if training_args.process_index == 0:
@@ -45,10 +45,10 @@ def run_lock(training_args: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         if lock is not None and lock.is_locked:
-            Path(lock.lock_file).unlink(missing_ok=True)  # before another run can hold it
+            Path(lock.lock_file).unlink(missing_ok=True)  # before another run can lock it
             lock.release()
             if is_new:
-                with suppress(OSError):  # something is in it
+                with suppress(OSError):  # the folder is not empty
                     folder.rmdir()
 
 
@@ -60,7 +60,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         lock.acquire()
     except Timeout as error:
         by = f" by {holder}" if holder else ""
-        raise InputError(f"output_dir={folder} is used{by} at this moment: take another folder, or wait") from error
+        raise InputError(f"output_dir={folder} is used{by} at this moment: use another folder, or wait") from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, NotImplementedError) or error.errno in WITHOUT_LOCKS:
             logger.warning(f"output_dir={folder} has no locks ({error}): make sure that no other run writes there")
@@ -69,5 +69,5 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         else:
             raise InputError(f"output_dir={folder} cannot be written ({error.strerror})") from error
     else:
-        with suppress(OSError):  # it only serves the message
+        with suppress(OSError):  # the text is only for the error message
             file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")

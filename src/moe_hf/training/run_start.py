@@ -1,4 +1,4 @@
-"""What the runs of both families do before they read data: the lock, the checks, the checkpoint to go on from."""
+"""The steps of a run before it reads data: the lock, the checks, the checkpoint to resume from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,21 +19,21 @@ from .runs import check_hub_arguments, check_named_folders, quiet_logs, run_iden
 def started_run(
     family: Family, model_args, data_args, training_args: MoeTrainingArguments, metrics: dict[str, bool], is_own: bool
 ) -> Iterator[str | None]:
-    """Hold the lock of `output_dir` inside, after every check that needs no data.
+    """Check everything that does not need data, then hold the lock of `output_dir` inside the context.
 
     Args:
-        family: what is trained.
-        model_args (ModelArguments): of the run.
-        data_args (object): of the run.
-        training_args: of the run.
-        metrics: names of what an evaluation measures, and whether more is better.
-        is_own: whether the model is of this package; of another model, the architecture is not checked.
+        family: the family to train.
+        model_args (ModelArguments): the model arguments.
+        data_args (object): the data arguments.
+        training_args: the training arguments.
+        metrics: {metric of an evaluation: whether more is better}.
+        is_own: whether the model belongs to this package; the architecture of other models is not checked.
 
     Yields:
         The checkpoint to resume from, or None.
 
     Raises:
-        InputError: an argument cannot work, the processes differ, or another run writes into `output_dir`.
+        InputError: an argument is wrong, the processes' arguments differ, or another run writes into `output_dir`.
     """
     identity = run_identity(model_args, data_args, training_args)
     check_same_run_everywhere(identity, training_args)

@@ -1,4 +1,4 @@
-"""What the training runs of both families have in common: a model for a tokenizer, a trainer to its results."""
+"""The part that training runs of both families share: creating the model, training, and saving the results."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from .optimizer import OptimizerSizeCallback
 
 logger = logging.getLogger(__name__)
 
-# What a run may change when it is resumed.
+# Arguments that may change when a run is resumed.
 MAY_CHANGE_ON_RESUME = (
     "recompute_experts",
     "validation_files",
@@ -49,12 +49,12 @@ MUST_MATCH_ON_RESUME = (
 
 
 def run_identity(model_args, data_args, training_args) -> dict:
-    """The arguments that decide which weights a run ends with, but for when it ends.
+    """Return the arguments that determine a run's final weights, except the number of steps.
 
     Args:
-        model_args (object): of the model.
-        data_args (object): of the data.
-        training_args (MoeTrainingArguments): those of the run.
+        model_args (object): the model arguments.
+        data_args (object): the data arguments.
+        training_args (MoeTrainingArguments): the training arguments.
 
     Returns:
         {name: value}; a resumed run must have the same.
@@ -62,16 +62,16 @@ def run_identity(model_args, data_args, training_args) -> dict:
     given = {**vars(model_args), **vars(data_args)}
     identity = {name: value for name, value in given.items() if name not in MAY_CHANGE_ON_RESUME}
     identity |= {name: getattr(training_args, name) for name in MUST_MATCH_ON_RESUME if hasattr(training_args, name)}
-    # A run may go on with more processes, if its steps stay the same.
+    # A run may be resumed with another number of processes if its steps stay the same.
     steps = training_args.gradient_accumulation_steps * training_args.world_size
     return identity | {"rows_per_step (of all processes)": training_args.per_device_train_batch_size * steps}
 
 
 def check_hub_arguments(training_args: MoeTrainingArguments) -> None:
-    """Check that a run with `push_to_hub` may upload, before there is anything to upload.
+    """Check at the start that a run with `push_to_hub` may upload.
 
     Raises:
-        InputError: it may not, see `check_upload`.
+        InputError: the run may not upload, see `check_upload`.
     """
     if training_args.push_to_hub and training_args.should_save:
         repo_id = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
@@ -79,31 +79,31 @@ def check_hub_arguments(training_args: MoeTrainingArguments) -> None:
 
 
 def quiet_logs(training_args: MoeTrainingArguments) -> None:
-    """Set the log levels: the library's as told, ours by rank; in a log file progress bars only hide the messages."""
+    """Set the log levels: the library's by its arguments, this package's by rank. Hide progress bars in a log file."""
     if training_args.process_index:
         logging.getLogger("moe_hf").setLevel(logging.WARNING)
     transformers_logging.get_logger("transformers").setLevel(training_args.get_process_log_level())
     if not sys.stderr.isatty():
         disable_progress_bars()
         transformers_logging.disable_progress_bar()
-    # Of the LSTM's state, a view of a larger tensor, which nothing changes in place.
+    # The LSTM's state is a view of a larger tensor, which is never changed in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args) -> dict:
-    """Train, save model, tokenizer, state, arguments and the experts' history into `output_dir`, evaluate.
+    """Train; save model, tokenizer, state, arguments and the experts' history into `output_dir`; evaluate.
 
     Args:
-        trainer: with the datasets to train and evaluate on, the latter may be None.
-        checkpoint: what to resume from, or None.
-        model_args (object): what the trainer was built from.
-        data_args (object): what the trainer was built from.
+        trainer: a trainer with the training dataset, and optionally an evaluation dataset.
+        checkpoint: the checkpoint to resume from, or None.
+        model_args (object): the model arguments of the trainer.
+        data_args (object): the data arguments of the trainer.
 
     Returns:
-        the last evaluation's metrics, empty without anything to evaluate on.
+        the metrics of the last evaluation, empty without an evaluation dataset.
 
     Raises:
-        InterruptedRun: Ctrl-C or a scheduler ended it early; `output_dir` has a checkpoint of its last step.
+        InterruptedRun: Ctrl-C or a scheduler ended the run early; `output_dir` has a checkpoint of its last step.
     """
     args = trainer.args
     AuxLossCallback(
@@ -112,7 +112,7 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
         load_loss_coef_schedule=args.load_loss_coef_schedule,
     ).attach_to(trainer)
     trainer.add_callback(OptimizerSizeCallback())
-    if checkpoint or args.should_save:  # every process checks, so that none waits for one that stopped
+    if checkpoint or args.should_save:  # every process checks, so that no process waits for a stopped one
         check_same_run(args.output_dir, checkpoint, run_identity(model_args, data_args, args))
     if args.should_save:
         config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
@@ -126,8 +126,8 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
         interrupt.restore()
     if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         logger.warning(
-            "load_best_model_at_end: there is no best checkpoint (no evaluation had a finite metric, or it was "
-            "deleted), the last step's model is saved"
+            "load_best_model_at_end: there is no best checkpoint (no evaluation had a finite metric, or the "
+            "checkpoint was deleted), so the model of the last step is saved"
         )
     trainer.save_model()
     save_results(trainer, "train", result.metrics)
@@ -139,14 +139,15 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
 
 
 def tokenizer_source(model_args, data_args, checkpoint: str | None) -> tuple[str | None, str]:
-    """Where a run's tokenizer is loaded from, None to train one, and the argument that names it.
+    """Return the source of a run's tokenizer (None to train one), and the argument that names the source.
 
-    A resumed run has its tokenizer in the checkpoint, a fine-tuned model beside its weights.
+    The tokenizer of a resumed run is in the checkpoint, and the tokenizer of a fine-tuned model is in the model's
+    folder.
 
     Args:
         model_args (object): may name a model.
         data_args (object): may name a tokenizer.
-        checkpoint: what the run is resumed from.
+        checkpoint: the checkpoint to resume from, or None.
     """
     named = {
         "resume_from_checkpoint": checkpoint,
@@ -157,16 +158,16 @@ def tokenizer_source(model_args, data_args, checkpoint: str | None) -> tuple[str
 
 
 def check_named_folders(family: Family, model_args, data_args, checkpoint: str | None) -> None:
-    """Check that the model and the tokenizer named can be loaded, before any text is read.
+    """Check that the given model and tokenizer can be loaded, before any text is read.
 
     Args:
-        family: what is trained.
+        family: the family to train.
         model_args (object): may name a model.
         data_args (object): may name a tokenizer.
-        checkpoint: what the run is resumed from.
+        checkpoint: the checkpoint to resume from, or None.
 
     Raises:
-        InputError: one of them is damaged or does not exist, or the model is of another kind.
+        InputError: the model or the tokenizer is damaged or does not exist, or the model is of another kind.
     """
     if path := checkpoint or model_args.model_name_or_path:
         argument = "resume_from_checkpoint" if checkpoint else "model_name_or_path"
@@ -184,12 +185,12 @@ def save_results(trainer: Trainer, part: str, metrics: dict) -> None:
     """Write the metrics, and after the training its state, into `output_dir`: all of these files or none.
 
     Args:
-        trainer: whose first process writes.
+        trainer: the trainer; its first process writes.
         part: "train" or "eval".
-        metrics: by name.
+        metrics: {name: value}.
 
     Raises:
-        InputError: they cannot be written.
+        InputError: the files cannot be written.
     """
     if not trainer.is_world_process_zero():
         return
@@ -211,12 +212,12 @@ def build_model(
     checkpoint: str | None = None,
     **config,
 ) -> PreTrainedModel:
-    """A new model for the tokenizer's vocabulary and special tokens, or the checkpoint named, which must fit it.
+    """Return a new model for the tokenizer's vocabulary and special tokens, or the model to fine-tune.
 
     Args:
-        model_class: the family's model, made anew.
-        auto_class (type): what loads a checkpoint of that family.
-        checkpoint: what the run is resumed from; a sharded model is made from it at once.
+        model_class: the model class of a new model.
+        auto_class (type): the Auto class that loads a model to fine-tune.
+        checkpoint: the checkpoint to resume from; a sharded model is loaded from it directly.
         **config (Any): further arguments of a new model's configuration.
 
     Raises:
@@ -243,7 +244,7 @@ def new_model(model_class, model_args: ModelArguments, tokenizer, **config) -> P
     """Make a model with the configuration of `new_config`.
 
     Args:
-        model_class (type[PreTrainedModel]): of the family.
+        model_class (type[PreTrainedModel]): the family's model class.
         model_args: the given arguments.
         tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
         **config (Any): further arguments of the configuration.
@@ -263,7 +264,7 @@ def new_config(config_class, model_args: ModelArguments, tokenizer, **config):
     """Make the configuration of a new model, with the tokenizer's vocabulary and special tokens.
 
     Args:
-        config_class (type[MoeConfig]): of the family.
+        config_class (type[MoeConfig]): the family's configuration class.
         model_args: the given arguments.
         tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
         **config (Any): further arguments of the configuration.

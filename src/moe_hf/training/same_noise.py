@@ -1,16 +1,16 @@
-"""Keeps evaluations from changing the noise of the training steps after them, for the plain `Trainer`."""
+"""Keeps evaluations from changing the noise of later training steps, for the plain `Trainer`."""
 
 import torch
 from transformers import TrainerCallback
 
 
 class SameNoiseCallback(TrainerCallback):
-    """Gives the steps after an evaluation the gating noise and dropout that they have without that evaluation.
+    """Makes gating noise and dropout after an evaluation the same as without that evaluation.
 
-    A plain `Trainer` changes them. Each pass of a `DataLoader` draws a seed from torch's global generator, and on a
-    CPU noise and dropout come from the same generator. The Trainers of this package restore the random state.
+    In a plain `Trainer` they differ: each pass of a `DataLoader` draws a seed from torch's global generator, and on a
+    CPU noise and dropout use the same generator. The Trainers of this package restore the random state.
 
-    The callback covers evaluations by `eval_strategy` and `eval_on_start`. Pass it as `callbacks=[...]` or by
+    The callback covers evaluations by `eval_strategy` and `eval_on_start`. Pass it as `callbacks=[...]` or with
     `add_callback`: it must come after the Trainer's own callbacks, which decide whether to evaluate.
     """
 
@@ -28,7 +28,7 @@ class SameNoiseCallback(TrainerCallback):
     on_epoch_end = on_step_end
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self._states is None:  # evaluated outside of a training
+        if self._states is None:  # an evaluation outside a training
             return
         torch.set_rng_state(self._states[0])
         torch.cuda.set_rng_state_all(self._states[1])

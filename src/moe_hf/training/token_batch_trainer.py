@@ -1,4 +1,4 @@
-"""How a `Trainer` trains on the batches of a `TokenBatchSampler`."""
+"""A `Trainer` mixin that trains on the batches of a `TokenBatchSampler`."""
 
 from torch.utils.data import DataLoader
 
@@ -6,12 +6,13 @@ from ..data.token_batches import TokenBatchSampler
 
 
 class TokenBatchTrainerMixin:
-    """To be named before `Trainer` or a subclass of it among the bases.
+    """A mixin: list it before `Trainer`, or a subclass of it, in the bases.
 
     Args:
         train_batch_sampler: the batches of `train_dataset`; `per_device_train_batch_size` is not used.
 
-    The rest as for the Trainer. Works with several processes, gradient accumulation and resumption in mid-epoch.
+    The other arguments are as for the Trainer. Several processes, gradient accumulation and resumption in the middle
+    of an epoch work.
     """
 
     def __init__(self, *args, train_batch_sampler: TokenBatchSampler | None = None, **kwargs):
@@ -33,8 +34,8 @@ class TokenBatchTrainerMixin:
         return self.accelerator.prepare(loader)
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
-        # The Trainer passes the epoch on to a sampler inside one wrapper, but several processes that resume in
-        # mid-epoch have two around it: they would go on in the order of the first epoch.
+        # The Trainer passes the epoch to a sampler inside one wrapper. Several processes that resume in the middle of
+        # an epoch have two wrappers, and would continue in the order of the first epoch.
         if self.train_batch_sampler is not None:
             self.train_batch_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)

@@ -1,4 +1,4 @@
-"""Train a GNMT-MoE translation model: sentence pairs in, a model folder with tokenizer and history out."""
+"""Trains a GNMT-MoE translation model: from sentence pairs to a folder with model, tokenizer and history."""
 
 import copy
 import logging
@@ -43,19 +43,20 @@ def train_translation(
     training_args: TranslationTrainingArguments,
     new_model: Callable[[PreTrainedTokenizerBase], PreTrainedModel] | None = None,
 ) -> tuple[TranslationTrainer, dict[str, float | str]]:
-    """Train as told, evaluate, and save the model, its tokenizer and the history into `output_dir`.
+    """Train and evaluate a model, and save the model, its tokenizer and the history into `output_dir`.
 
     Args:
-        model_args: what to train.
-        data_args: what to train it on.
-        training_args: how.
-        new_model: makes a model for the tokenizer, if it is not to be ours (`experiments/baselines.py`).
+        model_args: the model arguments.
+        data_args: the data arguments.
+        training_args: the training arguments.
+        new_model: function that makes a model for the tokenizer, for models of other packages
+            (`experiments/baselines.py`).
 
     Returns:
-        the trainer, and the last evaluation's metrics (empty without validation pairs).
+        the trainer, and the metrics of the last evaluation (empty without validation pairs).
 
     Raises:
-        InputError: something in the arguments or the data is wrong, or another run writes into `output_dir`.
+        InputError: the arguments or the data are wrong, or another run writes into `output_dir`.
         NonFiniteLossError: the training diverged.
     """
     is_own = new_model is None
@@ -88,7 +89,7 @@ def _train(
         check_positions(model, train_tokens, None if validation is None else validation.tokens)
     log_model_size(model)
 
-    training_args = copy.copy(training_args)  # the caller's stay as they are
+    training_args = copy.copy(training_args)  # the caller's arguments do not change
     training_args.remove_unused_columns = False
     lengths = [column_to_numpy(train_tokens, f"{side}_length") for side in ("source", "target")]
     set_output_length(model, int(lengths[1].max()))
@@ -101,10 +102,10 @@ def _train(
         directions=column_to_numpy(train_tokens, "direction"),
         temperature=data_args.sampling_temperature,
         bucket_width=data_args.length_bucket_width,
-        # The batches of an optimizer step stand together: how many of them a process has may change in a resumed run.
+        # The batches of an optimizer step are adjacent, so that a resumed run may have another number of processes.
         num_processes=training_args.world_size * training_args.gradient_accumulation_steps,
     )
-    limit = max(data_args.tokens_per_batch, longest)  # a longer pair is a batch of its own
+    limit = max(data_args.tokens_per_batch, longest)  # a longer pair is a separate batch
     logger.info(
         f"batches: {len(batches):,} an epoch, of at most {limit:,} tokens a side; the longest pair has {longest:,}"
     )
@@ -121,28 +122,28 @@ def _train(
     return trainer, run_training(trainer, checkpoint, model_args, data_args)
 
 
-# Arguments of the library that change nothing here -> what does.
+# {argument of the library that has no effect here: advice}.
 UNUSED = {
-    "per_device_train_batch_size": "tokens_per_batch says how large a batch is",
-    "train_sampling_strategy": "batches have sentences of about one length",
-    "sortish_sampler": "batches have sentences of about one length",
-    "generation_num_beams": "eval_num_beams says how many beams an evaluation has",
-    "generation_max_length": "a translation's limit follows from its source",
+    "per_device_train_batch_size": "set tokens_per_batch instead",
+    "train_sampling_strategy": "batches already have sentences of similar length",
+    "sortish_sampler": "batches already have sentences of similar length",
+    "generation_num_beams": "set eval_num_beams instead",
+    "generation_max_length": "the limit of a translation follows from its source",
 }
 
 
 def _check_unused(training_args) -> None:
     for name, instead in UNUSED.items():
         if (value := getattr(training_args, name)) != getattr(type(training_args), name):
-            raise InputError(f"{name}={value} changes nothing here: {instead}")
+            raise InputError(f"{name}={value} has no effect here: {instead}")
 
 
 def _check_enough(tokens: Dataset, training_args) -> None:
     steps, processes = training_args.gradient_accumulation_steps, training_args.world_size
     if len(tokens) < steps * processes:
         raise InputError(
-            f"gradient_accumulation_steps={steps} on {processes} processes needs as many sentence pairs for one step, "
-            f"there are {len(tokens)}"
+            f"gradient_accumulation_steps={steps} on {processes} processes needs a sentence pair for each micro-batch "
+            f"of a step, there are {len(tokens)} pairs"
         )
 
 
@@ -156,10 +157,10 @@ def _check_generation_config(source) -> None:
 
 
 def check_positions(model: PreTrainedModel, *tokens) -> None:
-    """Check that a Transformer has positions for every sentence; the models of this package have no such limit.
+    """Check that a Transformer has positions for every sentence. The models of this package do not have this limit.
 
     Args:
-        model: what is to be trained.
+        model: the model to train.
         *tokens (Dataset | None): what `tokenize_pairs` returns; None is skipped.
 
     Raises:
@@ -174,13 +175,13 @@ def check_positions(model: PreTrainedModel, *tokens) -> None:
 
 
 def set_output_length(model: PreTrainedModel, longest_target: int) -> None:
-    """Let `generate()` write more than the library's 20 tokens: `max_length` of the model's generation configuration.
+    """Set `max_length` of the model's generation configuration, so that `generate()` may write more than 20 tokens.
 
-    It becomes twice the longest training target plus ten, at most the model's positions. A longer one, of a model that
-    is trained on, stays.
+    The limit is twice the longest training target plus ten, but at most the model's number of positions. A longer
+    limit of a fine-tuned model stays.
 
     Args:
-        longest_target: tokens, with the end.
+        longest_target: number of tokens in the longest target, including the end.
     """
     length = max(2 * longest_target + 10, model.generation_config.max_length or 0)
     model.generation_config.max_length = min(length, getattr(model.config, "max_position_embeddings", length))
@@ -192,24 +193,24 @@ def load_pairs(
     """Load the sentence pairs of a run and tokenise them.
 
     Args:
-        model_args (TranslationModelArguments): may name a model, whose tokenizer is taken.
+        model_args (TranslationModelArguments): may name a model, whose tokenizer is then used.
         data_args (TranslationDataArguments): the pairs and the tokenizer.
-        training_args (TranslationTrainingArguments): those of the run.
-        checkpoint (str | None): what is resumed from; its tokenizer is taken.
+        training_args (TranslationTrainingArguments): the training arguments.
+        checkpoint (str | None): the checkpoint to resume from, whose tokenizer is then used.
 
     Returns:
-        The tokenizer, the training pairs as tokens, and the validation pairs or None.
+        The tokenizer, the tokenised training pairs, and the validation pairs or None.
 
     Raises:
-        InputError: there are no pairs to train on, or none to evaluate on where `eval_strategy` needs them, or they
-            cannot be read.
+        InputError: training pairs are missing, validation pairs are missing although `eval_strategy` needs them, or
+            pairs cannot be read.
     """
     train_sources, validation_sources = data_args.train_sources(), data_args.validation_sources()
     if validation_sources:
-        load_metric("sacrebleu_metrics")  # better now than after hours of training
+        load_metric("sacrebleu_metrics")  # fails now, not after hours of training
     elif training_args.eval_strategy != "no":
         raise InputError(f"eval_strategy={training_args.eval_strategy.value} needs validation pairs")
-    # The other processes find in the cache what the first one has read.
+    # The other processes read the cache that the first process wrote.
     with local_rank_zero_first(training_args):
         train = load_pairs_of("train", train_sources, data_args)
         validation = load_pairs_of("validation", validation_sources, data_args) if validation_sources else None
@@ -235,7 +236,7 @@ def load_pairs(
                 target_files=validation_sources[0].target_files,
             )
     if validation is not None:
-        # It refuses pairs that the processes cannot share.
+        # Refuses pairs that the processes cannot share.
         evaluation_batches(validation, training_args.eval_tokens_per_batch, training_args.world_size)
     tokens, num_long = leave_out_long_pairs(tokens, data_args.max_source_length, data_args.max_target_length)
     logger.info(f"train: {len(tokens):,} pairs kept, {num_long:,} left out as they are too long")
@@ -243,12 +244,12 @@ def load_pairs(
 
 
 def load_pairs_of(part: str, sources, data_args):
-    """Load the pairs of one part of the data, and log how many they are.
+    """Load the pairs of one part of the data, and log their number.
 
     Args:
         part: "train" or "validation".
-        sources (Sequence[PairSource]): where the pairs are.
-        data_args (TranslationDataArguments): limits and cache.
+        sources (Sequence[PairSource]): the sources of the pairs.
+        data_args (TranslationDataArguments): has the limits and the cache folder.
     """
     pairs = load_sentence_pairs(
         sources,
@@ -262,6 +263,6 @@ def load_pairs_of(part: str, sources, data_args):
 
 
 def log_model_size(model) -> None:
-    """Log the size of what is trained."""
+    """Log the model's size."""
     total, embedded = model.num_parameters(), sum(p.numel() for n, p in model.named_parameters() if "embed" in n)
     logger.info(f"model: {total / 1e6:.2f} M parameters, {(total - embedded) / 1e6:.2f} M without embeddings")

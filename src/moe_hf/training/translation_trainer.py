@@ -1,4 +1,4 @@
-"""The Trainer of translation models: batches of about equally many words, perplexity and BLEU on held-out pairs."""
+"""The Trainer of translation models: batches of similar numbers of tokens, perplexity and BLEU on held-out pairs."""
 
 import time
 from collections.abc import Callable
@@ -20,9 +20,10 @@ from .token_batch_trainer import TokenBatchTrainerMixin
 
 
 def token_loss(model: PreTrainedModel) -> Callable:
-    """The `compute_loss_func` of a model of Transformers' own, whose loss is a mean without label smoothing.
+    """Return a `compute_loss_func` for a model of Transformers, whose own loss is a mean without label smoothing.
 
-    As ours: the sum over the tokens by their number, while training with `config.label_smoothing`, 0 if it has none.
+    The loss equals that of this package's models: the sum over the tokens divided by their number, and while training
+    with `config.label_smoothing` (default 0).
     """
 
     def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
@@ -35,19 +36,19 @@ def token_loss(model: PreTrainedModel) -> Callable:
 class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` for the datasets of `tokenize_pairs`, evaluated on `EvaluationPairs`.
 
-    The model may be another encoder-decoder model of Transformers that shifts labels, by the loss of `token_loss`.
+    The model may also be another encoder-decoder model of Transformers that shifts labels; its loss is `token_loss`.
 
     Args:
-        translate_arguments: for the `Translator` that writes the translations to be judged.
+        translate_arguments: arguments of the `Translator` in evaluations.
 
-    The rest as for `TokenBatchTrainerMixin` and `Seq2SeqTrainer`.
+    The other arguments are as for `TokenBatchTrainerMixin` and `Seq2SeqTrainer`.
     """
 
     def __init__(self, *args, translate_arguments: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.model.config.model_type != GnmtMoeConfig.model_type:  # which an adapter around ours has, too
+        if self.model.config.model_type != GnmtMoeConfig.model_type:  # an adapter keeps the model type
             self.compute_loss_func = token_loss(self.model)
-            self.data_collator.model = self.model  # which shifts the labels: the model is not given them then
+            self.data_collator.model = self.model  # shifts the labels, which the model then does not get
         self.translate_arguments = {"num_return_sequences": 1} | (translate_arguments or {})
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -62,24 +63,24 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
     def evaluate(
         self, eval_dataset: EvaluationPairs | None = None, ignore_keys=None, metric_key_prefix="eval", **kwargs
     ) -> dict[str, float | str]:
-        """Perplexity of the references, and BLEU and chrF of translations, of all pairs and of each direction.
+        """Return the references' perplexity, and BLEU and chrF of translations, over all pairs and for each direction.
 
         Args:
-            eval_dataset: None for the trainer's own.
+            eval_dataset: the pairs; None for the trainer's pairs.
             ignore_keys (list[str] | None): not used.
-            metric_key_prefix (str): before each name of a metric.
+            metric_key_prefix (str): prefix of the metrics' names.
             **kwargs (Any): not used.
 
         Returns:
             `eval_loss` (nats per token, without label smoothing), `eval_perplexity_per_token`,
             `eval_perplexity_per_word`, `eval_bleu`, `eval_bleu_lowercase`, `eval_chrf`, their signatures, and
-            `eval_runtime` (seconds). With several directions also `eval_bleu_en-de` and so on, and `eval_bleu` is
-            their mean.
+            `eval_runtime` (seconds). With several directions, there are also `eval_bleu_en-de` and so on, and
+            `eval_bleu` is the mean over the directions.
         """
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         start = time.time()
         self.model.eval()
-        random_state = torch.get_rng_state()  # as a run without this evaluation would have it
+        random_state = torch.get_rng_state()  # restored, as if there had been no evaluation
         metrics = self.perplexities(pairs)
         scores, self.translations = self._scores(pairs)
         torch.set_rng_state(random_state)
@@ -90,10 +91,10 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
         return metrics
 
     def perplexities(self, pairs: EvaluationPairs) -> dict[str, float]:
-        """loss (nats per token), perplexity_per_token, perplexity_per_word and bits_per_word of the references."""
+        """Return the references' loss (nats per token), perplexity_per_token, perplexity_per_word, bits_per_word."""
         tokens = pairs.tokens.select_columns(["input_ids", "labels"])
         batches = evaluation_batches(pairs, self.args.eval_tokens_per_batch, self.args.world_size)
-        # Not by accelerate's `prepare`, which keeps every loader for ever.
+        # Does not use accelerate's `prepare`, which keeps every loader forever.
         batches = list(batches)[self.args.process_index :: self.args.world_size]
         loader = DataLoader(tokens, batch_sampler=batches, collate_fn=self.data_collator)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
@@ -104,7 +105,7 @@ class TranslationTrainer(MoeTrainerMixin, TokenBatchTrainerMixin, Seq2SeqTrainer
     def _scores(self, pairs: EvaluationPairs) -> tuple[dict, list[str]]:
         rank, world_size = self.args.process_index, self.args.world_size
         if self.is_distributed_loading_by_transformers or self.is_fsdp_enabled:
-            # The processes compute every step of every translation together: all of them make all translations.
+            # The processes of a sharded model compute every step together, so each of them makes all translations.
             rank, world_size = 0, 1
         sources = pairs.tokens["input_ids"][rank::world_size]
         translator = Translator(

@@ -1,4 +1,4 @@
-"""Our `evaluate` metrics, each a folder that `evaluate.load` takes by its path."""
+"""This package's `evaluate` metrics, each in a folder that `evaluate.load` loads by its path."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ METRICS = {"sacrebleu_metrics": ("evaluate", "sacrebleu"), "stream_perplexity": 
 
 
 def load_metric(name: str):
-    """Load one of `METRICS`; needs no network.
+    """Load one of `METRICS`, without network access.
 
     Raises:
-        InputError: a package that it needs is missing.
+        InputError: a package that the metric needs is missing.
     """
     require_packages(*METRICS[name])
     import evaluate
