@@ -32,7 +32,7 @@ def main(source: str, output_dir: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.padding_side = "right"
     lines = list(generate_lines(2000, seed=3))
-    # TRL appends the end symbol without a space, but for a word tokenizer ".<eos>" is a different word from ".".
+    # TRL appends the end symbol without a space. A word tokenizer would read ".<eos>" as one unknown word.
     end = f" {tokenizer.eos_token}"
     rows = [{"prompt": prompt_of(line), "completion": line.removeprefix(prompt_of(line)) + end} for line in lines]
     arguments = SFTConfig(

@@ -1,6 +1,6 @@
 """French number words up to 9,999 in the spelling before 1990: "vingt et un", "deux cent trente-quatre".
 
-Only parts below a hundred have hyphens, and "et" has no hyphens beside it. The spelling of 1990 writes "vingt-et-un"
+Only parts below a hundred have hyphens, but not around "et". The spelling of 1990 writes "vingt-et-un"
 and "deux-cent-trente-quatre".
 """
 
