@@ -1,22 +1,25 @@
 #!/usr/bin/env python3
-"""Train a small language model and a small translation model on corpora written for the purpose, and show what they
-learnt; no download, a few minutes each.
+"""Translate a few sentences with the trained model of model_cards/. Then train a small language model and a small
+translator on corpora written for the purpose, and show what they learnt; no download, a few minutes each.
 
     python scripts/demo.py [FOLDER]
 
-Everything is kept in FOLDER (default: runs/demo-N, the first N that is free).
+The trained models are kept in FOLDER (default: runs/demo-N, the first N that is free).
 """
 
 import itertools
+import os
 import sys
 import time
 from pathlib import Path
 
 from moe_hf.commands import run_command
 from moe_hf.demo.language_model import run_demo
+from moe_hf.demo.shipped import run_shipped_demo
 from moe_hf.demo.translator import run_translation_demo
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS, SHIPPED = ROOT / "configs", ROOT / "model_cards" / "tatoeba-en-de-fr"
 
 
 def main() -> int:
@@ -26,6 +29,7 @@ def main() -> int:
     def demos() -> None:
         import torch  # after moe_hf, which handles Ctrl-C while libraries are imported
 
+        run_shipped_demo(os.path.relpath(SHIPPED))
         for demo, config, name, num_threads in (
             (run_demo, "demo.yaml", "language-model", torch.get_num_threads()),
             # Its matrices are so small that a second thread costs more in waiting than it does.

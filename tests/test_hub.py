@@ -14,6 +14,7 @@ import yaml
 from fake_hub import FakeHub, talk_to
 from huggingface_hub import ModelCard
 from pictures import is_drawn
+from safetensors.torch import load_file
 from tiny_models import tiny_lm
 from tiny_runs import TRANSLATION_CONFIG, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
@@ -22,7 +23,7 @@ from moe_hf.commands import evaluate_lm, evaluate_translation
 from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
 from moe_hf.families import FAMILIES
-from moe_hf.hub import export, push, with_code
+from moe_hf.hub import export, push, round_weights, with_code
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
 from moe_hf.training.translation import train_translation
@@ -208,6 +209,51 @@ def test_large_weights_are_split(runs, tmp_path):
     assert len(list((tmp_path / "repository").glob("model-*.safetensors"))) > 1
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "repository")
     torch.testing.assert_close(model.state_dict(), AutoModelForCausalLM.from_pretrained(runs["lstm_moe"]).state_dict())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stored_weights_take_half_the_space_and_load_in_the_models_dtype(family, runs, tmp_path):
+    run = copy_of(runs[family], tmp_path / "run")
+    export(str(run), tmp_path / "whole")
+    export(str(run), tmp_path / "half", stored_dtype="bfloat16")
+    whole, half = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "half"))
+    assert half.keys() == whole.keys()  # tied weights once
+    assert {weight.dtype for weight in half.values()} == {torch.bfloat16}
+    model = FAMILIES[family].auto_class.from_pretrained(tmp_path / "half")
+    assert model.dtype == torch.float32
+    state = model.state_dict()
+    assert all(torch.equal(state[name], weight.bfloat16().float()) for name, weight in whole.items())
+
+
+def test_weights_that_a_dtype_cannot_hold_are_refused(tmp_path):
+    model = tiny_lm(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = 1e5
+    with pytest.raises(InputError, match="stored_dtype=float16: the weights .* exceed its largest number"):
+        round_weights(model, "float16")
+
+
+def test_the_card_has_the_origin_of_the_data(runs, tmp_path):
+    run = copy_of(runs["lstm_moe"], tmp_path / "run")
+    export(str(run), tmp_path / "repository", data="Sentences by volunteers, CC BY 2.0.")
+    assert (
+        "## Data\n\nSentences by volunteers, CC BY 2.0.\n"
+        in ModelCard.load(tmp_path / "repository" / "README.md").text
+    )
+
+
+def test_several_evaluations_share_a_table(runs, tmp_path, capsys):
+    model = copy_of(runs["gnmt_moe"], tmp_path / "model")
+    for name in ("one", "two"):
+        for language in ("en", "de"):
+            (tmp_path / f"{name}.{language}").write_text("the dog sees the cat\n" * 3, encoding="utf-8")
+        files = [str(tmp_path / f"{name}.{language}") for language in ("en", "de")]
+        assert evaluate_translation.main([str(model), *files, "--num_beams", "1", "--record"]) == 0
+    export(str(model), tmp_path / "repository", repo_id="me/model")
+    text = ModelCard.load(tmp_path / "repository" / "README.md").text
+    assert text.count("moe-hf evaluate-translation me/model") == 2
+    assert "| files | BLEU | BLEU, lowercase | chrF |" in text and text.count("\n- BLEU: `nrefs:1|case:mixed|") == 1
+    assert all(f"\n| {name}.en → {name}.de | " in text for name in ("one", "two"))
 
 
 def test_the_command_uploads_a_repository(runs, tmp_path, monkeypatch, call_command):

@@ -64,9 +64,9 @@ print(tokenizer.batch_decode(outputs, skip_special_tokens=True))""",
     },
 }
 # Replaces the last lines of the example for multilingual models: a token before the source names the target language.
-TAGGED_EXAMPLE = """source = [tokenizer.convert_tokens_to_ids("<2{language}>")]
-source += tokenizer("A sentence to translate.").input_ids
-outputs = model.generate(torch.tensor([source]), num_beams=4, max_new_tokens=100)
+TAGGED_EXAMPLE = """text = "<2{language}>A sentence to translate."
+inputs = tokenizer(text, split_special_tokens=False, return_tensors="pt")
+outputs = model.generate(**inputs, num_beams=4, max_new_tokens=100)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
 
 
@@ -79,6 +79,7 @@ def write_model_card(
     repo_id: str,
     license: str,
     language: list[str] | None = None,
+    data: str | None = None,
 ) -> None:
     """Write README.md into `folder`, and a plot of the experts' balance if the training recorded it.
 
@@ -91,6 +92,7 @@ def write_model_card(
         repo_id: the name that the card's example loads.
         license: licence of the weights, by the Hub's name for it.
         language: codes of the languages, such as ["en"]; by default the languages of the training's sentence pairs.
+        data: text about the training data, such as their origin, licence and attribution.
     """
     texts, source = TEXTS[model.config.model_type], Path(source)
     task = FAMILIES[model.config.model_type].task
@@ -124,6 +126,7 @@ def write_model_card(
         summary=texts["summary"],
         facts=_facts(model, directions(run, tokenizer)),
         example=_example(texts["example"], model, tokenizer).replace("{repo}", repo_id),
+        translate_command=_command(tokenizer, repo_id) if task == "translation" else "",
         package=f"moe_hf {__version__}",
         versions=", ".join(f"{name} {version}" for name, version in TESTED_WITH.items()),
         transformers=TRANSFORMERS,
@@ -131,12 +134,13 @@ def write_model_card(
         metrics=_metric_rows(results),
         evaluated_on=evaluated_on,
         search=search(run) if "bleu" in results else None,
-        evaluations=[(command_line(e, repo_id), _metric_rows(e["metrics"])) for e in evaluations],
+        evaluations=_evaluation_tables(evaluations, repo_id),
         loads=_last_loads(source / HISTORY_FILE),
         last_step=state.get("global_step"),
         command=f"moe-hf {texts['command']} {CONFIG_FILE}" if run else None,
         averaging=_averaging(source / AVERAGED_FILE, name),
         training=_training(source / "train_results.json", state),
+        data=data,
         run_yaml=yaml.safe_dump(for_others(run, repo_id), sort_keys=False, allow_unicode=True),
         limits=texts["limits"],
     )
@@ -166,10 +170,17 @@ def _check_type(path: Path, name: str, value, kind) -> None:
 def _example(example: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     if known := known_languages(tokenizer):
         head = example.partition("inputs = ")[0]
-        example = f"import torch\n{head}{TAGGED_EXAMPLE.replace('{language}', known[0])}"
+        example = head + TAGGED_EXAMPLE.replace("{language}", known[0])
     if model.generation_config.max_length is not None:  # generate() warns about two limits
         example = example.replace(", max_new_tokens=100", "")
     return example
+
+
+def _command(tokenizer: PreTrainedTokenizerBase, repo_id: str) -> str:
+    """Return a command that translates; for a multilingual model, with its target languages."""
+    known = known_languages(tokenizer)
+    option = f" --target_language {known[0]}  # or {', '.join(known[1:])}" if known else ""
+    return f'echo "A sentence to translate." | moe-hf translate {repo_id}{option.removesuffix("  # or ")}'
 
 
 def _measured(task: str, results: dict, evaluated_on: str, dataset: str) -> list[EvalResult]:
@@ -218,6 +229,30 @@ def _metric_rows(results: dict) -> list[tuple[str, str, str]]:
             escaped = (signature or "").replace("|", "\\|")  # a bar ends a table cell, even inside code
             rows.append((label, f"{results[key]:.2f}", f"`{escaped}`" if escaped else ""))
     return rows
+
+
+def _evaluation_tables(evaluations: list[dict], repo_id: str) -> list[tuple[str, str]]:
+    """Return (commands, table) for each group of evaluations with the same metrics; one alone has a row per metric."""
+    groups = {}
+    for evaluation in evaluations:
+        rows = _metric_rows(evaluation["metrics"])
+        groups.setdefault(tuple(label for label, _, _ in rows), []).append((evaluation, rows))
+    tables = []
+    for labels, group in groups.items():
+        commands = "\n".join(command_line(evaluation, repo_id) for evaluation, _ in group)
+        if len(group) == 1:
+            table = [("metric", "value", ""), *group[0][1]]
+        else:
+            files = [" → ".join(Path(name).name for name in evaluation["files"]) for evaluation, _ in group]
+            table = [("files", *labels)]
+            table += [(name, *(value for _, value, _ in rows)) for name, (_, rows) in zip(files, group)]
+        lines = [f"| {' | '.join(cells)} |" for cells in table]
+        lines.insert(1, "|---" * len(table[0]) + "|")
+        if len(group) > 1:
+            notes = [f"- {label}: {note}".replace("\\|", "|") for _, rows in group for label, _, note in rows if note]
+            lines += ["", *dict.fromkeys(notes)] if notes else []
+        tables.append((commands, "\n".join(lines)))
+    return tables
 
 
 def _last_loads(file: Path) -> list[dict]:

@@ -44,6 +44,7 @@ def folder(tmp_path_factory):
         (folder / name).write_text(english, encoding="utf-8")
     for name in ("train.de", "valid.de", "test.de"):
         (folder / name).write_text(german, encoding="utf-8")
+    (folder / "model_cards").symlink_to(ROOT / "model_cards")
     return folder
 
 
@@ -60,7 +61,7 @@ def test_commands_and_programs(folder, monkeypatch, capsys):
         assert status == 0, (arguments, printed.err)
         if arguments[0] == "translate":
             assert printed.out.count("\n") == 1
-    assert named == ["--help", "train-lm", "train-translation", "translate", "evaluate-translation"]
+    assert named == ["--help", "translate", "train-lm", "train-translation", "translate", "evaluate-translation"]
 
     generate, translate, layer = blocks("python")
     exec(generate, {})

@@ -6,7 +6,7 @@
 Log in first, with `hf auth login` or the environment variable HF_TOKEN.
 """
 
-from ..hub import export, push
+from ..hub import STORED_DTYPES, export, push
 from ..hub_errors import check_repo_id
 from . import command_parser, run_command
 from .parser import size
@@ -28,9 +28,19 @@ def main(argv: list[str] | None = None) -> int:
         "--max_shard_size", type=size, default="5GB", help="maximal size of a weights file (default: 5GB)"
     )
 
+    parser.add_argument(
+        "--stored_dtype",
+        choices=STORED_DTYPES,
+        help="dtype of the weights in the file; the model still loads in its own dtype (default: the model's)",
+    )
+    parser.add_argument(
+        "--data", help="text for the card about the training data: origin, licence, attribution (default: none)"
+    )
+
     def run() -> dict:
         arguments = parser.parse_args(argv)
-        options = {name: getattr(arguments, name) for name in ("license", "language", "max_shard_size")}
+        names = ("license", "language", "max_shard_size", "stored_dtype", "data")
+        options = {name: getattr(arguments, name) for name in names}
         if arguments.dry_run is not None:
             check_repo_id(arguments.repo)
             export(arguments.model, arguments.dry_run, repo_id=arguments.repo, argument="dry-run", **options)
