@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Train a language model on general text, fine-tune it on the text of a domain, and see what that gains and costs.
+"""Train a language model on general text, fine-tune it on domain text, and compare the perplexities on both.
 
     python examples/domain_lm.py [--general TRAIN VALID] [--domain TRAIN VALID] [--output FOLDER] [--name value ...]
 
-Each file has a sentence or paragraph a line. Without files two small corpora are written: sentences of arithmetic are
-the domain, five other kinds of sentences the general text. Further arguments are those of `moe-hf train-lm`, for
-both trainings, e.g. --max_steps 200.
+Each file has one sentence or paragraph per line. Without files, the script writes two small corpora: sentences of
+arithmetic are the domain, and five other kinds of sentences are the general text. Further arguments of
+`moe-hf train-lm`, such as --max_steps 200, apply to all trainings.
 
-Compare with the third row, the domain's text alone: what the general text is worth to a small domain.
+The third row is a model trained on the domain text only. It shows how much the general text helps in a small domain.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from moe_hf.demo.text_corpus import dialect_of, write_demo_corpus
 from moe_hf.evaluation.language_model import evaluate_lm
 
 MODEL = dict(hidden_size=96, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=96, dropout=0.1)
-# One vocabulary for both texts: a tokenizer trained on the general text knows no word of the domain.
+# Subwords, because a word vocabulary of the general text does not have the words of the domain.
 MODEL |= dict(tokenizer_kind="bpe", vocab_size=1000)
 TRAINING = dict(learning_rate=4e-3, warmup_steps=50, max_steps=500, logging_steps=100, window_length=32)
 TRAINING |= dict(per_device_train_batch_size=16, lr_scheduler_type="cosine", save_strategy="no", report_to="none")
@@ -31,7 +31,7 @@ def main() -> None:
         parser.add_argument(name, nargs=2, metavar=("TRAIN", "VALID"))
     parser.add_argument("--output", type=Path, default=Path("runs/domain-lm"))
     given, others = parser.parse_known_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what the trainings say
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # shows the log of the trainings
     general, domain = given.general, given.domain
     if not (general and domain):
         general, domain = write_corpora(given.output / "text")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write_corpora(folder: Path) -> tuple[list[str], list[str]]:
-    """The demo's sentences, those of arithmetic and the others."""
+    """Write the demo's sentences, with arithmetic as the domain and other sentences as the general text."""
     files = {"general": [], "domain": []}
     for part, whole in zip(("train", "valid"), write_demo_corpus(folder)):
         lines = Path(whole).read_text(encoding="utf-8").splitlines()

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Fine-tune a translator on sentence pairs of a domain, with and without some of what it was trained on before.
+"""Fine-tune a translator on sentence pairs of a domain, with and without a part of the earlier training data.
 
     python examples/fine_tune_translator.py [--model FOLDER] [--general SOURCE TARGET VALID_SOURCE VALID_TARGET]
         [--domain SOURCE TARGET VALID_SOURCE VALID_TARGET] [--output FOLDER] [--name value ...]
 
-Each file has a sentence a line, its translation on the same line of the other file. Without files English and German
-phrases are written: those with a date are the domain, ages, prices, times and others the general text. Without --model
-one is trained on the general text first. Further arguments are those of `moe-hf train-translation`.
+Each file has one sentence per line, with its translation on the same line of the other file. Without files, the script
+writes English and German phrases: phrases with a date are the domain, and other phrases are the general text. Without
+--model, it first trains a model on the general text. Further arguments of `moe-hf train-translation` apply to all
+trainings.
 
-The second row forgets the general text, the third trains on as many pairs of it as of the domain besides.
+The model of the second row is fine-tuned on the domain only, and may forget the general text. The model of the third
+row is fine-tuned on the domain and as many pairs of the general text.
 """
 
 import argparse
@@ -35,7 +37,7 @@ def main() -> None:
         parser.add_argument(name, nargs=4, metavar=FILES)
     parser.add_argument("--output", type=Path, default=Path("runs/fine-tuned"))
     given, others = parser.parse_known_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what the trainings say
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # shows the log of the trainings
     general, domain = given.general, given.domain
     if not (general and domain):
         general, domain = write_corpora(given.output / "text")
@@ -61,7 +63,7 @@ def train(texts: list, output: str, **arguments) -> None:
 
 
 def first_lines_of(general: list[str], domain: list[str]) -> list[str]:
-    """As many pairs of the general text as the domain has, beside the domain's."""
+    """Write as many pairs of the general text as the domain has, into the folder of the domain's files."""
     count = len(Path(domain[0]).read_text(encoding="utf-8").splitlines())
     files = []
     for language, file in zip(("source", "target"), general):
@@ -72,7 +74,7 @@ def first_lines_of(general: list[str], domain: list[str]) -> list[str]:
 
 
 def write_corpora(folder: Path) -> tuple[list[str], list[str]]:
-    """English and German phrases of the demo: those with no month in them, and those with one."""
+    """Write English and German phrases of the demo: with a month as the domain, without one as the general text."""
     files = {"general": [], "domain": []}
     for part, paths in write_translation_corpus(folder).items():
         pairs = list(zip(*(paths[name].read_text(encoding="utf-8").splitlines() for name in ("en", "de"))))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Teach a small language model one more dialect by adapters (LoRA, with PEFT) on its experts; offline, about a minute.
+"""Teach a small language model one more dialect with LoRA adapters (PEFT) on its experts; offline, about a minute.
 
     python examples/lora_experts.py [FOLDER]
 
-The text is the demo's: checkable sentences in six dialects. A model learns five of them, its adapters the sixth.
+The text is the demo's, with sentences in six dialects. The model learns five dialects, and its adapters the sixth.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main() -> None:
     new = [line for line in lines if dialect_of(line) == NEW_DIALECT]
     known = [line for line in lines if dialect_of(line) != NEW_DIALECT]
     tokenizer = train_tokenizer(lines, kind="word", vocab_size=1000)
-    tokenizer.padding_side = "right"  # the Trainer counts the first token of a left-padded row as predicted
+    tokenizer.padding_side = "right"  # with left padding, the Trainer counts the first token as predicted
 
     def examples(lines: list[str]) -> list[dict]:
         ids = [[tokenizer.eos_token_id, *tokenizer(line)["input_ids"], tokenizer.eos_token_id] for line in lines]
@@ -45,14 +45,14 @@ def main() -> None:
             report_to="none",
             disable_tqdm=True,
         )
-        collator = DataCollatorForSeq2Seq(tokenizer)  # labels -100 at padding
+        collator = DataCollatorForSeq2Seq(tokenizer)  # sets labels at padding to -100
         trainer = Trainer(model, arguments, collator, train_dataset=examples(lines))
         AuxLossCallback().attach_to(trainer)
         trainer.train()
 
     @torch.no_grad()
     def report(when: str, model) -> None:
-        """Perplexity per word on held-out sentences."""
+        """Print the perplexity per word on held-out sentences."""
         batches = [DataCollatorForSeq2Seq(tokenizer)(examples(part[-200:])) for part in (known, new)]
         losses = [model.eval()(**batch).loss for batch in batches]
         print(f"{when}: perplexity {losses[0].exp():.2f} of five dialects, {losses[1].exp():.2f} of the new one")
@@ -66,7 +66,7 @@ def main() -> None:
     model.save_pretrained(folder / "model")
     report("before", model)
 
-    # up_proj and down_proj hold all experts of a layer, (experts, ...); each expert gets its own matrices of rank 4.
+    # up_proj and down_proj have the shape (experts, ...), and each expert gets separate matrices of rank 4.
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=4,
@@ -79,7 +79,8 @@ def main() -> None:
     train(adapted, new[:-200] + known[:1000], max_steps=150, learning_rate=1e-2)
     report("after", adapted)
 
-    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # its adapter is saved, not all of it
+    # Saves the embedding's adapter instead of all its weights.
+    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
     AutoPeftModelForCausalLM.from_pretrained(folder / "adapter").merge_and_unload().save_pretrained(folder / "merged")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
     report("merged", merged)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train a language model by TRL's DPOTrainer or GRPOTrainer, its balancing losses included; offline, in a minute.
+"""Train a language model with TRL's DPOTrainer or GRPOTrainer and its balancing losses; offline, about a minute.
 
     python examples/preferences.py dpo|grpo MODEL OUTPUT_DIR
 
-MODEL: a folder, as `moe-hf train-lm` or `make demo` leave it. The sentences are the demo's, so that each answer can be
-checked: DPO prefers the right one to that of another sentence, GRPO rewards a sentence that is right.
+MODEL is a folder with a model of `moe-hf train-lm` or `make demo`. The script can check each answer, because the
+sentences are the demo's. DPO prefers the right answer to the answer of another sentence. GRPO rewards right sentences.
 """
 
 import random
@@ -22,10 +22,10 @@ COMMON = {"report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": 
 
 
 class BalancingLosses:
-    """Goes before a trainer of TRL: adds the balancing losses of the policy to its loss.
+    """A mixin for TRL's trainers that adds the policy's balancing losses to the loss.
 
-    TRL computes the loss from the last hidden states, and so leaves them out. The reference model runs without
-    gradients, and so does the policy where only its log-probabilities are asked for.
+    TRL computes the loss from the last hidden states, without the balancing losses. Only forward passes with gradients
+    count, which leaves out the reference model and passes that only compute log-probabilities.
     """
 
     def __init__(self, *args, **kwargs):
@@ -46,7 +46,7 @@ class BalancingLosses:
             return result
         balancing = torch.stack(self._aux_losses).mean()
         self._metrics["train"]["balancing_loss"].append(balancing.item())
-        if self.loss_is_scaled_for_ga:  # GRPO has divided its loss by the steps already, of DPO's the Trainer does it
+        if self.loss_is_scaled_for_ga:  # GRPO divides its loss by the accumulation steps; for DPO, the Trainer does
             balancing = balancing / self.current_gradient_accumulation_steps
         return (result[0] + balancing, result[1]) if return_outputs else result + balancing
 
@@ -64,7 +64,7 @@ def main(method: str, source: str, output_dir: str) -> None:
     lines = [line for line in generate_lines(2000, seed=3) if is_correct(line) is not None]
     rows = [{"prompt": prompt_of(line), "chosen": line.removeprefix(prompt_of(line))} for line in lines]
     if method == "dpo":
-        # A step's noise in the gates would be noise in the comparison with the reference, which has none.
+        # Without gating noise, because the reference model runs without noise and would differ by it.
         init = {"gating": "softmax_top_k"}
         arguments = DPOConfig(
             output_dir, max_steps=40, per_device_train_batch_size=32, learning_rate=1e-4, logging_steps=10,
@@ -88,7 +88,7 @@ def main(method: str, source: str, output_dir: str) -> None:
 
 
 def right_answers(prompts: list[str], completions: list[str], **columns) -> list[float]:
-    """The reward: 1 for a sentence that is right, else 0."""
+    """Return the rewards: 1 for a right sentence, else 0."""
     return [float(is_correct(" ".join(f"{p} {c}".split())) is True) for p, c in zip(prompts, completions)]
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Fine-tune a language model with TRL's SFTTrainer, its balancing losses included; offline, on generated sentences.
+"""Fine-tune a language model with TRL's SFTTrainer and its balancing losses; offline, on generated sentences.
 
     python examples/sft.py MODEL OUTPUT_DIR
 
-MODEL: a folder or Hub name, as `moe-hf train-lm` or `make demo` leave it.
+MODEL is a folder or Hub name of a model, such as a model of `moe-hf train-lm` or `make demo`.
 """
 
 import sys
@@ -18,10 +18,10 @@ from moe_hf.training.callbacks import AuxLossCallback
 
 
 class BalancedSFTTrainer(SFTTrainer):
-    """`SFTTrainer` with the model's own loss.
+    """`SFTTrainer` with the loss that the model computes.
 
-    TRL 1.16 computes the loss itself, from the last hidden states: without it the importance and load losses are left
-    out, or with `router_aux_loss_coef` Mixtral's loss stands in their place.
+    TRL 1.16 computes the loss from the last hidden states, without the importance and load losses. With
+    `router_aux_loss_coef`, TRL adds Mixtral's loss instead.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -32,7 +32,7 @@ def main(source: str, output_dir: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.padding_side = "right"
     lines = list(generate_lines(2000, seed=3))
-    # TRL would append the end symbol without a space, and to a word tokenizer "." and ".<eos>" are two words.
+    # TRL appends the end symbol without a space. A word tokenizer would read ".<eos>" as one unknown word.
     end = f" {tokenizer.eos_token}"
     rows = [{"prompt": prompt_of(line), "completion": line.removeprefix(prompt_of(line)) + end} for line in lines]
     arguments = SFTConfig(

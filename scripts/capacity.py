@@ -4,11 +4,12 @@
     python scripts/capacity.py configs/reproduction/capacity.yaml [--seeds 1 2] [--only NAME ...] [--name value ...]
     python scripts/capacity.py configs/reproduction/computation.yaml
 
-The configuration's `variants` are the models, its `baselines` models of Transformers on the same tokens; every
-argument of `moe-hf train-lm` can be given for all of them.
-Finished runs in output_dir are kept and a killed one goes on, so the same command can be given again, also in several
-processes at once with different --only. Writes capacity.md, capacity.csv and capacity.png into output_dir, of all the
-models that are finished with the seeds given.
+The `variants` of the configuration are the models. Its `baselines` are models of Transformers, trained on the same
+tokens. Arguments of `moe-hf train-lm` apply to all models.
+
+The same command can be repeated: it skips finished runs in output_dir and resumes a stopped run. Several processes can
+run it at the same time with different --only. It writes capacity.md, capacity.csv and capacity.png into output_dir,
+for all models that are finished with the given seeds.
 """
 
 import sys
@@ -30,7 +31,7 @@ def main() -> int:
 
 
 def run() -> None:
-    require_packages("matplotlib")  # better now than after the training
+    require_packages("matplotlib")  # fails here instead of after the training
     classes = (LmModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if not data_args.validation_files:

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Train translation models of the same computation per token and compare them, as in tables 2, 3 and 5.
+"""Train translation models with the same computation per token and compare them, as in tables 2, 3 and 5.
 
     python scripts/compare_translation.py configs/reproduction/multilingual.yaml [--seeds 1 2] [--only NAME ...]
 
-The configuration's `variants` are the models, the first one what the others are compared with, its `baselines`
-models of Transformers on the same batches; every argument of `moe-hf train-translation` can be given for all of
-them. Finished runs in output_dir are kept and a killed one goes on, so the same command can be given again, also in
-several processes at once with different --only. Writes translation.md, translation.csv and translation.png into
-output_dir, of all the models that are finished with the seeds given: their scores on the validation pairs, translated
-with eval_num_beams (1: greedily), and what they went through while training.
+The `variants` of the configuration are the models; the others are compared with the first model. Its `baselines` are
+models of Transformers, trained on the same batches. Arguments of `moe-hf train-translation` apply to all models.
+
+The same command can be repeated: it skips finished runs in output_dir and resumes a stopped run. Several processes can
+run it at the same time with different --only. It writes translation.md, translation.csv and translation.png into
+output_dir, for all models that are finished with the given seeds. The files have the scores on the validation pairs,
+translated with eval_num_beams (1: greedy search), and the curves of the training.
 """
 
 import sys
@@ -32,7 +33,7 @@ def main() -> int:
 
 
 def run() -> None:
-    require_packages("matplotlib")  # better now than after the training
+    require_packages("matplotlib")  # fails here instead of after the training
     classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if not data_args.validation_sources():

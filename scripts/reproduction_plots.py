@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the two plots of docs/reproduction/ that no experiment draws, from the numbers kept in its results folder.
+"""Draw two plots of docs/reproduction/ that the experiments do not draw, from the numbers in its results folder.
 
     python scripts/reproduction_plots.py [--folder docs/reproduction/results]
 
@@ -20,7 +20,7 @@ MULTI30K = {
     "multi30k-en-de-transformer.csv": {"Transformer-Tiny": "Transformer-Tiny"},
     "multi30k-en-de-transformer-untied.csv": {"Transformer-Tiny": "Transformer-Tiny, untied (stopped)"},
 }
-# The layers of specialisation.md, in the order of its tables, as (title, encoder or decoder).
+# (title, start of the layer's name) of the layers in specialisation.md, in the order of its tables.
 SPECIALISATION = [
     ("language model", "layers"),
     ("English to French, decoder", "decoder"),
@@ -42,7 +42,7 @@ def main() -> int:
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--folder", default="docs/reproduction/results", help="of the numbers and the plots (default: %(default)s)"
+        "--folder", default="docs/reproduction/results", help="folder of numbers and plots (default: %(default)s)"
     )
     folder = Path(parser.parse_args().folder)
     require_packages("matplotlib")
@@ -52,7 +52,7 @@ def run() -> None:
 
 
 def plot_multi30k(folder: Path) -> None:
-    """Validation BLEU and perplexity per word of the models trained by the published recipe, while training."""
+    """Plot validation BLEU and perplexity per word during training, for models trained with the published recipe."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -72,7 +72,7 @@ def plot_multi30k(folder: Path) -> None:
 
 
 def plot_specialisation(folder: Path) -> None:
-    """Bits that the strongest expert tells about the token read and the token after it, for each layer and gate."""
+    """Plot the strongest expert's information about the token read and the next token, for each layer and gate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -91,7 +91,7 @@ def plot_specialisation(folder: Path) -> None:
 
 
 def specialisation_rows(file: Path) -> list[dict[str, tuple[float, float]]]:
-    """The bits of specialisation.md, {gates: (about the token read, about the token after it)} of each layer."""
+    """Return the bits in specialisation.md: for each layer {gates: (about the token read, about the next token)}."""
     layers: list[dict[str, tuple[float, float]]] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -3,8 +3,8 @@
 
     python scripts/table6.py configs/reproduction/table6.yaml [--seeds 1 2] [--name value ...]
 
-Every argument of `moe-hf train-lm` can be given. Finished runs in output_dir are kept and a killed one goes on, so
-the same command can be given again. Writes table6.md, table6.csv and table6.png into output_dir.
+Arguments of `moe-hf train-lm` apply to all models. The same command can be repeated: it skips finished runs in
+output_dir and resumes a stopped run. It writes table6.md, table6.csv and table6.png into output_dir.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def run() -> None:
-    require_packages("matplotlib")  # better now than after the training
+    require_packages("matplotlib")  # fails here instead of after the training
     classes = (LmModelArguments, DataArguments, MoeTrainingArguments, SweepArguments)
     model_args, data_args, training_args, sweep_args = parse_arguments(sys.argv[1:], classes)
     if sweep_args.variants or sweep_args.only:

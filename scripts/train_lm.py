@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train an LSTM-MoE language model.
 
-The same as `moe-hf train-lm`; --help tells the arguments.
+This is the same as `moe-hf train-lm`, for launchers that need a file. --help lists the arguments.
 """
 
 import sys

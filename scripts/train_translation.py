@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a GNMT-MoE translation model.
 
-The same as `moe-hf train-translation`; --help tells the arguments.
+This is the same as `moe-hf train-translation`, for launchers that need a file. --help lists the arguments.
 """
 
 import sys

@@ -19,7 +19,7 @@ from .families import FAMILIES, TRANSLATION_MODELS, Family
 from .model_files import MODEL_FILES, check_files, check_weight_files
 from .models.finite import first_non_finite
 
-# A padded vocabulary is a multiple of one of these.
+# The size of a padded vocabulary is a multiple of one of these numbers.
 PADDED_TO = (8, 16, 32, 64, 128, 256, 512)
 KINDS = {False: "language model", True: "translation model"}
 
@@ -118,7 +118,7 @@ def load_model_and_tokenizer(
         argument: the argument's name in error messages.
 
     Raises:
-        InputError: the model or the tokenizer cannot be loaded, both do not fit together, or the model is of another
+        InputError: the model or the tokenizer cannot be loaded, they do not fit each other, or the model is of another
             kind.
     """
     if family is None:
@@ -149,7 +149,9 @@ def family_of(source: str, argument: str = "model") -> Family:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
-    """Check that a tokenizer fits a model's vocabulary, which may be padded by up to 7 tokens or to a multiple.
+    """Check that a tokenizer fits a model's vocabulary.
+
+    The model's vocabulary may be padded by up to 7 tokens, or to a multiple of a number in `PADDED_TO`.
 
     Args:
         tokenizer: the tokenizer to use with the model.
@@ -171,7 +173,9 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
 
 
 def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, given: str) -> None:
-    """Check that a model was trained with a tokenizer, by vocabulary and, for this package's models, special tokens.
+    """Check that a tokenizer is the one a model was trained with.
+
+    The check compares the vocabulary and, for models of this package, the special tokens.
 
     Args:
         tokenizer: as for `check_vocabulary`.
@@ -183,7 +187,7 @@ def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, giv
     """
     check_vocabulary(tokenizer, config, given)
     if config.model_type not in FAMILIES:
-        return  # in other families, some models differ from their tokenizers
+        return  # special tokens of some published models differ from their tokenizer's
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         of_model, of_tokenizer = getattr(config, name), getattr(tokenizer, name)
         allowed = of_model if isinstance(of_model, list) else [of_model]
@@ -203,7 +207,7 @@ def check_finite(model: PreTrainedModel) -> None:
     Raises:
         WeightsError: a weight is not finite; the message names the tensor.
     """
-    # Weights of 8 bits are integers, so their scale is checked.
+    # 8-bit weights are integers, so the check reads their scale.
     weights = ((name, getattr(weight, "scale", weight)) for name, weight in model.named_parameters())
     if name := first_non_finite(weights):
         raise WeightsError(
@@ -247,7 +251,7 @@ def _check_kind(config: PreTrainedConfig, auto_class: type | None, path: str, ar
 def _check_found(found: dict, model: PreTrainedModel, changes: dict) -> None:
     """Refuse weights that the library would initialise at random or ignore; `found` is its loading info.
 
-    The weights of the gating noise are an exception if `changes` has another gating: they start at zero, or are
+    The weights of the gating noise are an exception if `changes` sets another gating. They then start at zero or are
     unused.
     """
 
@@ -293,7 +297,7 @@ def _check_generation(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _without_loading_report() -> Iterator[None]:
-    """Suppress the library's table of missing weights: an error says the same in one line."""
+    """Suppress the library's table of missing weights, which an error of this module replaces."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
@@ -310,7 +314,7 @@ def _cannot_be_loaded(path: str, argument: str, error: Exception) -> InputError:
     reason = first_line(error) or type(error).__name__
     if "trust_remote_code" in str(error):
         reason = "it needs code of its own (auto_map in config.json), which is not run here"
-    elif isinstance(error, UnpicklingError):  # torch would advise to run the code
+    elif isinstance(error, UnpicklingError):  # torch's message advises to run the code
         reason = "pytorch_model.bin is damaged, or has code in it, which is not run here"
     elif isinstance(error, OSError) and not Path(path).exists():
         reason = f"there is no such folder; as a Hub name: {reason}"

@@ -1,4 +1,4 @@
-"""Old names from the previous release, which work for one more release and warn with the new name."""
+"""Accepts names from the previous release for one more release, with a warning that gives the new name."""
 
 import argparse
 import importlib
@@ -19,10 +19,10 @@ ARGUMENTS = {
     "eval_words_per_batch": "eval_tokens_per_batch",
     "batch_tokens": "tokens_per_batch",
     "references": "baselines",
-    "reference": "baseline",  # in the files that a run writes
+    "reference": "baseline",  # in files that runs of the previous release wrote
 }
 
-# {old module: new module}, for the modules that documentation and examples named.
+# {old module: new module}, for modules that appeared in documentation and examples.
 MODULES = {
     "moe_hf.evaluation.communication": "moe_hf.distributed.communication",
     "moe_hf.evaluation.routing_statistics": "moe_hf.routing.statistics",
@@ -38,7 +38,7 @@ MODULES = {
     "moe_hf.training.windows": "moe_hf.data.windows",
     "moe_hf.translation": "moe_hf.translator",
 }
-# {old name: new name} of members of such modules.
+# {old module: {old name of a member: new name}}
 MEMBERS = {
     "moe_hf.training.combined_batch": {"combine_batches": "balance_over_global_batch"},
     "moe_hf.training.reference": {
@@ -50,7 +50,7 @@ MEMBERS = {
 
 
 class OldModules(MetaPathFinder, Loader):
-    """Finds the modules of `MODULES`: each has the new module's members, and a DeprecationWarning names the module."""
+    """Finds the modules of `MODULES`, with the new module's members and a DeprecationWarning that names it."""
 
     def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in MODULES else None
@@ -75,8 +75,8 @@ def with_new_names(values: dict, known: Collection[str] | None = None, where: st
 
     Args:
         values: {argument: value}, with old or new names.
-        known: the new names to translate to; other names stay. None: translate all names without a warning, for files
-            that an earlier run wrote.
+        known: the new names to translate to; other names stay unchanged. None: translate all names without a warning,
+            for files that an earlier run wrote.
         where: start of the warning and of the error message, such as the file's name and a colon.
 
     Returns:

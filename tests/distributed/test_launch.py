@@ -33,7 +33,8 @@ def single(folder):
 
 
 def test_torchrun(folder, single):
-    output = finish(launch(*TORCHRUN, 2, *script(folder, "torchrun", 2, "--expert_parallel_size", -1)))
+    options = ("--expert_parallel_size", -1, "--use_cpu", "false")  # which has no effect without a GPU
+    output = finish(launch(*TORCHRUN, 2, *script(folder, "torchrun", 2, *options)))
     assert losses(folder, "torchrun") == pytest.approx(single, rel=1e-5), output
     assert output.count("model: ") == output.count("eval_loss = ") == 1  # one process reports
 
@@ -74,7 +75,9 @@ def test_torchrun_ends_within_seconds_when_a_process_is_killed(folder):
     assert "ChildFailedError" in output and "Signal 9 (SIGKILL)" in output, output
 
 
-def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder):
+def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder, monkeypatch):
+    # Otherwise torch 2.13 gives the second start the store of the first, with addresses of processes that are gone.
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = ("--max_steps", 40, "--save_strategy", "steps", "--save_steps", 5)
     _, *arguments = map(str, script(folder, "uninterrupted", 1, *options))
     train_lm(*parse_arguments(arguments))

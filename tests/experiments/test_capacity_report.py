@@ -171,7 +171,7 @@ def test_the_plot_is_against_what_differs(tmp_path, monkeypatch):
         (["--variants", '["a"]'], "variants=.* must be {name: {argument: value}}"),
         (["--baselines", '["a"]'], "baselines=.* must be {name: {argument: value}}"),
         (["--variants", '{"a/b": {}}'], "variants: name 'a/b' must consist of letters"),
-        (["--variants", '{"a": {}}', "--only", "b"], "only=b is none of a"),
+        (["--variants", '{"a": {}}', "--only", "b"], "only=b is not one of a"),
         ([], "variants is empty"),
     ],
 )

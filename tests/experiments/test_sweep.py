@@ -81,7 +81,7 @@ def test_a_wrong_variant_is_named(config):
 )
 def test_what_is_set_up_before_cannot_be_varied(config, argument):
     with pytest.raises(
-        InputError, match=f"variant 'a': '{argument}' is not an argument of the model, and none of train_pairs"
+        InputError, match=f"variant 'a': '{argument}' is not an argument of the model, nor one of train_pairs"
     ):
         run_sweep(config, variants={"b": {}, "a": {argument: 3}})
     assert not (config / "run" / "b-seed1").exists()

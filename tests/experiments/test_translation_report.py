@@ -82,7 +82,7 @@ def test_models_of_other_arguments_are_not_put_into_one_table(config, call):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--only", "MoE-8"], "only=MoE-8 is none of dense, MoE-4"),
+        (["--only", "MoE-8"], "only=MoE-8 is not one of dense, MoE-4"),
         (
             ["--baselines", '{"GPT-2": {"model_type": "gpt2"}}'],
             "baseline 'GPT-2': baseline={'model_type': 'gpt2'} is not an encoder-decoder model",

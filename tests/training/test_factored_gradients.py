@@ -218,7 +218,7 @@ def test_a_hook_is_refused():
 
 def test_asking_for_the_gradient_is_refused_and_for_another_leaves_no_rows():
     model, parameter = switched_on()
-    with pytest.raises(RuntimeError, match="use_factored_gradients never makes"):
+    with pytest.raises(RuntimeError, match="use_factored_gradients never creates"):
         torch.autograd.grad(model(**batch(0)).loss, parameter)
     torch.autograd.grad(model(**batch(0)).loss, model.lm_head.weight)
     torch.autograd.grad(model(**batch(0)).loss, model.model.layers[0].parameters())

@@ -48,7 +48,7 @@ def test_no_checkpoint_holds_weights_that_are_not_finite(optim, tmp_path):
     with pytest.raises(NonFiniteLossError) as caught:
         trainer_of(tmp_path, Spoil(3), optim=optim).train()
     assert str(caught.value) == (
-        "model.embed_tokens.weight holds NaN or infinity after step 4, which is not saved; "
+        "model.embed_tokens.weight holds NaN or infinity after step 4, so this step is not saved; "
         f"the last checkpoint is {tmp_path / 'checkpoint-2'}"
     )
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]

@@ -1,4 +1,4 @@
-"""The demo: a small corpus of checkable sentences, a small LSTM-MoE trained on it, and a look at what it learnt."""
+"""Runs the language-model demo: trains a small LSTM-MoE on generated sentences, and checks its output."""
 
 import logging
 from collections import Counter
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 
 
 def run_demo(config_file: str, output_dir: str) -> dict[str, float]:
-    """Write the corpus, train, report, save, load back and compare.
+    """Write the corpus, train a model, report on it, and load the saved model to compare it.
 
     Args:
-        config_file: YAML arguments of the training.
+        config_file: YAML file with the arguments of the training.
         output_dir: folder for the corpus and the model; must be empty or absent.
 
     Returns:
-        perplexity_before and perplexity_after, per word of held-out sentences, and share_true: the share of held-out
-        sentences that the model finishes truly.
+        {"perplexity_before": p, "perplexity_after": q, "share_true": s}. The perplexities are per word of held-out
+        sentences; s is the share of held-out sentences that the model completes to a true sentence.
     """
     data_dir, model_dir = Path(output_dir) / "data", Path(output_dir) / "model"
     with naming("output_dir", output_dir):
@@ -70,8 +70,8 @@ def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 30) -> 
     Args:
         model (PreTrainedModel): a language model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
-        prompts: the beginnings.
-        max_new_tokens: tokens added to a prompt at most.
+        prompts: beginnings of sentences.
+        max_new_tokens: maximal number of tokens added to a prompt.
     """
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     outputs = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
@@ -79,7 +79,7 @@ def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 30) -> 
 
 
 def _report_truth(model, tokenizer, lines: list[str]) -> float:
-    """Log, by dialect, how many held-out sentences the model finishes truly; return the share of all."""
+    """Log how many held-out sentences of each dialect the model completes truly, and return the overall share."""
     finished = complete(model, tokenizer, [prompt_of(line) for line in lines])
     true, total = Counter(), Counter()
     for line, text in zip(lines, finished):

@@ -97,10 +97,10 @@ def time_in_words(minutes: int) -> str:
 
 
 def words_to_number(words: str) -> int:
-    """Return the number whose cardinal is `words`, the inverse of `number_in_words`.
+    """Return the number whose cardinal is `words`; this is the inverse of `number_in_words`.
 
     Raises:
-        ValueError: `words` is not exactly what `number_in_words` writes.
+        ValueError: `words` is not a result of `number_in_words`.
     """
     if words not in _NUMBER_OF_WORDS:
         raise ValueError(f"words={words!r} is not a number from 'zero' to {number_in_words(LARGEST_NUMBER)!r}")

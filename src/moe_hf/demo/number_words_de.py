@@ -12,7 +12,7 @@ _IRREGULAR_ORDINALS = {1: "erst", 3: "dritt", 7: "siebt", 8: "acht"}
 
 
 def cardinal(n: int) -> str:
-    """Return the cardinal of `n`, 0 to 9,999, as one word; 1 and numbers that end in 01 are counted with an s: "eins".
+    """Return the cardinal of `n`, 0 to 9,999, as one word. The number 1 and numbers that end in 01 end in s: "eins".
 
     Raises:
         ValueError: `n` is outside that range.
@@ -21,7 +21,7 @@ def cardinal(n: int) -> str:
 
 
 def ordinal(n: int, ending: str = "e") -> str:
-    """Return the ordinal of `n`, 1 to 9,999: "siebte", "einundzwanzigste"; "dritten" with the ending of "am dritten".
+    """Return the ordinal of `n`, 1 to 9,999: "siebte", "einundzwanzigste"; with the ending "en", "dritten".
 
     Raises:
         ValueError: `n` is outside that range.
@@ -52,7 +52,7 @@ def date(day: int, month: int, ending: str = "e") -> str:
     Args:
         day: from 1.
         month: from 1.
-        ending: of the ordinal; "en" gives "dritten März".
+        ending: ending of the ordinal; "en" gives "dritten März".
     """
     return f"{ordinal(day, ending)} {MONTHS[month - 1]}"
 
@@ -77,7 +77,7 @@ def clock(minutes: int) -> str:
 
 
 def _stem(n: int) -> str:
-    """Return the cardinal as it stands inside a longer word, with "ein" for 1."""
+    """Return the cardinal in its form inside a longer word, with "ein" for 1."""
     if not 0 <= n <= LARGEST_NUMBER:
         raise ValueError(f"n={n} is outside 0 to {LARGEST_NUMBER}")
     if n < 20:

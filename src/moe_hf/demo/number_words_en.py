@@ -32,10 +32,10 @@ def ordinal(n: int) -> str:
 
 
 def year(n: int) -> str:
-    """Return the year `n`, 1110 to 1999 and at least 10 after its century: "nineteen eighty-four".
+    """Return the year `n`, 1110 to 1999 with last two digits of at least 10: "nineteen eighty-four".
 
     Raises:
-        ValueError: `n` is another number.
+        ValueError: `n` is not such a year.
     """
     century, rest = divmod(n, 100)
     if not 11 <= century <= 19 or rest < 10:
@@ -44,7 +44,7 @@ def year(n: int) -> str:
 
 
 def date(day: int, month: int) -> str:
-    """Return a date of a day from 1 and a month from 1: "third of March"."""
+    """Return the date for a day and a month, both counted from 1: "third of March"."""
     return f"{ordinal(day)} of {MONTHS[month - 1]}"
 
 

@@ -1,6 +1,7 @@
-"""French number words up to 9,999, in the spelling before 1990: hyphens below a hundred only, and none beside "et".
+"""French number words up to 9,999 in the spelling before 1990: "vingt et un", "deux cent trente-quatre".
 
-"vingt et un", "deux cent trente-quatre"; the spelling of 1990 writes "vingt-et-un", "deux-cent-trente-quatre".
+Only parts below a hundred have hyphens, but not around "et". The spelling of 1990 writes "vingt-et-un"
+and "deux-cent-trente-quatre".
 """
 
 import re
@@ -28,7 +29,7 @@ def cardinal(n: int, feminine: bool = False) -> str:
 
 
 def label(n: int) -> str:
-    """Return the number `n`, 0 to 9,999, as it names a page or a year, without agreement: "quatre-vingt", "deux cent".
+    """Return the number `n`, 0 to 9,999, as a label of a page or year, without agreement: "quatre-vingt", "deux cent".
 
     Raises:
         ValueError: `n` is outside that range.
@@ -59,7 +60,7 @@ def ordinal(n: int, feminine: bool = False) -> str:
 
 
 def date(day: int, month: int) -> str:
-    """Return a date of a day from 1 and a month from 1: "premier mars", "trois mars"."""
+    """Return the date for a day and a month, both counted from 1: "premier mars", "trois mars"."""
     return f"{ordinal(1) if day == 1 else cardinal(day)} {MONTHS[month - 1]}"
 
 
@@ -67,7 +68,7 @@ def clock(minutes: int) -> str:
     """Return the time `minutes` after twelve, 31 to 690: "une heure et quart", "cinq heures moins vingt".
 
     Raises:
-        ValueError: outside that range, where French says "midi" or "minuit".
+        ValueError: `minutes` is outside that range, where French says "midi" or "minuit".
     """
     if not 31 <= minutes <= 690:
         raise ValueError(f"minutes={minutes} is outside 31 to 690")

@@ -1,7 +1,7 @@
-"""The corpus of the translation demo: number, date and clock phrases in three languages, generated, with no download.
+"""Generates the corpus of the translation demo: phrases with numbers, dates and times in three languages.
 
-Training and validation share their words, not their values. A fixed tenth of the numbers, of the dates and of the
-times occurs in no training phrase, so a model translates them only by what it learnt of their parts.
+Training and validation phrases share words but not values. A fixed share of the numbers, dates and times does not
+occur in training phrases. A model can translate such a value only if it learnt how its parts combine.
 """
 
 from collections.abc import Callable
@@ -27,26 +27,26 @@ _SHOWN_TIMES = {225, 280}
 
 
 def _share_of_number(n: int) -> float:
-    """The building blocks of other numbers, and the numbers of days and minutes, are in the training phrases."""
+    """Return the probability to hold out `n`: 0 for building blocks of other numbers, and for days and minutes."""
     if n < 32 or (n < 100 and n % 10 == 0) or (n < 1_000 and n % 100 == 0) or n % 1_000 == 0:
         return 0.0
-    return 0.2 if n < 100 else 0.1  # all the ages are below a hundred
+    return 0.2 if n < 100 else 0.1  # higher below a hundred, because all ages are below a hundred
 
 
 def _share_of_time(minutes: int) -> float:
-    """Nothing but the time itself tells that "half past four" is "halb fünf"."""
+    """Return the probability to hold out a time; half hours never are, because "half past four" is "halb fünf"."""
     return 0.0 if minutes % 60 == 30 else 0.2
 
 
 def _hold_out(values: list, share: Callable, shown: set) -> frozenset:
-    """Draw each value with its share, its probability to be held out, and add the ones shown."""
-    rng = Random(0)  # not the corpus's seed: SHOWN_LINES are held out from every corpus
+    """Draw the held-out values with the probability `share(value)` for each value, and add the values in `shown`."""
+    rng = Random(0)  # a fixed seed, so that every corpus has the same held-out values
     return frozenset({value for value in values if rng.random() < share(value)} | shown)
 
 
 _NUMBERS = list(range(_LARGEST_NUMBER + 1))
 _DATES = [(day, month) for month, length in _DAYS_OF_MONTH.items() for day in range(1, length + 1)]
-_TIMES = list(range(35, 691, 5))  # minutes after twelve; French has no "twelve" for noon and midnight
+_TIMES = list(range(35, 691, 5))  # minutes after twelve; French uses "midi" and "minuit" instead of "twelve"
 
 HELD_OUT_NUMBERS = _hold_out(_NUMBERS, _share_of_number, _SHOWN_NUMBERS)
 HELD_OUT_DATES = _hold_out(_DATES, lambda date: 0.1, _SHOWN_DATES)
@@ -54,7 +54,7 @@ HELD_OUT_TIMES = _hold_out(_TIMES, _share_of_time, _SHOWN_TIMES)
 
 
 def _split(values: list, held_out_values: frozenset) -> dict[bool, list]:
-    """Return the values held out under True, the others under False."""
+    """Return {True: held-out values, False: other values}."""
     return {side: [value for value in values if (value in held_out_values) is side] for side in (False, True)}
 
 
@@ -75,7 +75,7 @@ SHOWN_LINES = [
     phrases.clock("now", 225),
     phrases.clock("train", 280),
 ]
-"""Phrases whose numbers, dates and times are held out of every corpus, for a look at translations."""
+"""Example phrases. Their numbers, dates and times are held out of every corpus."""
 
 
 class _Draw:
@@ -86,7 +86,7 @@ class _Draw:
         self._held_out = held_out
 
     def number(self, smallest: int, largest: int = _LARGEST_NUMBER) -> int:
-        """Draw the number of digits first, so that the many long numbers leave the short ones a share."""
+        """Draw the number of digits first, then the number, because most numbers are long."""
         return self.choice(self.choice(_numbers_by_length(self._held_out, smallest, largest)))
 
     def count(self, largest: int) -> int:
@@ -129,11 +129,12 @@ _TEMPLATES: list[Callable[[_Draw], Phrase]] = [
 def generate_phrases(num_phrases: int, held_out: bool, seed: int) -> list[Phrase]:
     """Return distinct phrases in random order.
 
-    All kinds of phrases are as frequent, until the ones with few values (dates, times, ages) are used up.
+    All kinds of phrases are equally frequent until kinds with few values (dates, times, ages) are used up.
 
     Args:
-        num_phrases: up to `MAX_VALID_LINES` when `held_out`, else up to `MAX_TRAIN_LINES`; with more it never returns.
-        held_out: whether the phrases have held-out values only, or none.
+        num_phrases: up to `MAX_VALID_LINES` if `held_out`, else up to `MAX_TRAIN_LINES`. The function does not check
+            the limit, and above it may never return.
+        held_out: True for phrases with held-out values only; False for phrases without held-out values.
         seed: the same seed gives the same phrases.
     """
     rng = Random(seed)
@@ -148,17 +149,17 @@ def write_translation_corpus(
 ) -> dict[str, dict[str, Path]]:
     """Write train.en, train.de, train.fr and valid.* (UTF-8); line i of each language is the same phrase.
 
-    No line occurs twice in a file, and no number, date or time of a validation phrase in a training phrase. The
-    held-out values are always the same, and valid.* does not depend on `num_train_lines`.
+    A file does not repeat a line. Held-out numbers, dates and times of validation phrases do not occur in training
+    phrases. The held-out values are always the same, and valid.* does not depend on `num_train_lines`.
 
     Args:
-        folder: made if absent.
+        folder: folder for the files; created if missing.
         num_train_lines: up to `MAX_TRAIN_LINES`.
         num_valid_lines: up to `MAX_VALID_LINES`.
         seed: seed of the phrases and their order.
 
     Returns:
-        The paths, as result["train"]["de"].
+        {"train" or "valid": {language: path}}.
 
     Raises:
         InputError: a number of lines is below 1 or above `MAX_TRAIN_LINES` or `MAX_VALID_LINES`.

@@ -1,10 +1,11 @@
-"""The phrases of the translation demo, each written in English, German and French from one meaning.
+"""The phrases of the translation demo, each in English, German and French.
 
-A text of one language has one meaning among all the phrases, and so one right translation into the others:
+Each phrase has exactly one correct translation into each other language:
 
-- They say neither "you" (du, Sie, vous) nor "they" (ils, elles), and neither noon nor midnight (twelve o'clock).
-- French says "le trois mars" for both "today is the third" and "on the third", so these are two different sentences.
-- Counts that end in 01 are left out, except 1: German usage wavers between "hundertein" and "hunderteins".
+- Phrases do not contain "you" (du, Sie, vous) or "they" (ils, elles).
+- Phrases do not contain noon or midnight (twelve o'clock).
+- Phrases about today and about an arrival are different sentences, because a French date is "le trois mars" in both.
+- Counts that end in 01 are left out, except 1, because German has both "hundertein" and "hunderteins".
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from . import number_words_fr as fr
 
 
 class Phrase(NamedTuple):
-    """The same phrase in the languages of the demo; its fields are their codes."""
+    """The same phrase in the three languages; the names of the fields are language codes."""
 
     en: str
     de: str
@@ -103,7 +104,7 @@ def number(n: int) -> Phrase:
 
 
 def room(subject: str, n: int) -> Phrase:
-    """Return "she lives in room two hundred"; in French the number has no agreement, "la chambre deux cent"."""
+    """Return "she lives in room two hundred"; the French number is without agreement, "la chambre deux cent"."""
     clause = _clause("live", subject)
     return Phrase(
         f"{clause.en} in room {en.cardinal(n)}",
@@ -122,9 +123,9 @@ def things(subject: str, verb: str, n: int, noun: str) -> Phrase:
     """Return "she has twenty-one apples".
 
     Args:
-        subject: who has them, such as "she".
+        subject: the subject, one of `SUBJECTS`.
         verb: one of `THING_VERBS`.
-        n: how many.
+        n: the number of things, see `is_countable`.
         noun: one of `NOUNS`.
     """
     clause, objects = _clause(verb, subject), _counted(n, NOUNS[noun])
@@ -132,7 +133,7 @@ def things(subject: str, verb: str, n: int, noun: str) -> Phrase:
 
 
 def age(subject: str, n: int) -> Phrase:
-    """Return "she is twenty-one years old"; French has the years, "elle a vingt et un ans"."""
+    """Return "she is twenty-one years old"; French uses "to have", "elle a vingt et un ans"."""
     clause, years = _clause("be", subject), _counted(n, _YEAR_OF_AGE)
     return Phrase(f"{clause.en} {years.en} old", f"{clause.de} {years.de} alt", f"{clause.fr} {years.fr}")
 
@@ -162,7 +163,7 @@ def arrival(subject: str, day: int, month: int) -> Phrase:
     """Return "she arrives on the third of March"; the German verb is split around the date, "sie kommt am ... an".
 
     Args:
-        subject: who arrives, such as "she".
+        subject: the subject, one of `SUBJECTS`.
         day: from 1.
         month: from 1.
     """
@@ -175,7 +176,7 @@ def arrival(subject: str, day: int, month: int) -> Phrase:
 
 
 def birth(subject: str, year: int) -> Phrase:
-    """Return "she was born in nineteen eighty-four": `subject` is "he" or "she", `year` as in `en.year`."""
+    """Return "she was born in nineteen eighty-four"; `subject` is "he" or "she", and `year` is as for `en.year`."""
     clause = _BIRTHS[subject]
     return Phrase(
         f"{clause.en} in {en.year(year)}", f"{clause.de} {de.year(year)} geboren", f"{clause.fr} en {fr.label(year)}"
@@ -183,13 +184,18 @@ def birth(subject: str, year: int) -> Phrase:
 
 
 def clock(event: str, minutes: int) -> Phrase:
-    """Return "it is a quarter past four": `event` is one of `CLOCK_EVENTS`, `minutes` after twelve are 31 to 690."""
+    """Return "it is quarter past four".
+
+    Args:
+        event: one of `CLOCK_EVENTS`.
+        minutes: minutes after twelve o'clock, 31 to 690.
+    """
     times = (en.clock(minutes), de.clock(minutes), fr.clock(minutes))
     return Phrase(*(f"{clause} {time}" for clause, time in zip(CLOCK_EVENTS[event], times)))
 
 
 def is_countable(n: int) -> bool:
-    """Say whether phrases count `n` things."""
+    """Return whether a phrase can count `n` things."""
     return n == 1 or (n > 0 and n % 100 != 1)
 
 

@@ -1,8 +1,8 @@
-"""A small English corpus that needs no download, in six dialects whose every sentence can be checked.
+"""Generates a small English corpus in six dialects, whose sentences can be checked by a program.
 
-A language model trained on it can be judged by the truth of what it writes: `prompt_of` cuts a held-out sentence
-where its rest is determined, and `is_correct` parses a finished sentence back and says whether it is true. Each
-dialect is recognisable from its first words, so that experts can specialise. Words are separated by single spaces.
+A language model trained on the corpus can be judged by the truth of its sentences. `prompt_of` cuts a held-out
+sentence where its rest is determined, and `is_correct` says whether a complete sentence is true. Each dialect is
+recognisable from its first words, so that experts can specialise. Words are separated by single spaces.
 """
 
 import re
@@ -12,7 +12,8 @@ from random import Random
 
 from .number_words import date_in_words, number_in_words, time_in_words, words_to_number
 
-# A sixth of this is less than the distinct sentences of the smallest dialect; small, so as to be learnable.
+# A sixth of this number must be below the number of distinct sentences of the smallest dialect. Dialects are small, so
+# that a small model can learn them.
 MAX_DISTINCT_LINES = 12_000
 _MAX_DRAWS = 1_000
 
@@ -165,7 +166,7 @@ DIALECTS: dict[str, Callable[[Random], str]] = {
 }
 
 _LETTERS = "([a-z](?: [a-z])*)"
-# Form: its dialect and its check. The last slot of a form is the one that the words before it determine.
+# {form: (dialect, check)}. The words before the last slot of a form determine its content.
 _FORMS = {
     r"(.+ , .+) , (.+) \.": ("counting", _counting_is_correct),
     r"(.+) (plus|minus) (.+) is (.+) \.": ("arithmetic", _arithmetic_is_correct),
@@ -183,24 +184,24 @@ _FORMS = {
 
 
 def is_correct(line: str) -> bool | None:
-    """Say whether a complete sentence, up to its " .", is true.
+    """Return whether a complete sentence, including its " .", is true.
 
-    None when it is of no form that the dialects know, which includes broken grammar ("one apples") and values that
-    do not exist ("the thirty first of april"). Years have 365 days, and clocks twelve hours.
+    The result is None if the sentence does not have a form of the dialects. This includes broken grammar ("one
+    apples") and values that do not exist ("the thirty first of april"). Years have 365 days, and clocks twelve hours.
     """
     return _match_form(line)[1]
 
 
 def dialect_of(line: str) -> str | None:
-    """Name the dialect, a key of `DIALECTS`, of a complete sentence; None when it is of no known form."""
+    """Return the dialect of a complete sentence, a key of `DIALECTS`; None if the form is unknown."""
     return _match_form(line)[2]
 
 
 def prompt_of(line: str) -> str:
-    """Return the beginning of a sentence up to where the rest is determined: "twelve plus thirty is".
+    """Return the beginning of a sentence that determines its rest, such as "twelve plus thirty is".
 
     Raises:
-        ValueError: `line` is of no form that the dialects know.
+        ValueError: `line` does not have a form of the dialects.
     """
     match, _, _ = _match_form(line)
     if match is None:
@@ -214,15 +215,15 @@ def _match_form(line: str) -> tuple[re.Match, bool, str] | tuple[None, None, Non
         if match:
             try:
                 return match, check(*match.groups()), dialect
-            except (KeyError, ValueError):  # a slot holds words that mean nothing there
+            except (KeyError, ValueError):  # the words in a slot do not have a meaning there
                 continue
     return None, None, None
 
 
 def generate_lines(num_lines: int, seed: int) -> Iterator[str]:
-    """Yield `num_lines` sentences, their dialects drawn uniformly; the same ones for the same `seed` everywhere.
+    """Yield `num_lines` sentences with uniformly drawn dialects.
 
-    Sentences may repeat.
+    Sentences may repeat. The same `seed` gives the same sentences on every machine.
 
     Raises:
         ValueError: `num_lines` is negative.
@@ -238,17 +239,17 @@ def write_demo_corpus(
 ) -> tuple[Path, Path]:
     """Write train.txt and valid.txt (UTF-8) and return their paths.
 
-    No sentence occurs twice in the two files together, so valid.txt is held out; it does not depend on
-    `num_train_lines`.
+    Sentences do not repeat within or across the files, so valid.txt is held out. The content of valid.txt does not
+    depend on `num_train_lines`.
 
     Args:
-        folder: made if absent.
-        num_train_lines: at least 1.
-        num_valid_lines: at least 1.
+        folder: folder for the files; created if missing.
+        num_train_lines: number of training sentences, at least 1.
+        num_valid_lines: number of validation sentences, at least 1.
         seed: seed of the sentences and their order.
 
     Raises:
-        ValueError: a number of lines is below 1 or both exceed `MAX_DISTINCT_LINES`.
+        ValueError: a number of lines is below 1, or their sum exceeds `MAX_DISTINCT_LINES`.
     """
     if min(num_train_lines, num_valid_lines) < 1 or num_train_lines + num_valid_lines > MAX_DISTINCT_LINES:
         raise ValueError(

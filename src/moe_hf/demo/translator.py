@@ -1,4 +1,4 @@
-"""The translation demo: generated phrases in three languages, one small GNMT-MoE for them, and held-out values."""
+"""Runs the translation demo: trains one small GNMT-MoE on generated phrases in three languages."""
 
 import json
 import logging
@@ -19,10 +19,10 @@ CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrain
 
 
 def run_translation_demo(config_file: str, output_dir: str) -> dict[str, float]:
-    """Write the corpus, train one model for a round trip of the languages, save, load back and translate.
+    """Write the corpus, train one model for three directions, and translate with the saved model.
 
     Args:
-        config_file: YAML arguments of the training.
+        config_file: YAML file with the arguments of the training.
         output_dir: folder for the corpus and the model; must be empty or absent.
 
     Returns:

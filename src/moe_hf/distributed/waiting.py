@@ -4,6 +4,7 @@ The processes count themselves in the store that formed their group. A collectiv
 """
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ class Meeting:
     def __init__(self, training_args: TrainingArguments):
         self.size = training_args.world_size
         self.store = _get_default_store()
-        self.key = f"moe_hf/meeting/{next(_meetings)}"
+        # After a restart, torchrun may hand over the store of the processes before.
+        self.key = f"moe_hf/meeting/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_meetings)}"
 
     def arrive(self) -> None:
         """Count this process without waiting."""

@@ -1,1 +1,1 @@
-"""The experiments of docs/reproduction/: sweeps, baselines, and the reports on them."""
+"""The experiments behind docs/reproduction/: sweeps, baselines, and their reports."""

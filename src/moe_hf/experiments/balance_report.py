@@ -1,4 +1,4 @@
-"""Table 6 of the paper for runs of ours: what the two balancing losses do to perplexity and balance."""
+"""Reproduces table 6 of the paper: the effect of the two balancing losses on perplexity and balance."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from ..routing.history_plot import read_expert_history
 from .numbers import mean_and_range
 from .run_curves import Curves
 
-# (w_importance, w_load) of each row, and the paper's test perplexity, CV(Importance), CV(Load) and max/mean load.
+# {(w_importance, w_load): the paper's test perplexity, CV(Importance), CV(Load) and max/mean load}
 TABLE_6 = {
     (0.0, 0.0): (39.8, 3.04, 3.01, 17.80),
     (0.2, 0.0): (35.6, 0.06, 0.17, 1.47),
@@ -32,9 +32,9 @@ class BalanceRow:
     Attributes:
         w_importance: coefficient of the importance loss.
         w_load: coefficient of the load loss.
-        measures: {name in `MEASURES`: one number for each seed}.
-        seeds: in the order of the runs.
-        curves: for each seed, while training.
+        measures: {name in `MEASURES`: one value for each seed}.
+        seeds: the seeds, in the order of the runs.
+        curves: for each seed, the measures during training.
     """
 
     w_importance: float
@@ -45,15 +45,15 @@ class BalanceRow:
 
     @property
     def label(self) -> str:
-        """The coefficients in words."""
+        """The coefficients with their names."""
         return f"w_importance={self.w_importance:g}, w_load={self.w_load:g}"
 
     def add(self, seed: int, metrics: dict[str, float], history: str | Path) -> None:
-        """Take the results of one seed; MoE layers are averaged.
+        """Add the results of one seed, averaged over the MoE layers.
 
         Args:
-            seed: seed of the run.
-            metrics: those of `evaluate_lm`.
+            seed: the run's seed.
+            metrics: the result of `evaluate_lm`.
             history: the run's expert_history.csv.
         """
         self.seeds.append(seed)
@@ -65,7 +65,7 @@ class BalanceRow:
 
 
 def balance_table(rows: list[BalanceRow]) -> str:
-    """The rows as a Markdown table, each number the mean over the seeds and, from two seeds on, the range."""
+    """Return the rows as a Markdown table of means over the seeds, with the range if there are several seeds."""
     lines = ["| w_importance | w_load | " + " | ".join(MEASURES.values()) + " | the paper's four |"]
     lines.append("|---" * (3 + len(MEASURES)) + "|")
     for row in rows:
@@ -77,10 +77,10 @@ def balance_table(rows: list[BalanceRow]) -> str:
 
 
 def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
-    """Plot perplexity of every row, and CV(Load) and max/mean load while training.
+    """Plot the perplexity of every row, and CV(Load) and max/mean load during training.
 
     Args:
-        rows: those of the table.
+        rows: the rows of the table.
         file: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ def plot_balance(rows: list[BalanceRow], file: str | Path) -> None:
 
 
 def read_history(file: str | Path) -> Curves:
-    """CV(Importance), CV(Load) and max/mean load in an `expert_history.csv` of `AuxLossCallback`, layers averaged."""
+    """Read CV(Importance), CV(Load) and max/mean load from an expert_history.csv, averaged over the MoE layers."""
     by_step: dict[int, list[dict]] = {}
     for layer in read_expert_history(file).values():
         for number, step in enumerate(layer["step"]):

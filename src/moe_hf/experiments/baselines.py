@@ -1,4 +1,4 @@
-"""A model of Transformers' own beside ours: the same text, tokenizer, tokens per step and optimizer."""
+"""Trains a baseline model of Transformers with the same text, tokenizer, tokens per step and optimizer."""
 
 from dataclasses import dataclass, field
 
@@ -20,30 +20,30 @@ from ..training.lm_trainer import LmTrainer
 from ..training.translation import train_translation
 from ..training.translation_trainer import TranslationTrainer
 
-# What a configuration keeps without knowing it.
+# Arguments that a configuration stores without having an attribute for them.
 NOTES = ("label_smoothing", "attn_implementation")
 
 
 @dataclass
 class BaselineArguments:
-    """A model of Transformers; its vocabulary is the tokenizer's.
+    """A model of Transformers, with the tokenizer's vocabulary.
 
     Attributes:
         baseline: {"model_type": "gpt2", "n_embd": 64, ...}.
-        model_name_or_path: always None, as the model starts from random weights.
+        model_name_or_path: always None, because the model starts from random weights.
     """
 
     baseline: dict = field(default_factory=dict)
     model_name_or_path: str | None = None
 
     def config(self, **vocabulary) -> PreTrainedConfig:
-        """The model's configuration.
+        """Return the model's configuration.
 
         Args:
             **vocabulary (Any): further arguments of the configuration, such as vocab_size.
 
         Raises:
-            InputError: there is no such model, or it has no such arguments.
+            InputError: Transformers does not have the model, or the model does not have an argument.
         """
         try:
             return AutoConfig.for_model(**self.baseline, **vocabulary)
@@ -51,18 +51,18 @@ class BaselineArguments:
             raise self._error(f"is not a model: {' '.join(str(error).split())[:300]}") from error
 
     def check(self, translates: bool) -> None:
-        """Make the model without memory.
+        """Check the arguments by building the model without allocating memory.
 
         Args:
-            translates: whether it has to be an encoder-decoder model.
+            translates: whether the model must be an encoder-decoder model.
 
         Raises:
-            InputError: it cannot be made, is of the wrong kind, or an argument is not one of its configuration.
+            InputError: the model cannot be built, is of the wrong kind, or does not have an argument.
         """
         config = self.config()
         known = BaselineArguments({"model_type": config.model_type}).config()
         for name in self.baseline:
-            if not hasattr(known, name) and name not in NOTES:  # which the configuration would take for a note
+            if not hasattr(known, name) and name not in NOTES:  # the configuration would store it silently
                 raise self._error(f"is not a model: {name!r} is not an argument of {config.model_type}")
         smoothing = self.baseline.get("label_smoothing", 0.0)
         if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
@@ -85,9 +85,10 @@ class BaselineArguments:
 def train_baseline(
     model_args: BaselineArguments, data_args: DataArguments, training_args: MoeTrainingArguments
 ) -> tuple[LmTrainer, dict[str, float]]:
-    """`train_lm` for another causal language model, such as GPT-2, from random weights.
+    """Run `train_lm` for another causal language model, such as GPT-2, from random weights.
 
-    It sees each window by itself, since only an LSTM's state can be carried: choose a `window_length` that is fair.
+    The model sees each window separately, because only an LSTM's state can be carried. Choose a `window_length` that
+    makes the comparison fair.
 
     Args:
         model_args: the model.
@@ -95,7 +96,7 @@ def train_baseline(
         training_args: as for `train_lm`.
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: an argument or the data are invalid.
     """
     if data_args.carry_state:
         raise InputError("carry_state=True needs an LSTM, a baseline model is trained on each window by itself")
@@ -110,9 +111,10 @@ def train_baseline(
 def train_translation_baseline(
     model_args: BaselineArguments, data_args: TranslationDataArguments, training_args: TranslationTrainingArguments
 ) -> tuple[TranslationTrainer, dict[str, float | str]]:
-    """`train_translation` for another encoder-decoder model that shifts labels, such as Marian's Transformer or BART.
+    """Run `train_translation` for another encoder-decoder model that shifts labels, such as Marian or BART.
 
-    Its loss is ours: `label_smoothing` may stand among the arguments of its configuration, which keeps it.
+    The loss is computed as for this package's translation models. `label_smoothing` can be given with the arguments of
+    the configuration.
 
     Args:
         model_args: the model.
@@ -120,7 +122,7 @@ def train_translation_baseline(
         training_args: as for `train_translation`.
 
     Raises:
-        InputError: something in the arguments or the data is wrong.
+        InputError: an argument or the data are invalid.
     """
 
     def new_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

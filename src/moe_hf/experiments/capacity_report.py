@@ -1,4 +1,4 @@
-"""Figure 2 and table 7 of the paper for runs of ours: perplexity against capacity or computation per token."""
+"""Reproduces figure 2 and table 7 of the paper: perplexity against capacity or computation per token."""
 
 import json
 import statistics
@@ -17,17 +17,17 @@ SIZES = {"parameters": "parameters without embedding and softmax", "ops": "opera
 
 @dataclass
 class CapacityRow:
-    """One model.
+    """The results of one model.
 
     Attributes:
         name: the model's name.
-        parameters: without embedding and softmax.
-        ops: operations per token, without embedding and softmax.
-        seeds: in the order of the runs.
+        parameters: number of parameters without embedding and softmax.
+        ops: number of operations per token without embedding and softmax.
+        seeds: the seeds, in the order of the runs.
         perplexities: for each seed, the last perplexity per word on the validation text.
-        token_perplexities: the same per token.
-        seconds: for each seed, the time of a step.
-        curves: for each seed, `MEASURES` while training.
+        token_perplexities: for each seed, the last perplexity per token on the validation text.
+        seconds: for each seed, the seconds per step.
+        curves: for each seed, `MEASURES` during training.
     """
 
     name: str
@@ -41,17 +41,17 @@ class CapacityRow:
 
 
 def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
-    """Put a finished training into the row of its model.
+    """Add a finished run to the row of its model.
 
     Args:
-        rows: {name: row}; gets a new row where there is none.
+        rows: {name: row}; the model's row is added if it is missing.
         name: the model's name.
-        seed: seed of the training.
-        folder: where the training left its results.
+        seed: the run's seed.
+        folder: the run's folder.
     """
     config = AutoConfig.from_pretrained(folder)
     row = rows.setdefault(name, CapacityRow(name, *size_of_any(config)))
-    # A resumed run reports only its part after the last checkpoint, which suffices for the time of a step.
+    # A resumed run reports its speed since the last checkpoint, which is enough for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     curves = read_curves(folder, MEASURES)
     row.seeds.append(seed)
@@ -62,11 +62,11 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
 
 
 def capacity_table(rows: list[CapacityRow], compared_with: str) -> str:
-    """The rows as a Markdown table; means over the seeds and, from two seeds on, the range.
+    """Return the rows as a Markdown table of means over the seeds, with the range if there are several seeds.
 
     Args:
         rows: the models.
-        compared_with: name of the model that the others' perplexity and time are compared with.
+        compared_with: name of the model with which the perplexities are compared.
     """
     base = next(row for row in rows if row.name == compared_with)
     lines = [
@@ -87,7 +87,7 @@ def capacity_table(rows: list[CapacityRow], compared_with: str) -> str:
 
 
 def _compared(values: list[float], base: list[float]) -> tuple[str, str]:
-    """The mean, with the range if there is one, and how far it is from that of `base`."""
+    """Return the mean, with the range if there are several values, and its difference from `base` in percent."""
     return mean_and_range(values), f"{100 * (statistics.fmean(values) / statistics.fmean(base) - 1):+.1f} %"
 
 
@@ -96,9 +96,10 @@ def _ratio(sizes: list[int]) -> float:
 
 
 def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
-    """Plot perplexity against the number of parameters (figure 2, left), and while training.
+    """Plot perplexity against the size of the models (figure 2), and perplexity during training.
 
-    For models that differ more in computation, against the operations per token (figure 2, right).
+    The size is the number of parameters (figure 2, left). For models that differ more in computation, it is the number
+    of operations per token (figure 2, right).
 
     Args:
         rows: the models.
@@ -115,7 +116,7 @@ def plot_capacity(rows: list[CapacityRow], file: str | Path) -> None:
         color, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
         left.plot([getattr(row, size)] * len(row.perplexities), row.perplexities, marker, color=color)
         place = (getattr(row, size), statistics.fmean(row.perplexities))
-        # On either side in turn, from the lowest up, as models of the same size may be close to each other.
+        # Labels alternate between both sides, because models of the same size may be close to each other.
         offset, side = ((5, 4), "left") if from_lowest.index(row) % 2 else ((-5, -10), "right")
         left.annotate(row.name, place, xytext=offset, textcoords="offset points", ha=side, fontsize="small")
         for seed_number, curves in enumerate(row.curves):

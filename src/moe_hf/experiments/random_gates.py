@@ -1,7 +1,8 @@
-"""Whether training made experts specialise: a model's gates beside gates drawn at random.
+"""Measures whether training made experts specialise, by comparison with gates that have random weights.
 
-Experts tell much about the token even where nobody taught the gate, since it reads the token. What a trained gate
-tells more than one drawn at random, behind the same layers or behind untrained ones, is what the training did.
+The choice of an expert tells much about the token even with an untrained gate, because the gate reads the token.
+Training accounts only for the information of a trained gate beyond the information of a random gate. A random gate
+follows either the same trained layers or untrained layers.
 """
 
 import copy
@@ -21,7 +22,7 @@ from ..routing.statistics import LayerRouting, collect_routing, side_of
 from .numbers import mean_and_range
 
 TRAINED, DRAWN, UNTRAINED = "trained", "trained model, gates drawn", "untrained model, gates drawn"
-# See `bits_of_experts`. One that gets half of all words, each as often as another, and no other word, tells 1 bit.
+# See `bits_of_experts`. With equally frequent words, an expert that gets only one half of the vocabulary tells 1 bit.
 BITS_OF_A_SPECIALIST = 1.0
 
 
@@ -33,19 +34,20 @@ def specialisation_table(
     max_tokens: int = 200_000,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> str:
-    """A Markdown table: what the strongest expert tells about the token that is read and the one after it.
+    """Return a Markdown table of the information of the strongest expert about the token read and the next token.
 
-    The unit is bits above those of permuted experts (see `specialisation`); beside them stands how many experts tell
-    at least 1 bit. Both grow with the text: compare only rows that count about as many tokens. Each MoE layer has
-    three rows: the trained model, the same with gates drawn at random, and an untrained model with gates drawn.
-    Numbers are means and ranges over `seeds`.
+    The unit is bits above the control with permuted experts, see `specialisation`. Further columns count the experts
+    that tell at least 1 bit. Both measures grow with the text, so compare only rows with similar numbers of tokens.
+
+    Each MoE layer has three rows: the trained model, the trained model with random gates, and an untrained model with
+    random gates. Numbers are means over `seeds`, with ranges.
 
     Args:
         model: as for `routing_report`.
         files: as for `routing_report`.
         target_language: as for `routing_report`.
         max_tokens: as for `routing_report`.
-        seeds: seeds of the drawn gates and the untrained models, at least one.
+        seeds: seeds of the random gates and the untrained models, at least one.
 
     Raises:
         InputError: an argument is out of range, or a file or the model cannot be read.
@@ -64,7 +66,8 @@ def specialisation_table(
     heads = ["layer", "gates", "tokens", "bits, token read", "bits, token after it"]
     heads += [f"experts of {n} that tell {BITS_OF_A_SPECIALIST:g} bit of the token read", "of the token after it"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for (layer, kind), rows in sorted(measured.items(), key=lambda item: item[0][0]):  # stable: kinds as they came
+    # The sort is stable, so the kinds keep their order within a layer.
+    for (layer, kind), rows in sorted(measured.items(), key=lambda item: item[0][0]):
         tokens, *bits = (list(column) for column in list(zip(*rows))[:3])
         cells = [f"{statistics.fmean(tokens):,.0f}", *map(mean_and_range, bits)]
         cells += [_count_and_range(column) for column in list(zip(*rows))[3:]]
@@ -73,7 +76,7 @@ def specialisation_table(
 
 
 def _models(trained: PreTrainedModel, seeds: Sequence[int]) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The trained model, and those with random gates, made one by one."""
+    """Yield the trained model, then the models with random gates, created one by one."""
     yield TRAINED, trained
     for seed in seeds:
         yield DRAWN, draw_gates(copy.deepcopy(trained), trained, seed)
@@ -86,13 +89,13 @@ def _models(trained: PreTrainedModel, seeds: Sequence[int]) -> Iterator[tuple[st
 
 @torch.no_grad()
 def draw_gates(model: PreTrainedModel, trained: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Let the gates of `model` choose at random: normal weights of the standard deviation of `trained`'s own.
+    """Give the gates of `model` random normal weights with the standard deviations of the weights of `trained`.
 
-    Strictly balanced gates become top-k gates with the same k, as their thresholds fit trained weights only.
+    Strictly balanced gates become top-k gates with the same k, because their thresholds fit only trained weights.
 
     Args:
-        model: gets the gates.
-        trained: a model of the same layers.
+        model: the model to change.
+        trained: a model with the same layers.
         seed: seed of the weights.
 
     Returns:
@@ -106,13 +109,13 @@ def draw_gates(model: PreTrainedModel, trained: PreTrainedModel, seed: int) -> P
             block.gate, block.is_strictly_balanced = gate.to(block.gate.weight), False
         trained_weights = dict(of_trained.gate.named_parameters())
         for name, weight in block.gate.named_parameters():
-            std = float(trained_weights[name].float().std()) or 1.0  # a gate that was never trained is zero
+            std = float(trained_weights[name].float().std()) or 1.0  # weights of an untrained gate are zero
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
     return model
 
 
 def _measure(routing: LayerRouting, text) -> list[float]:
-    """Tokens, bits about the token read and the one after it, and how many experts tell enough of either."""
+    """Return the number of tokens, the bits about the token read and the next token, and the specialists for each."""
     strongest, sides = routing.experts[:, 0], (text.ids, text.following)
     found = [specialisation(strongest, ids) for ids in sides]
     bits = [one.bits - one.control_mean for one in found]

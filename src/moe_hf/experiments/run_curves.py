@@ -1,23 +1,23 @@
-"""What trainings went through, from their logs, and as one small CSV file to keep beside a table of their results."""
+"""Reads the curves of runs from their logs, and writes them as one small CSV file."""
 
 import csv
 import json
 from pathlib import Path
 
-# {measure: [(step, value)]} of one training.
+# {measure: [(step, value)]} of one run.
 Curves = dict[str, list[tuple[int, float]]]
 
 
 def read_curves(folder: str | Path, measures: dict[str, str]) -> Curves:
-    """The curves of a finished training.
+    """Return the curves of a finished run.
 
     Args:
-        folder: where it left trainer_state.json and eval_results.json.
+        folder: the run's folder, with trainer_state.json and eval_results.json.
         measures: {name of the curve: name in the Trainer's log}.
 
     Returns:
-        {name: [(step, value), ...]}. A measure that was evaluated only at the end has one point; one that was never
-        logged has none.
+        {name: [(step, value), ...]}. A measure that was evaluated only at the end has one point. A measure that was
+        never logged has an empty list.
     """
     state, end = (
         json.loads((Path(folder) / file).read_text(encoding="utf-8"))
@@ -33,11 +33,11 @@ def read_curves(folder: str | Path, measures: dict[str, str]) -> Curves:
 
 
 def write_curves(file: str | Path, runs: dict[tuple[str, int], Curves]) -> None:
-    """One line for each step at which something was measured: model, seed, step, and the measures, empty if missing.
+    """Write a CSV line for each step with a measurement: model, seed, step, and the measures, empty if missing.
 
     Args:
         file: CSV to write.
-        runs: {(model, seed): curves}, all of the same measures.
+        runs: {(model, seed): curves}, all with the same measures.
     """
     measures = list(next(iter(runs.values()), {}))
     with open(file, "w", newline="", encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""Several training runs one after the other, as one experiment that can be stopped and taken up again."""
+"""Trains several models one after the other, as one experiment that can be stopped and resumed."""
 
 import copy
 import gc
@@ -22,25 +22,26 @@ from .baselines import BaselineArguments, train_baseline, train_translation_base
 
 logger = logging.getLogger(__name__)
 
-# What decides the tokenizer, with the arguments of its training in tokenizers.py.
+# Arguments that determine the tokenizer.
 TOKENIZER_ARGUMENTS = (
     *("tokenizer_kind", "vocab_size", "train_files", "max_train_lines"),
     *("dataset_name", "dataset_config_name", "train_split", "text_column"),
 )
-# What a model of a sweep may have of its own, besides its model arguments. (Others decide what is set up before.)
+# Arguments that may differ between the models of a sweep, besides model arguments. Other arguments take effect before
+# the first model is built.
 DATA_ARGUMENTS = ("train_pairs", "validation_pairs")
 TRAINING_ARGUMENTS = {"max_steps": int, "warmup_steps": int, "learning_rate": float}
 
 
 @dataclass
 class SweepArguments:
-    """What a sweep varies.
+    """The models and seeds of a sweep.
 
     Attributes:
         variants: {name: {argument: value}}, models of this package.
-        baselines: {name: {argument: value}}, models of Transformers beside them.
+        baselines: {name: {argument: value}}, models of Transformers to compare with.
         only: names of the models to train; None for all.
-        seeds: one run of each model for each.
+        seeds: seeds; each model has one run for each seed.
     """
 
     variants: dict | str | None = field(
@@ -50,7 +51,7 @@ class SweepArguments:
         default_factory=dict,
         metadata={
             "help": "{name: {model_type: of Transformers, argument of its configuration or of the training: value}}: "
-            "models beside ours; on the command line as JSON"
+            "models to compare with; on the command line as JSON"
         },
     )
     only: list[str] | None = field(
@@ -66,14 +67,14 @@ class SweepArguments:
         """Check the names of the models.
 
         Raises:
-            InputError: there is no model, two have one name, or `only` names one that is not there.
+            InputError: no model is given, two models have the same name, or `only` has an unknown name.
         """
         names = [*self.variants, *self.baselines]
         if both := self.variants.keys() & self.baselines.keys():
             raise InputError(f"baselines: {min(both)!r} is the name of a variant too")
         for name in self.only or []:
             if name not in names:
-                raise InputError(f"only={name} is none of {', '.join(names)}")
+                raise InputError(f"only={name} is not one of {', '.join(names)}")
         if not names:
             raise InputError("variants is empty: name at least one model")
 
@@ -93,14 +94,16 @@ def _named(value: dict | str, argument: str) -> dict[str, dict]:
 
 
 def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingArguments) -> DataArguments:
-    """The same data for all runs, with a tokenizer that is trained once, into the folder `tokenizer` of `output_dir`.
+    """Return the data arguments with one tokenizer for all runs.
+
+    The tokenizer is trained once, into the folder `tokenizer` of `output_dir`.
 
     Args:
         data_args: the data arguments of all runs.
         training_args: the training arguments of all runs.
 
     Raises:
-        InputError: there is one that was trained otherwise, or it cannot be trained.
+        InputError: the folder has a tokenizer that was trained with other arguments, or the training fails.
     """
     if data_args.tokenizer_name_or_path:
         return data_args
@@ -115,7 +118,7 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
         check_same_run(str(unfinished), None, arguments)
         try:
             unfinished.replace(folder)
-        except OSError:  # another process was faster
+        except OSError:  # another process was first
             shutil.rmtree(unfinished)
     check_same_run(str(folder), str(folder / "finished"), arguments)
     return replace(data_args, tokenizer_name_or_path=str(folder))
@@ -123,15 +126,15 @@ def with_shared_tokenizer(data_args: DataArguments, training_args: MoeTrainingAr
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a sweep: `train(model_args, data_args, training_args)` leaves its model in `folder`.
+    """One run of a sweep: `train(model_args, data_args, training_args)` writes its model to `folder`.
 
     Attributes:
         name: the model's name.
-        seed: seed of the run.
-        train: `train_lm`, or another function of the same arguments.
+        seed: the run's seed.
+        train: `train_lm`, or another function with the same arguments.
         model_args: the model arguments.
         data_args: the data arguments.
-        training_args: the training arguments of this run, which name its folder.
+        training_args: the training arguments of this run, with its folder as `output_dir`.
     """
 
     name: str
@@ -143,14 +146,14 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The run's own folder."""
+        """The run's folder."""
         return Path(self.training_args.output_dir)
 
     def is_finished(self) -> bool:
-        """Whether the folder has the model and its last results.
+        """Return whether the folder has the model and its final results.
 
         Raises:
-            InputError: the folder has those of a run of other arguments.
+            InputError: the folder has the results of a run with other arguments.
         """
         folder = self.folder
         if not all((folder / file).is_file() for file in ("eval_results.json", "trainer_state.json")):
@@ -165,17 +168,17 @@ class Run:
 
 
 def train_runs(runs: list[Run], only: list[str] | None = None) -> list[Run]:
-    """Train what is not finished yet; a run that was killed goes on.
+    """Train all runs that are not finished yet; a run that was stopped is resumed.
 
     Args:
         runs: the whole sweep.
         only: names of the models to train; None for all.
 
     Returns:
-        All runs that are finished then, in their order.
+        All runs that are finished afterwards, in their order.
 
     Raises:
-        InputError: a run of other arguments stands in one of the folders; finished ones are looked at first.
+        InputError: a folder has a run with other arguments. Finished runs are checked before any training.
     """
     are_finished = [run.is_finished() for run in runs]
     for run, is_finished in zip(runs, are_finished, strict=True):
@@ -196,19 +199,19 @@ def variant_runs(
     seeds: list[int],
     train: Callable = train_lm,
 ) -> list[Run]:
-    """One run for each variant and seed.
+    """Return one run for each variant and seed.
 
     Args:
-        model_args (object): arguments of the model that all runs have in common.
-        data_args (object): arguments of the data that all runs have in common.
-        training_args: what all runs have in common; each gets a folder in `output_dir`.
-        variants: {name: {argument: value}}: model arguments, `DATA_ARGUMENTS` and `TRAINING_ARGUMENTS`; the names
-            become folders'.
+        model_args (object): model arguments that all runs share.
+        data_args (object): data arguments that all runs share.
+        training_args: training arguments that all runs share; each run gets a folder in `output_dir`.
+        variants: {name: {argument: value}}, with model arguments, `DATA_ARGUMENTS` and `TRAINING_ARGUMENTS`. The names
+            appear in the names of the runs' folders.
         seeds: seeds of the initial weights, the order of the data, the gating noise and the dropout.
         train: `train_translation` for translation models.
 
     Raises:
-        InputError: an argument that a variant cannot have.
+        InputError: a variant has an argument that cannot be varied.
     """
     runs = []
     for seed in seeds:
@@ -218,7 +221,7 @@ def variant_runs(
             if unknown := own.keys() - vars(model_args).keys():
                 allowed = ", ".join([*DATA_ARGUMENTS, *TRAINING_ARGUMENTS])
                 raise InputError(
-                    f"variant {name!r}: {min(unknown)!r} is not an argument of the model, and none of {allowed}"
+                    f"variant {name!r}: {min(unknown)!r} is not an argument of the model, nor one of {allowed}"
                 )
             run_training_args = _of_one_run(training_args, name, seed, changes)
             run_args = (replace(model_args, **own), replace(data_args, **of_data), run_training_args)
@@ -229,16 +232,16 @@ def variant_runs(
 def baseline_runs(
     data_args: DataArguments, training_args: MoeTrainingArguments, baselines: dict[str, dict], seeds: list[int]
 ) -> list[Run]:
-    """`variant_runs` for models of Transformers' own, on as many tokens a step, in windows as long as they can take.
+    """Return the runs of language models of Transformers, with as many tokens per step, in windows of maximal length.
 
     Args:
-        data_args: what all runs have in common.
-        training_args: what all runs have in common; each gets a folder in `output_dir`.
+        data_args: data arguments that all runs share.
+        training_args: training arguments that all runs share; each run gets a folder in `output_dir`.
         baselines: {name: {argument: value}}, see `BaselineArguments`.
         seeds: as for `variant_runs`.
 
     Raises:
-        InputError: a model that cannot be made, or whose windows do not divide the tokens of a step.
+        InputError: a model cannot be built, or the length of its windows does not divide the tokens of a step.
     """
     runs = []
     for seed in seeds:
@@ -260,16 +263,16 @@ def baseline_runs(
 def translation_baseline_runs(
     data_args, training_args: MoeTrainingArguments, baselines: dict[str, dict], seeds: list[int]
 ) -> list[Run]:
-    """`variant_runs` for translation models of Transformers' own, on the same batches.
+    """Return the runs of translation models of Transformers, on the same batches as in `variant_runs`.
 
     Args:
-        data_args (object): what all runs have in common.
-        training_args: what all runs have in common; each gets a folder in `output_dir`.
+        data_args (object): data arguments that all runs share.
+        training_args: training arguments that all runs share; each run gets a folder in `output_dir`.
         baselines: {name: {argument: value}}, see `BaselineArguments`.
         seeds: as for `variant_runs`.
 
     Raises:
-        InputError: a model that cannot be made, does not translate, or has an argument that it cannot have.
+        InputError: a model cannot be built, is not an encoder-decoder model, or has an argument that cannot be varied.
     """
     runs = []
     for seed in seeds:
@@ -281,11 +284,11 @@ def translation_baseline_runs(
 
 
 def _baseline(name: str, changes: dict, data_args, training_args, translates: bool) -> BaselineArguments:
-    """The model's own arguments, looked at now rather than after another model's training."""
+    """Return the model's arguments; invalid arguments are refused here, before any training."""
     own = {key: value for key, value in changes.items() if key not in TRAINING_ARGUMENTS}
     if wrong := own.keys() & (vars(training_args).keys() | vars(data_args).keys()):
         allowed = ", ".join(TRAINING_ARGUMENTS)
-        raise InputError(f"baseline {name!r}: {min(wrong)!r} is not an argument of the model, and none of {allowed}")
+        raise InputError(f"baseline {name!r}: {min(wrong)!r} is not an argument of the model, nor one of {allowed}")
     model_args = BaselineArguments(own)
     try:
         model_args.check(translates)
@@ -306,7 +309,7 @@ def _of_one_run(training_args: MoeTrainingArguments, name: str, seed: int, chang
 
 
 def _number(kind: type, value, argument: str) -> int | float:
-    """The value as an int or float; YAML reads 1e-3 as text."""
+    """Return the value as an int or float; YAML reads 1e-3 as text."""
     try:
         number = kind(float(value))
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""A picture of a comparison of translation models: their training, and their BLEU."""
+"""Plots a comparison of translation models: their training loss and their BLEU."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ from .translation_report import TranslationRow, bilingual_rows
 
 
 def plot_translation(rows: list[TranslationRow], file: str | Path) -> None:
-    """The training loss of the models, and beside it their BLEU: while training, or in each direction at the end.
+    """Plot the training loss and the BLEU of the models.
 
-    Bilingual models beside multilingual ones (see `translation_table`) are one kind of mark, and have no loss here.
+    BLEU is plotted during training, or for multilingual models in each direction at the end. Bilingual models (see
+    `translation_table`) then share one kind of mark, and their loss is not plotted.
 
     Args:
-        rows: the models, several seeds each.
+        rows: the models.
         file: PNG to write.
     """
     from matplotlib.figure import Figure

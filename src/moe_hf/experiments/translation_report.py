@@ -1,4 +1,4 @@
-"""Tables 2, 3 and 5 of the paper for runs of ours: translation models of the same computation per token."""
+"""Reproduces tables 2, 3 and 5 of the paper: translation models with the same computation per token."""
 
 import json
 import re
@@ -24,16 +24,16 @@ DIRECTION = re.compile("eval_bleu_(?!lowercase)(.+-.+)")  # eval_bleu_en-de
 
 @dataclass
 class TranslationRow:
-    """One model.
+    """The results of one model.
 
     Attributes:
         name: the model's name.
-        parameters: without embedding and softmax.
-        ops: operations per token, without embedding and softmax.
-        seeds: in the order of the runs.
-        metrics: for each seed, the last evaluation.
-        seconds: for each seed, the time of a step.
-        curves: for each seed, `CURVES` while training.
+        parameters: number of parameters without embedding and softmax.
+        ops: number of operations per token without embedding and softmax.
+        seeds: the seeds, in the order of the runs.
+        metrics: for each seed, the results of the last evaluation.
+        seconds: for each seed, the seconds per step.
+        curves: for each seed, `CURVES` during training.
     """
 
     name: str
@@ -45,22 +45,22 @@ class TranslationRow:
     curves: list[Curves] = field(default_factory=list)
 
     def bleu(self, direction: str | None = None) -> list[float]:
-        """BLEU of each seed, of one direction or of all."""
+        """Return the BLEU of each seed, for one direction or for all directions together."""
         return [metrics[f"eval_bleu_{direction}" if direction else "eval_bleu"] for metrics in self.metrics]
 
     def directions(self) -> list[str]:
-        """Of a multilingual model; empty for one pair of languages."""
+        """Return the directions of a multilingual model; [] for a model of one direction."""
         return [found[1] for name in self.metrics[0] if (found := DIRECTION.fullmatch(name))]
 
 
 def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, folder: str | Path) -> None:
-    """Put a finished training into the row of its model.
+    """Add a finished run to the row of its model.
 
     Args:
-        rows: {name: row}; gets a new row where there is none.
+        rows: {name: row}; the model's row is added if it is missing.
         name: the model's name.
-        seed: seed of the training.
-        folder: where the training left its results.
+        seed: the run's seed.
+        folder: the run's folder.
     """
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
@@ -68,17 +68,19 @@ def add_translation_run(rows: dict[str, TranslationRow], name: str, seed: int, f
     row.seeds.append(seed)
     row.curves.append(read_curves(folder, CURVES))
     row.metrics.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8")))
-    # A resumed run reports only its part after the last checkpoint, which suffices for the time of a step.
+    # A resumed run reports its speed since the last checkpoint, which is enough for the time of a step.
     speed = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     row.seconds.append(1 / speed if speed else float("nan"))
 
 
 def translation_table(rows: list[TranslationRow]) -> str:
-    """The rows as a Markdown table, then BLEU by direction if there are several, whose mean the first table has.
+    """Return the rows as a Markdown table, followed by a table of BLEU by direction for multilingual models.
 
-    All numbers are means over the seeds, with the ranges. By direction: a column for each multilingual model, and one
-    for the bilingual models, which are those with a direction's name, such as "en-de". The last line counts the
-    directions in which a mean is above the first model's.
+    All numbers are means over the seeds, with ranges. The first table has the mean BLEU over the directions.
+
+    The second table has a column for each multilingual model, and one column for all bilingual models. A bilingual
+    model has a direction as its name, such as "en-de". The last line counts the directions in which a model's mean is
+    above the first model's mean.
     """
     heads = ["model", "parameters", "operations per time step", *MEASURES.values(), "s a step"]
     lines = _head(heads)
@@ -93,7 +95,7 @@ def translation_table(rows: list[TranslationRow]) -> str:
 
 
 def bilingual_rows(rows: list[TranslationRow]) -> dict[str, TranslationRow]:
-    """{direction: the model with that name}, of the directions of the multilingual models among the rows."""
+    """Return {direction: the model with that name} for the directions of the multilingual models in `rows`."""
     directions = {name for row in rows for name in row.directions()}
     return {row.name: row for row in rows if row.name in directions}
 

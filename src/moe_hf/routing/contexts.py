@@ -4,11 +4,11 @@ import numpy as np
 
 
 class TopContexts:
-    """The N highest gate values of each of E experts and where they are, in memory for E * N of them.
+    """Keeps the N highest gate values of each of E experts, and their positions. Memory grows with E * N.
 
     Attributes:
-        values: (E, N), the highest first; 0 where an expert had fewer tokens.
-        positions: (E, N), of equal values the earlier position first; -1 where an expert had fewer tokens.
+        values: (E, N), the highest first; 0 if an expert has fewer tokens.
+        positions: (E, N), for equal values the earlier position first; -1 if an expert has fewer tokens.
     """
 
     def __init__(self, num_experts: int, size: int):
@@ -17,7 +17,7 @@ class TopContexts:
         self.positions = np.full((num_experts, size), -1, dtype=np.int64)
 
     def add(self, experts: np.ndarray, values: np.ndarray, positions: np.ndarray) -> None:
-        """Take gate values, in any order.
+        """Add gate values, in any order.
 
         Args:
             experts: (slots,), expert ids.
@@ -28,7 +28,7 @@ class TopContexts:
         experts, values, positions = experts[candidates], values[candidates], positions[candidates]
         order = np.lexsort((positions, -values, experts))
         experts, values, positions = experts[order], values[order], positions[order]
-        rank = np.arange(len(experts)) - np.searchsorted(experts, experts)  # 0 for the highest of each expert
+        rank = np.arange(len(experts)) - np.searchsorted(experts, experts)  # 0 for each expert's highest value
         kept = rank < self.size
         touched, row = np.unique(experts[kept], return_inverse=True)
         both_values = np.zeros((len(touched), 2 * self.size))

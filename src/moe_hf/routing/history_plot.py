@@ -1,4 +1,4 @@
-"""Plots the balance of the experts over a training."""
+"""Plots the balance of the experts over training."""
 
 import csv
 import itertools
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 
-# What a training keeps in its folder.
+# {column of expert_history.csv: label}
 CURVES = {
     "cv_importance": "CV(Importance)",
     "cv_load": "CV(Load)",
@@ -14,7 +14,7 @@ CURVES = {
     "dead_experts": "experts without a token",
 }
 
-# None of them is a colour of the report's page or its other picture, where blue is the load.
+# The report's page and its other picture use other colours, such as blue for the load.
 LAYER_COLORS = ("tab:brown", "tab:cyan", "tab:pink", "tab:olive", "black", "tab:gray")
 
 
@@ -25,7 +25,7 @@ def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]
         {layer: {"step" or name of `CURVES`: values}}.
 
     Raises:
-        InputError: the file cannot be read, or is another kind of file.
+        InputError: the file cannot be read, or is not an expert_history.csv.
     """
     layers: dict[str, dict[str, list[float]]] = {}
     try:
@@ -46,17 +46,19 @@ def read_expert_history(history: str | Path) -> dict[str, dict[str, list[float]]
 
 
 def plot_expert_history(history: str | Path, file: str | Path) -> None:
-    """One panel for each measure of `AuxLossCallback`'s CSV file, one curve for each MoE layer; bars for a single log.
+    """Plot `AuxLossCallback`'s CSV file: one panel for each measure, with one curve for each MoE layer.
+
+    A history with a single step is shown as bars.
 
     Args:
-        history: expert_history.csv of a training.
+        history: expert_history.csv of a run.
         file: PNG to write.
     """
     plot_curves(read_expert_history(history), file)
 
 
 def plot_curves(layers: dict[str, dict[str, list[float]]], file: str | Path) -> None:
-    """Plot what `read_expert_history` returns, see `plot_expert_history`.
+    """Plot the curves from `read_expert_history`, as `plot_expert_history` does.
 
     Args:
         layers: the curves.

@@ -27,7 +27,7 @@ def load_for_routing(
         target_language: language to translate into, for a multilingual model.
 
     Raises:
-        InputError: they cannot be loaded, or do not know the language.
+        InputError: the model or its tokenizer cannot be loaded, or they do not know the language.
     """
     loaded, tokenizer = load_model_and_tokenizer(model)
     if target_language is not None:
@@ -48,7 +48,7 @@ def open_text(
     carry_state: bool = True,
     max_tokens: int = 200_000,
 ) -> StreamText | PairText:
-    """Open the files that a model of either family is to read, as what `collect_routing` takes.
+    """Open text files for a model of either family, in the form that `collect_routing` takes.
 
     Args:
         model: a model of either family.
@@ -61,7 +61,7 @@ def open_text(
         max_tokens: as for `routing_report`.
 
     Raises:
-        InputError: the files cannot be read, or are not two for a translation model.
+        InputError: a file cannot be read, or a translation model is not given exactly two files.
     """
     if not model.config.is_encoder_decoder:
         with cached_in(None):
@@ -76,7 +76,7 @@ def open_text(
 
 
 def num_positions(text: StreamText | PairText) -> dict[str, int]:
-    """Return P, the number of positions, of each side."""
+    """Return {side: P}, the number of positions of each side."""
     return {name: len(side.ids) for name, side in text.sides.items()}
 
 

@@ -1,4 +1,4 @@
-"""The numbers and words of a routing report, as what its page reads: JSON with packed arrays.
+"""Prepares the data of a routing report's page: JSON with packed arrays.
 
 Shape suffixes: E experts, P positions of a text, R positions that the report keeps, V tokens of its vocabulary.
 """
@@ -18,10 +18,10 @@ from .statistics import LayerRouting, side_of
 from .texts import SideText
 from .token_texts import FRAGMENT, token_texts, whole_characters
 
-PASSAGE = 1500  # tokens of the text that the page shows as such
+PASSAGE = 1500  # number of tokens at the beginning of the text that the page shows
 NUM_TYPICAL, NUM_PARTNERS, NUM_EXPERTS_OF_WORD = 6, 6, 5
 NUM_PAIRS = 50
-LARGEST_MATRIX = 128  # experts, of which the page draws all pairs
+LARGEST_MATRIX = 128  # number of experts up to which the page draws all pairs
 HISTORY_POINTS = 400
 NONE = 0xFFFFFFFF
 
@@ -36,20 +36,20 @@ def report_data(
     num_contexts: int,
     context_width: int,
 ) -> dict:
-    """All that the page shows.
+    """Return all data that the page shows.
 
     Args:
-        facts: model, files and family, shown as they are.
+        facts: model, files and family, shown unchanged.
         config: the model's configuration.
-        routing: what `collect_routing` returned.
-        sides: of each side of the model the `SideText` that it read.
-        tokenizer: its ids are those of `sides`.
-        history: what `read_expert_history` returned, or {}.
-        num_contexts: contexts shown of each expert.
-        context_width: tokens shown on each side of a context's middle.
+        routing: the result of `collect_routing`.
+        sides: {side of the model: the `SideText` that it read}.
+        tokenizer: the tokenizer that produced the ids in `sides`.
+        history: the result of `read_expert_history`, or {}.
+        num_contexts: number of contexts shown for each expert.
+        context_width: number of tokens shown on each side of a context's middle.
 
     Returns:
-        {facts, vocabulary, sides, layers}: what json.dumps takes. Arrays are {type, bytes}, see `pack`.
+        {facts, vocabulary, sides, layers}, which json.dumps can write. Arrays are {type, bytes}, see `pack`.
     """
     contexts = {
         name: distinct_contexts(layer, sides[side_of(name)], num_contexts, context_width)
@@ -98,7 +98,7 @@ def report_data(
 
 
 def pack(values: np.ndarray, kind: str) -> dict[str, str]:
-    """An array as base64 of its little-endian bytes.
+    """Encode an array as base64 of its little-endian bytes.
 
     Args:
         values: the array.
@@ -113,16 +113,16 @@ def pack(values: np.ndarray, kind: str) -> dict[str, str]:
 def distinct_contexts(
     layer: LayerRouting, text: SideText, num_contexts: int, width: int
 ) -> list[list[tuple[int, float]]]:
-    """The places of a text where each expert has its highest gate values, no two with the same words.
+    """Return the places in a text with the highest gate values of each expert, without repeated contexts.
 
     Args:
-        layer: what the gate did with the text.
-        text: what the layer's side of the model read.
-        num_contexts: places of an expert at most.
-        width: tokens compared to the left and to the right of a place, not over the text's `starts`.
+        layer: the routing of the text.
+        text: the text that the layer's side of the model read.
+        num_contexts: maximal number of places for each expert.
+        width: number of tokens compared on each side of a place; the comparison stops at the text's `starts`.
 
     Returns:
-        For each expert its (position, gate value), the highest first.
+        For each expert a list of (position, gate value), the highest value first.
     """
     ends = np.append(text.starts[1:], len(text.ids))
     found = []
@@ -142,7 +142,7 @@ def distinct_contexts(
 
 
 def _kept_positions(text, side: str, contexts: dict, width: int) -> np.ndarray:
-    """(R,) positions that the page shows, in rising order: a passage, and the surroundings of all contexts."""
+    """Return the positions (R,) that the page shows, in rising order: a passage, and all contexts with neighbours."""
     is_kept = np.zeros(len(text.ids), dtype=bool)
     is_kept[:PASSAGE] = True
     layers = [found for name, found in contexts.items() if side_of(name) == side]
@@ -155,7 +155,7 @@ def _kept_positions(text, side: str, contexts: dict, width: int) -> np.ndarray:
 def _side_data(text, kept_R: np.ndarray, ids_V: np.ndarray, texts_V: list[str], tokenizer) -> dict:
     words_R = np.searchsorted(ids_V, text.ids[kept_R])
     fragments = np.flatnonzero(np.array([FRAGMENT in word for word in texts_V])[words_R])
-    whole = []  # [place, its text], of tokens that are parts of characters
+    whole = []  # [place, text] for tokens that are parts of characters
     for run in np.split(fragments, np.flatnonzero(np.diff(fragments) > 1) + 1) if len(fragments) else ():
         whole += zip(run.tolist(), whole_characters(tokenizer, text.ids[kept_R[run]].tolist()))
     return {
@@ -178,7 +178,7 @@ def _pack_contexts(contexts: list[list[tuple[int, float]]], kept_R: np.ndarray) 
 
 
 def _pack_routing(layer: LayerRouting, kept_R: np.ndarray) -> dict:
-    """The experts of every position kept; gate values in 65535ths."""
+    """Pack the experts of every position kept, with gate values in units of 1 / 65535."""
     num_used_R = np.maximum(layer.num_used[kept_R], 0)
     width = max(1, min(int(num_used_R.max(initial=1)), layer.experts.shape[1]))
     return {
@@ -195,7 +195,7 @@ def _specialisation(layer: LayerRouting, text) -> dict:
 
 
 def _histogram(entropies: np.ndarray, k: int) -> dict:
-    """In 32 bins from 0 to the highest there can be, of k experts log2 k."""
+    """Count entropies in 32 bins from 0 to the maximum, which is log2 k for k experts."""
     high = max(math.log2(k), float(entropies.max(initial=0.0))) or 1.0
     return {"high": high, "counts": np.histogram(entropies, bins=32, range=(0, high))[0].tolist()}
 
@@ -206,11 +206,10 @@ def _experts_of_token(layer: LayerRouting) -> list[list[int]]:
 
 
 def _words(layer: LayerRouting, text, ids_V: np.ndarray) -> dict:
-    """How often each word of the report occurs and to which experts it goes most; of each expert the words that it
-    gets more often than chance gives.
+    """Return the count and the most frequent experts of each word, and the typical words of each expert.
 
-    A word is typical for an expert by (observed - expected) / sqrt(expected), where the expected count is the expert's
-    share of the tokens times the word's count. A word that came once is not typical.
+    Typical words have the highest (observed - expected) / sqrt(expected). The expected count is the expert's share of
+    the tokens times the word's count. A word that an expert got only once is not typical.
     """
     read = layer.num_used >= 0
     word_P = np.searchsorted(ids_V, text.ids)
@@ -222,7 +221,8 @@ def _words(layer: LayerRouting, text, ids_V: np.ndarray) -> dict:
     word, expert = code // layer.num_experts, code % layer.num_experts
     favourite = _best_of_each(word, hits, len(ids_V), NUM_EXPERTS_OF_WORD)
 
-    load = np.bincount(layer.experts[layer.experts >= 0], minlength=layer.num_experts)  # of a dense gate, what is kept
+    # For a dense gate, this counts only the experts kept.
+    load = np.bincount(layer.experts[layer.experts >= 0], minlength=layer.num_experts)
     expected = load[expert] * counts_V[word] / max(int(read.sum()), 1)
     surplus = np.where(hits > 1, (hits - expected) / np.sqrt(expected), 0)
     typical = _best_of_each(expert, np.maximum(surplus, 0), layer.num_experts, NUM_TYPICAL)
@@ -242,7 +242,7 @@ def _words(layer: LayerRouting, text, ids_V: np.ndarray) -> dict:
 
 
 def coactivation_data(pairs: PairCounts, load_E: np.ndarray) -> dict:
-    """The pairs furthest above chance, of all and of each expert, and for few experts all of them."""
+    """Return the pairs of experts furthest above chance, overall and for each expert; for few experts, all pairs."""
     first, second, counts = pairs.pairs()
     expected = pairs.expected(first, second, load_E)
     lift, num_experts = counts / expected, len(load_E)
@@ -268,7 +268,7 @@ def coactivation_data(pairs: PairCounts, load_E: np.ndarray) -> dict:
 
 
 def pair_matrix(pairs: PairCounts, load_E: np.ndarray) -> np.ndarray:
-    """(E, E) how many times as often as by chance two experts get the same token; NaN where chance gives none."""
+    """Return (E, E): observed over expected count of tokens that two experts share; NaN if the expected count is 0."""
     first, second = np.triu_indices(len(load_E), 1)
     expected = pairs.expected(first, second, load_E)
     counts = np.zeros((len(load_E), len(load_E)))
@@ -282,7 +282,7 @@ def pair_matrix(pairs: PairCounts, load_E: np.ndarray) -> np.ndarray:
 
 
 def _best_of_each(owner: np.ndarray, score: np.ndarray, num_owners: int, width: int) -> np.ndarray:
-    """(num_owners, width) indices of the highest scores above 0 of each owner, the highest first; -1 for none."""
+    """Return (num_owners, width): indices of each owner's highest scores above 0, the highest first; -1 if unused."""
     order = np.lexsort((-score, owner))
     order = order[score[order] > 0]
     rank = np.arange(len(order)) - np.searchsorted(owner[order], owner[order])
@@ -293,14 +293,14 @@ def _best_of_each(owner: np.ndarray, score: np.ndarray, num_owners: int, width: 
 
 
 def _pick(values: np.ndarray, table: np.ndarray, none: int = NONE) -> np.ndarray:
-    """`values` at the indices of the table, `none` where that is -1."""
+    """Return `values` at the indices of the table, and `none` where the index is -1."""
     if len(values) == 0:
         return np.full(table.shape, none)
     return np.where(table >= 0, values[np.maximum(table, 0)], none)
 
 
 def _thinned(curves: dict[str, list[float]]) -> dict[str, list[float | None]]:
-    """At most `HISTORY_POINTS` of each curve, the last one among them; what is not finite is None."""
+    """Return at most `HISTORY_POINTS` of each curve, including the last point; values that are not finite are None."""
     size = len(curves["step"])
     chosen = np.unique(np.linspace(0, size - 1, min(size, HISTORY_POINTS)).round().astype(int)).tolist()
     return {name: [values[i] if math.isfinite(values[i]) else None for i in chosen] for name, values in curves.items()}

@@ -1,4 +1,4 @@
-"""Pictures of what the gates of a model do with a text."""
+"""Plots the routing of a text."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from .page_data import LARGEST_MATRIX, pair_matrix
 from .statistics import LayerRouting
 
 NUM_BARS = 20
-MORE = "#1b7837"  # the green of PRGn and of the report's page: more often than by chance
+MORE = "#1b7837"  # "more often than by chance": the green of PRGn and of the report's page
 
 
 def plot_routing(routing: dict[str, LayerRouting], file: str | Path) -> None:
-    """A row for each MoE layer: load and importance of its experts, gate entropy, and which experts go together.
+    """Plot a row for each MoE layer: load and importance of its experts, gate entropy, and pairs of experts.
 
     Args:
-        routing: what `collect_routing` returned.
+        routing: the result of `collect_routing`.
         file: PNG to write.
     """
     from matplotlib.figure import Figure

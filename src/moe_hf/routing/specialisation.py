@@ -38,10 +38,10 @@ def specialisation(
     rare token, a single occurrence would count as a perfect prediction by its expert.
 
     Args:
-        experts: (T,), the expert with the highest gate value of each token; -1 (no expert) is not counted.
+        experts: (T,), the expert with the highest gate value for each token; -1 (no expert) is not counted.
         token_ids: (T,), the token that the expert reads, or the token after it; -1 (no token) is not counted.
         num_classes: at least 2.
-        num_shuffles: permutations of the control, at least 2.
+        num_shuffles: number of permutations for the control, at least 2.
         seed: seed of the permutations.
 
     Raises:
@@ -108,20 +108,23 @@ def _divergences(experts: np.ndarray, classes: np.ndarray, num_experts: int) -> 
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
-    """I(A; B) = H(A) + H(B) - H(A, B) in bits, of pairs of integers (T,) and (T,) that are not negative."""
+    """Return I(A; B) = H(A) + H(B) - H(A, B) in bits, for pairs of non-negative integers (T,) and (T,)."""
     pairs = first.astype(np.int64) * (int(second.max()) + 1) + second
     return max(0.0, entropy_in_bits(first) + entropy_in_bits(second) - entropy_in_bits(pairs))
 
 
 def entropy_in_bits(values: np.ndarray) -> float:
-    """H of the relative frequencies of the values (T,)."""
+    """Return the entropy of the relative frequencies of the values (T,), in bits."""
     _, counts = np.unique(values, return_counts=True)
     share = counts / counts.sum()
     return float(-(share * np.log2(share)).sum())
 
 
 def most_frequent_classes(token_ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """(T,) classes: 0 to num_classes - 2 for the most frequent tokens, the lower id first of equals, else the last."""
+    """Return a class (T,) for each token: 0 to num_classes - 2 for the most frequent tokens, else the last class.
+
+    Among equally frequent tokens, the lower id comes first.
+    """
     ids, place, counts = np.unique(token_ids, return_inverse=True, return_counts=True)
     rank = np.empty(len(ids), dtype=np.int64)
     rank[np.argsort(-counts, kind="stable")] = np.arange(len(ids))

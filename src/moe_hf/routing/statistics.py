@@ -82,7 +82,8 @@ class LayerRouting:
     def summary(self) -> dict[str, float]:
         """Return statistics over the whole text.
 
-        - tokens, without_expert: the numbers of tokens, and of tokens without an expert.
+        - tokens: the number of tokens.
+        - without_expert: the number of tokens without an expert.
         - experts_per_token: the mean number of experts per token.
         - cv_importance, cv_load, max_over_mean_load, dead_experts: the balance of the experts.
         - gate_entropy: the mean entropy of tokens with experts, in bits.

@@ -1,4 +1,4 @@
-"""A text as the batches of `collect_routing`, and as the tokens that each side of a model reads.
+"""Cuts a text into the batches of `collect_routing`, and keeps the tokens that each side of a model reads.
 
 Shape suffixes: B batch, S sequence, P positions of a text.
 """
@@ -17,12 +17,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class SideText:
-    """What one side of a model reads.
+    """The tokens that one side of a model reads.
 
     Attributes:
         ids: (P,), the tokens.
-        following: (P,), the token after each, -1 for none.
-        starts: positions in rising order before which the side has read nothing, so that no context reaches over them.
+        following: (P,), the token after each token; -1 if there is none.
+        starts: positions at which the side starts to read, in rising order. Contexts do not extend across them.
     """
 
     ids: np.ndarray
@@ -34,10 +34,10 @@ class StreamText:
     """A stream of tokens for a language model, cut into rows as `evaluate_lm` does.
 
     Args:
-        stream: a `TokenStream`, or an array of ids, of at least 2 tokens. The last one that is used is only predicted.
+        stream: a `TokenStream`, or an array of ids, of at least 2 tokens. The last token used is only predicted.
         window_length: as for `evaluate_lm`; a short text has shorter windows.
         batch_size: as for `evaluate_lm`; a short text has fewer rows.
-        max_tokens: how many are read at most.
+        max_tokens: maximal number of tokens read.
         carry_state: as for `evaluate_lm`.
     """
 
@@ -48,7 +48,7 @@ class StreamText:
         num_positions = len(ids) - 1
         window_length = min(window_length, num_positions)
         self.num_rows = max(1, min(batch_size, num_positions // window_length))
-        # Windows of positions, from which the tokens are looked up.
+        # The windows hold positions; `batches` looks up the tokens.
         self._windows = StreamWindows(np.arange(len(ids)), window_length, num_rows=self.num_rows)
         self.carry_state = carry_state
         windows = range(self.num_rows if carry_state else len(self._windows))
@@ -56,7 +56,7 @@ class StreamText:
         self.sides = {"": SideText(ids[:-1], ids[1:], np.unique(torch.cat(firsts).numpy()))}
 
     def batches(self, config) -> Iterator[tuple[dict, dict[str, torch.Tensor]]]:
-        """What `collect_routing` takes, for a model of this configuration."""
+        """Yield the batches for `collect_routing`, for a model of this configuration."""
         cache = DynamicCache(config=config) if self.carry_state else None  # each batch updates it in place
         for start in range(0, len(self._windows), self.num_rows):
             items = [self._windows[number] for number in range(start, start + self.num_rows)]
@@ -66,14 +66,15 @@ class StreamText:
 
 
 class PairText:
-    """Sentence pairs for a translation model: the encoder reads the sources, the decoder the targets, from its start
-    token to the last word, as in training.
+    """Sentence pairs for a translation model.
+
+    The encoder reads the sources. The decoder reads the targets from its start token to the last word, as in training.
 
     Args:
-        tokens: what `tokenize_pairs` returns.
-        decoder_start_token_id: of the model's configuration.
-        batch_size: pairs at once, those of similar length together.
-        max_tokens: the pairs are read until one side would exceed it.
+        tokens: the result of `tokenize_pairs`.
+        decoder_start_token_id: the value in the model's configuration.
+        batch_size: number of pairs in a batch. Pairs of similar length share a batch.
+        max_tokens: maximal number of tokens on each side. The first pair that would exceed it ends the text.
 
     Raises:
         InputError: the first pair alone exceeds `max_tokens`.
@@ -100,7 +101,7 @@ class PairText:
         self._lengths = {"encoder": [len(ids) for ids in sources], "decoder": [len(ids) for ids in inputs]}
 
     def batches(self, config) -> Iterator[tuple[dict, dict[str, torch.Tensor]]]:
-        """What `collect_routing` takes, for a model of this configuration."""
+        """Yield the batches for `collect_routing`, for a model of this configuration."""
         order = np.lexsort((self._lengths["decoder"], self._lengths["encoder"]))
         padding = config.pad_token_id or 0
         for start in range(0, len(order), self.batch_size):
@@ -119,13 +120,13 @@ class PairText:
             )
 
     def _positions(self, side: str, pairs: np.ndarray) -> torch.Tensor:
-        """(B, S), -1 for padding."""
+        """Return positions (B, S), -1 for padding."""
         rows = [torch.arange(self._lengths[side][pair]) + int(self.sides[side].starts[pair]) for pair in pairs]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
 def _look_up(ids_P: np.ndarray, positions_BS: torch.Tensor, padding: int) -> torch.Tensor:
-    """(B, S) int64 tokens at the positions."""
+    """Return the tokens (B, S) at the positions, as int64."""
     ids_BS = torch.from_numpy(ids_P[positions_BS.clamp(min=0).numpy()]).long()
     return ids_BS.masked_fill(positions_BS < 0, padding)
 

@@ -1,4 +1,4 @@
-"""How single tokens read inside a text."""
+"""Returns the text of single tokens, as it appears inside a longer text."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,18 @@ FRAGMENT = "\ufffd"
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token with the space before it, if it brings one; put together they are the text.
+    """Return the text of each token, including a leading space; joined, they are the whole text.
 
-    A token that is a part of a character has U+FFFD; `whole_characters` reads it with its neighbours.
+    A token that is a part of a character gives U+FFFD; `whole_characters` decodes such tokens together.
     """
     return [_text(tokenizer, [token]) for token in ids]
 
 
 def whole_characters(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The texts of tokens that follow each other and are parts of characters: a character stands at its first token,
-    and the others have none. What does not make a whole character keeps U+FFFD.
+    """Return the texts of consecutive tokens that are parts of characters.
+
+    The first token of a character has the character's text, and its other tokens have an empty text. Tokens that do
+    not form a whole character keep U+FFFD.
     """
     texts, start = token_texts(tokenizer, ids), 0
     for end in range(1, len(ids) + 1):
@@ -29,8 +31,8 @@ def whole_characters(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> 
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    # A decoder drops the space before the first token, so the tokens are decoded behind themselves, and the first part
-    # taken away, whatever the kind of tokenizer.
+    # Decoding drops the space before the first token. So the tokens are decoded once, and twice in a row: the longer
+    # result adds the text of the second copy, with its space. This works for any kind of tokenizer.
     alone, twice = (
         tokenizer.decode(list(ids) * times, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         for times in (1, 2)

@@ -1,4 +1,4 @@
-"""The routing report: a page that needs nothing but itself, and pictures of the same numbers."""
+"""Writes the routing report: a self-contained page, and pictures of the same numbers."""
 
 import json
 import re
@@ -17,10 +17,10 @@ def write_report(output: Path, data: dict, routing: dict[str, LayerRouting], his
     """Write the page and its pictures.
 
     Args:
-        output: the page's file; the pictures get its name with .png, and -history.png if there is a history.
-        data: what `report_data` returned.
-        routing: what `collect_routing` returned.
-        history: what `read_expert_history` returned, or {}.
+        output: the page's file. The pictures have the same name with .png and, if there is a history, -history.png.
+        data: the result of `report_data`.
+        routing: the result of `collect_routing`.
+        history: the result of `read_expert_history`, or {}.
 
     Returns:
         {"page": file, "plot": file}, and "history_plot" if there is a history.
@@ -35,7 +35,7 @@ def write_report(output: Path, data: dict, routing: dict[str, LayerRouting], his
     if history:
         write["history_plot"] = lambda file: plot_curves(history, file)
     files = {name: file for name, file in report_files(output).items() if name in write}
-    with ExitStack() as stack:  # all of them are whole before the first takes its place
+    with ExitStack() as stack:  # all files are complete before the first one is moved into place
         for name, file in files.items():
             inside = stack.enter_context(whole_file(file, "output"))
             with naming("output", file):
@@ -44,18 +44,18 @@ def write_report(output: Path, data: dict, routing: dict[str, LayerRouting], his
 
 
 def report_files(output: Path) -> dict[str, Path]:
-    """The page and its pictures, by what they are."""
+    """Return {kind of file: path} for the page and its pictures."""
     pictures = {"plot": output.with_suffix(".png"), "history_plot": output.with_name(f"{output.stem}-history.png")}
     return {"page": output} | pictures
 
 
 def render_page(data: dict) -> str:
-    """The HTML, with styles, scripts and data inside.
+    """Return the HTML, with styles, scripts and data inside.
 
-    The data come from a text that may hold anything, "</script>" and "<!--" too. In JSON "<" occurs inside strings
-    only, where its escape is the same string.
+    The data contain words of a text, which may include "</script>" or "<!--". In JSON, "<" occurs only inside strings,
+    where its escape has the same meaning.
     """
     parts = {path.name: path.read_text(encoding="utf-8") for path in PAGE.iterdir() if path.suffix in (".css", ".js")}
     parts["data.json"] = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    # In one pass, so that a part's text is not searched for places of other parts.
+    # One pass, so that placeholders inside an inserted part are not replaced.
     return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts[match[1]], (PAGE / "page.html").read_text(encoding="utf-8"))

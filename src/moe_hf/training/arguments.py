@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_type_hints
@@ -160,7 +161,9 @@ class MoeTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if not torch.accelerator.is_available():  # so that one configuration works on a CPU and on a GPU
-            self.use_cpu = self.use_cpu or self.bf16 or self.bf16_full_eval
+            # Without use_cpu the library does not join the processes that torchrun has started.
+            is_launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+            self.use_cpu = self.use_cpu or self.bf16 or self.bf16_full_eval or is_launched
             self.tf32 = None
         check_training_arguments(self)
         # The library's default is True for all metrics except a loss.

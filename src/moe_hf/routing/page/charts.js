@@ -1,4 +1,4 @@
-// Charts as SVG; the matrix of pairs, which has many cells, as a canvas.
+// Charts as SVG. The matrix of pairs is a canvas, because it has many cells.
 const WIDTH = 400, HEIGHT = 215, LEFT = 40, BOTTOM = 38, TOP = 22;
 
 function svg(name, attributes = {}, ...children) {
@@ -70,7 +70,7 @@ function balanceFigure(layer) {
   }
   drawing.append(svg("line", { class: "mean", x1: LEFT, x2: WIDTH - 8, y1: y(1), y2: y(1) }));
   const key = element("div", { class: "key" }, element("span", {}, element("i"), "load"), element("span", { class: "importance" }, element("i"), "importance"));
-  return figure("Load and importance", few ? "of each expert, in multiples of the mean; click a bar to choose its expert" : "in multiples of the mean; each curve is sorted by itself, the highest first", drawing, key);
+  return figure("Load and importance", few ? "of each expert, in multiples of the mean; click a bar to choose its expert" : "in multiples of the mean; each curve is sorted separately, the highest first", drawing, key);
 }
 
 function barsFigure(title, note, label, xName, counts, right, xTicks = null, mean = null) {
@@ -121,7 +121,7 @@ function specialisationFigure(layer) {
 
 const HISTORY_UNITS = { cv_importance: "standard deviation / mean", cv_load: "standard deviation / mean", max_over_mean_load: "times the mean", dead_experts: "experts" };
 
-// Of each curve of a training its points, without those that are not finite.
+// Returns the finite points of each curve of a training.
 function historyCurves(layer) {
   const { step, ...curves } = layer.history;
   return Object.entries(curves).map(([name, values]) => ({
@@ -130,7 +130,7 @@ function historyCurves(layer) {
   }));
 }
 
-// A chart of each curve of two points or more; of the others the number alone.
+// Draws a chart for each curve with at least two points, and shows only the number for other curves.
 function historyFigures(layer) {
   const curves = historyCurves(layer), isDrawn = ({ points }) => points.length > 1;
   const charts = curves.filter(isDrawn).map(({ name, title, digits, points }) => {
@@ -146,7 +146,7 @@ function historyFigures(layer) {
   ];
 }
 
-// [red, green, blue] of how many times as often as by chance: in steps of doublings up to 8 times.
+// Returns [red, green, blue] for a multiple of chance, in steps of doublings up to 8 times.
 function pairColour(lift) {
   const style = getComputedStyle(document.documentElement);
   const [from, to] = ["--same", lift > 1 ? "--more" : "--less"].map((name) => style.getPropertyValue(name).trim().split(" ").map(Number));
@@ -154,7 +154,7 @@ function pairColour(lift) {
   return from.map((start, i) => Math.round(start + strength * (to[i] - start)));
 }
 
-// Numbers of experts at places along an axis of the matrix, and its name.
+// Draws numbers of experts along an axis of the matrix, and the name of the axis.
 function matrixAxis(size, kind, property) {
   const shown = new Set(ticks(size - 1, 10).filter(Number.isInteger));
   return element("div", { class: kind, "aria-hidden": "true" }, ...[...shown].map((expert) => {

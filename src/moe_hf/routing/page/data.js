@@ -1,5 +1,5 @@
 "use strict";
-// What the report's data mean. A "place" is an index into the tokens that the page keeps of one side of the model.
+// Decodes the report's data. A "place" is an index into the tokens that the page keeps of one side of the model.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const NONE = 0xffffffff;
 const KINDS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array };
@@ -11,7 +11,7 @@ function unpack(packed) {
   return new KINDS[packed.type](bytes.buffer);
 }
 
-// Every property of a table {width, name: packed array}: the row of one owner, without what is NONE.
+// Returns one owner's row of every property of a table {width, name: packed array}, without NONE.
 function unpackTable(table, key) {
   const columns = Object.keys(table).filter((name) => name !== "width");
   const arrays = Object.fromEntries(columns.map((name) => [name, unpack(table[name])]));
@@ -25,7 +25,7 @@ function unpackTable(table, key) {
 
 class Side {
   constructor(name, data) {
-    this.name = name; // "encoder", "decoder", or "" of a language model
+    this.name = name; // "encoder" or "decoder"; "" for a language model
     this.tokens = unpack(data.tokens);
     this.positions = unpack(data.positions);
     this.passage = data.passage;
@@ -35,7 +35,7 @@ class Side {
     this.whole = new Map(data.whole); // texts of tokens that are parts of characters
   }
 
-  // First and last place of the context around a place: the report's width, and not over the start of a text.
+  // Returns the first and last place of the context around a place. A context stops at the start of a text.
   context(place) {
     const width = DATA.context_width;
     let first = place, last = place;
@@ -74,7 +74,7 @@ class Layer {
     return this.load[expert] ? this.importance[expert] / this.load[expert] : 0;
   }
 
-  // The places with the highest gate values of an expert: [{place, gate}].
+  // Returns the places with an expert's highest gate values: [{place, gate}].
   contextsOf(expert) {
     const found = [];
     for (let i = this.offsets[expert]; i < this.offsets[expert + 1]; i++)
@@ -82,7 +82,7 @@ class Layer {
     return found;
   }
 
-  // The strongest experts of the token at a place: [{expert, gate}].
+  // Returns the strongest experts of the token at a place: [{expert, gate}].
   expertsAt(place) {
     const width = this.routing.width, found = [];
     for (let i = 0; i < Math.min(width, this.numUsed[place]); i++)
@@ -99,7 +99,7 @@ class Layer {
     return this.group_size ? Math.floor(expert / this.group_size) : null;
   }
 
-  // Of every expert the words of its contexts and its typical tokens, in lower case; made when first searched.
+  // Returns the words of each expert's contexts and typical tokens, in lower case; computed on the first search.
   searchTexts() {
     if (!this.searched) {
       this.searched = Array.from(this.load, (_, expert) => {

@@ -13,19 +13,19 @@ function element(name, attributes = {}, ...children) {
 
 const number = (value, digits = 2) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-// Three digits, and all those before the point.
+// Formats a number with three significant digits, or with all digits before the point if there are more.
 const rounded = (value) => (value >= 100 ? whole(value) : value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 }));
 const whole = (value) => Math.round(value).toLocaleString("en");
 const percent = (share) => (share > 0 && share < 0.005 ? "<1 %" : `${Math.round(100 * share)} %`);
 
-// A token's text, with what cannot be seen made visible; inside of a text a space is a space.
+// Returns a token's text with invisible characters made visible; inside a text, spaces stay spaces.
 function visible(text, isInText = false) {
-  if (text === "") return "·"; // the rest of a character that stands at the token before
+  if (text === "") return "·"; // a part of a character that the token before shows
   if (!isInText && /^ +$/.test(text)) return "␣".repeat(text.length);
   return text.replaceAll("\n", "⏎").replaceAll("\r", "␍").replaceAll("\t", "⇥");
 }
 
-// A token by itself: "dog" begins a word and "‑ing" goes on with one, where the tokenizer tells.
+// The text of a single token: "dog" begins a word and "‑ing" continues one, if the tokenizer marks this.
 const hasWordStarts = DATA.vocabulary.texts.some((text) => /^ \S/.test(text));
 const hasWordParts = DATA.vocabulary.texts.some((text) => /^\p{L}/u.test(text));
 function wordLabel(text) {
@@ -33,7 +33,7 @@ function wordLabel(text) {
   return mark + visible(/\S/.test(text) ? text.trim() : text);
 }
 
-// A span and not a button, beside which a line could break inside of a word.
+// A span instead of a button, because a line could break beside a button inside a word.
 function tokenButton(place, text = state.layer.side.text(place), kind = "") {
   const side = state.layer.side, shown = visible(text, kind === "");
   const special = SPECIAL.has(side.tokens[place]) ? " special" : "";
@@ -42,7 +42,7 @@ function tokenButton(place, text = state.layer.side.text(place), kind = "") {
   return made;
 }
 
-// One stop of the tab key for each row of tokens; the arrow keys move inside.
+// Each row of tokens is one stop of the tab key, and the arrow keys move inside the row.
 function oneTabStop(row, token = row.querySelector(".token")) {
   row.setAttribute("data-tokens", "");
   if (token) token.tabIndex = 0;
@@ -77,13 +77,13 @@ function expertButton(expert, note, kind = "chip") {
   return button;
 }
 
-// Cells of [name, value, remark].
+// Builds cells from [name, value, remark].
 function cellList(cells) {
   return element("dl", { class: "cells" }, ...cells.map(([name, value, remark]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "extra" }, remark))));
 }
 
-// A background that is the stronger the higher the gate value.
+// Returns a background whose strength grows with the gate value.
 function markToken(token, gate) {
   token.style.background = gate ? `rgb(var(--mark) / ${0.15 + 0.6 * gate})` : "";
   token.classList.toggle("marked", gate > 0);

@@ -66,7 +66,7 @@ function contextLine({ place, gate }) {
   for (let i = first; i < place; i++) left.append(tokenButton(i));
   for (let i = place + 1; i <= last; i++) right.append(tokenButton(i));
   const text = state.layer.side.text(place), space = /^ +\S/.test(text) ? text.match(/^ +/)[0] : "";
-  left.append(space); // so that the mark is on the word alone
+  left.append(space); // so that only the word is marked
   const middle = tokenButton(place, text.slice(space.length), " middle");
   markToken(middle, gate);
   const gateLabel = element("span", { class: "gate", title: "gate value G(x)" }, number(gate));
@@ -90,7 +90,7 @@ function showExpert() {
   byId("expert").replaceChildren(...parts);
 }
 
-// The box that tells a token's experts, at the token.
+// The box with a token's experts, placed at the token.
 function showToken(button) {
   const layer = state.layer, place = +button.dataset.place, word = layer.side.tokens[place];
   const found = layer.expertsAt(place), more = layer.numUsed[place] - found.length;
@@ -112,7 +112,7 @@ function showToken(button) {
   for (const token of document.querySelectorAll(".token.chosen")) token.classList.remove("chosen");
   button.classList.add("chosen");
   box.hidden = false;
-  // Below the token, above it where there is no room, or else where there is.
+  // Below the token, or above it if there is not enough room, or else wherever there is room.
   const at = button.getBoundingClientRect(), height = box.offsetHeight;
   let top = at.bottom + 8;
   if (top + height > innerHeight - 8) top = at.top - height - 8;

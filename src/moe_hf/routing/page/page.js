@@ -1,6 +1,6 @@
-// What is shown, and what a click or a key does.
+// The state of the page, and the actions of clicks and keys.
 const state = { layer: null, expert: 0, found: [], page: 0, opener: null };
-const PASSAGE_ROW = 200; // tokens that are put on the page at once
+const PASSAGE_ROW = 200; // number of tokens added to the page at once
 
 const TERMS = {
   "Gate value": "The weight G(x) that the gate gives to an expert for a token. It is 0 for the experts that the gate did not pick, and the gate values of a token that has experts add up to 1.",
@@ -17,7 +17,7 @@ const TERMS = {
   "Typical tokens": "Tokens that come to an expert more often than the expert's load would give by chance, sorted by (observed − expected) / √expected. “3 of 5” means that 3 of the token's 5 occurrences came to this expert.",
 };
 
-// "2 of 16 experts" that a token has, as the gate gives them.
+// Describes the number of experts of a token, such as "2 of 16 experts".
 function expertsOfToken({ summary, num_experts, experts_per_token }) {
   if (experts_per_token === num_experts && DATA.facts.gating !== "strictly_balanced") return `all ${whole(num_experts)} experts`;
   const mean = summary.experts_per_token, isWhole = Number.isInteger(mean);
@@ -87,7 +87,7 @@ function showPassage() {
   oneTabStop(passage);
 }
 
-// Colours the tokens of the passage that come to the chosen expert, the stronger the higher the gate value.
+// Colours the passage's tokens that came to the chosen expert, more strongly for higher gate values.
 function markPassage() {
   let hits = 0;
   for (const token of byId("passage").querySelectorAll(".token")) {
@@ -126,7 +126,7 @@ function showHistory() {
   byId("history").replaceChildren(...historyFigures(state.layer));
 }
 
-// "#encoder.layers.1/17", which a link to this page may have.
+// Reads a fragment such as "#encoder.layers.1/17" of a link to this page.
 function fromAddress() {
   const [name, expert] = decodeURIComponent(location.hash.slice(1)).split("/");
   const found = DATA.layers.findIndex((layer) => layer.name === name);
@@ -163,7 +163,7 @@ document.addEventListener("click", (event) => {
   else if (expert) {
     const step = expert.matches(".step") ? expert.getAttribute("aria-label") : null;
     chooseExpert(+expert.dataset.expert, { reveal: !step && (!expert.closest("#table") || innerWidth <= 1120) });
-    if (step) byId("expert").querySelector(`.step[aria-label="${step}"]`).focus(); // the button was drawn anew
+    if (step) byId("expert").querySelector(`.step[aria-label="${step}"]`).focus(); // the button was drawn again
   }
   else if (!event.target.closest("#token")) closeToken(false);
 });
