@@ -1,4 +1,4 @@
-"""`moe-hf`: its commands, its help, its exit codes."""
+"""`moe-hf`: commands, help and exit codes."""
 
 import logging
 import os

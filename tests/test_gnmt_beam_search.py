@@ -1,4 +1,4 @@
-"""GNMT's beam search against the best of all outputs, each scored by itself, on a tiny vocabulary."""
+"""GNMT's beam search against the best of all outputs, each scored separately, on a tiny vocabulary."""
 
 import itertools
 import math

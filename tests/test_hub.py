@@ -1,4 +1,4 @@
-"""Export to the Hub: what a repository has in it, its use without the package, and uploads to a stand-in server."""
+"""Export to the Hub: a repository's contents, its use without the package, and uploads to a local server."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Who imports whom, read from the sources, and what light modules do not load."""
+"""Import directions, read from the sources, and modules that must not load heavy packages."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What a training and the commands write brings its code: it loads by its path, and with the package as before."""
+"""Training and the commands save the model's code: a folder loads by its path, with the package or without."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Generation with weights on the disk (accelerate's big-model inference) is that of the loaded model, bit for bit."""
+"""Generation with weights on the disk (accelerate's big-model inference) equals the loaded model's bit for bit."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Names of the release before: they still work, a warning tells the new one, and both at once are refused."""
+"""The previous release's names still work with a warning that gives the new name; old and new together are refused."""
 
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""Models with fewer experts: which of them stay, what becomes of the others, and what is exact."""
+"""Models with fewer experts: which experts stay, what happens to the others, and which results are exact."""
 
 import itertools
 

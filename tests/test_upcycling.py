@@ -1,4 +1,4 @@
-"""Models with more experts: which of them compute the source's function, in evaluation and while training."""
+"""Models with more experts: which of them compute the source's function, in evaluation and in training."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Runs and checkpoints that are damaged, of another run, or made to execute something when they are read."""
+"""Runs and checkpoints that are damaged, belong to another run, or try to execute code when they are read."""
 
 import functools
 import io

@@ -1,4 +1,4 @@
-"""Configurations, tokenizers and weights that are damaged at random: what they say, or an `InputError` of one line."""
+"""Randomly damaged configurations, tokenizers and weights either load or raise an `InputError` of one line."""
 
 import json
 import shutil

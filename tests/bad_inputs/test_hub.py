@@ -1,4 +1,4 @@
-"""Uploads that the Hub refuses or that break, against a stand-in for it on this machine."""
+"""Uploads that the Hub refuses or that break, against a local substitute for the Hub."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Folders with code or pickles planted in them: nothing of it runs, and no question is asked on the terminal."""
+"""Folders with planted code or pickles: none of the code runs, and the terminal shows no question."""
 
 import json
 import os

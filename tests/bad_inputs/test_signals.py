@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, pipes that nobody reads, and standard streams that are closed or full, of real processes."""
+"""Real processes with Ctrl-C, SIGTERM, pipes without a reader, and standard streams that are closed or full."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Text and sentence pairs that are not what they should be."""
+"""Malformed text and sentence pairs."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""What cannot be written: a full disk, a read-only place, a folder where a file is meant and the reverse."""
+"""Writing that fails: a full disk, a read-only place, a folder in place of a file and the reverse."""
 
 import resource
 import signal

@@ -1,4 +1,4 @@
-"""`moe-hf translate` and `moe-hf evaluate-translation`: a line out for each line in, and bad input."""
+"""`moe-hf translate` and `moe-hf evaluate-translation`: one line of output per line of input, and bad input."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Lines to token ids: text that spells special tokens is text, and long lines are encoded in portions."""
+"""Lines to token ids: text that spells special tokens stays text, and long lines are encoded in portions."""
 
 import pytest
 from hypothesis import given, settings

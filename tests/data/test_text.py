@@ -1,4 +1,4 @@
-"""Reading text from files and data sets, and the stream of token ids made of it."""
+"""Reading text from files and data sets, and the stream of token ids made from the text."""
 
 import gzip
 import json

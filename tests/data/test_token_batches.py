@@ -1,4 +1,4 @@
-"""Batches by token count: the budget, the epochs, several processes, directions by temperature, the Trainer."""
+"""Batches by token count: budget, epochs, several processes, directions by temperature, and the Trainer."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Bytes that collectives move: counted right, and in sharded training those of the cost model."""
+"""Bytes that collectives move: the count is right, and sharded training moves the bytes of the cost model."""
 
 import argparse
 import importlib.util

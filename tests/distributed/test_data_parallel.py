@@ -1,4 +1,4 @@
-"""DDP and accelerate's FSDP2: training is that of one process with the global batch, and no idle expert stops it."""
+"""DDP and accelerate's FSDP2 train like one process with the global batch, and idle experts do not block training."""
 
 import pytest
 import torch

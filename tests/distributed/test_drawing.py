@@ -1,4 +1,4 @@
-"""New weights drawn in parts: the bits of the whole, on any number of processes, and no process has all experts."""
+"""New weights drawn in parts equal the whole bit by bit, on any number of processes; no process holds all experts."""
 
 import json
 from functools import partial

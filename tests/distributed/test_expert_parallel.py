@@ -1,4 +1,4 @@
-"""One copy of each expert over several processes: training is that of one process with the global batch."""
+"""One copy of each expert over several processes trains like one process with the global batch."""
 
 import pytest
 import torch.distributed as dist

@@ -1,6 +1,6 @@
 """Factored gradients of experts on two processes: the steps of one process, exact norms, bitwise resumption.
 
-And dense steps of `FactoredAdam` on their shards.
+Also tests dense steps of `FactoredAdam` on shards.
 """
 
 import copy

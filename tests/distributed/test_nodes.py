@@ -1,4 +1,4 @@
-"""Two machines of two processes each, as two torchruns that meet at a rendezvous and share a folder."""
+"""Two machines with two processes each, as two torchruns that meet at a rendezvous and share a folder."""
 
 import socket
 import sys

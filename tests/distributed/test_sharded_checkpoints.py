@@ -1,4 +1,4 @@
-"""Runs of several processes end with a whole model, can go on with more or fewer processes, and stop when one dies."""
+"""Runs of several processes save a whole model, resume with more or fewer processes, and stop when a process dies."""
 
 import os
 import shutil

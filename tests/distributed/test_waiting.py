@@ -1,4 +1,4 @@
-"""What the first process makes takes longer than a collective may, and the others wait for it."""
+"""The other processes wait for the first process's preparation, even beyond a collective's time limit."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The README's commands and programs run as they stand, with tiny sizes appended to the trainings."""
+"""The README's commands and programs run unchanged, except for tiny sizes appended to the trainings."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""The pages of the paper's claims and the log of experiments: their form, their links, and the index of the log."""
+"""The pages of the paper's claims and the log of experiments: form, links, and the index of the log."""
 
 import re
 from pathlib import Path

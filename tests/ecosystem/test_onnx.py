@@ -1,4 +1,4 @@
-"""A decoding step in ONNX Runtime, written to files and read again."""
+"""A decoding step in ONNX Runtime, exported to files and loaded again."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Adapters of PEFT on the models: what they compute, what they train, and that merged, saved and loaded they stay."""
+"""PEFT's adapters on the models: results, trained weights, and stability under merging, saving and loading."""
 
 import pytest
 import torch

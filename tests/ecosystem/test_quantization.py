@@ -1,4 +1,4 @@
-"""torchao's int8 weights on both families: loaded, saved and loaded again, computed with; and what is refused."""
+"""torchao's int8 weights on both families: loading, saving, computation and refusals."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`transformers serve` and `chat` on a folder that brings its code, started as docs/integrations.md says."""
+"""`transformers serve` and `chat` on a folder with its model code, started as in docs/integrations.md."""
 
 import json
 import os

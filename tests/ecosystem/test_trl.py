@@ -1,4 +1,4 @@
-"""TRL's trainers on the language model: by path, which loss they train, packing, and adapters by `peft_config`."""
+"""TRL's trainers on the language model: loading by path, losses, packing, and adapters by `peft_config`."""
 
 import math
 from functools import partial

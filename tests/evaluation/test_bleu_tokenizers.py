@@ -1,4 +1,4 @@
-"""The tokenizer that BLEU takes: that of the target language, or as told; the signature says which."""
+"""BLEU uses the tokenizer of the target language or a chosen tokenizer; the signature names the tokenizer."""
 
 import json
 import re

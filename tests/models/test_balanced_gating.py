@@ -1,4 +1,4 @@
-"""The strictly balanced gate against the per-token reference, and what it promises beyond it."""
+"""The strictly balanced gate against the per-token reference, and its further guarantees."""
 
 from contextlib import nullcontext
 

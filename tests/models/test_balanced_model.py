@@ -1,4 +1,4 @@
-"""Models with strictly balanced gating: the block, padding, generation, checkpoints, and what training makes of T."""
+"""Models with strictly balanced gating: block, padding, generation, checkpoints, and the training of T."""
 
 from contextlib import nullcontext
 

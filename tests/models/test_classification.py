@@ -1,4 +1,4 @@
-"""The language model as a classifier: which token is read, the losses by hand, what is loaded, saved and trained."""
+"""The language model as a classifier: the token read, losses by hand, loading, saving and training."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What both families do alike: the Auto classes, saving and loading, refusals by name, generation, repeatability."""
+"""Behaviour that both families share: Auto classes, saving and loading, refusals, generation, repeatability."""
 
 import pytest
 import torch

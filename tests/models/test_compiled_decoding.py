@@ -1,4 +1,4 @@
-"""A static cache keeps the addresses of the state, and generate() compiles a step with it as one graph."""
+"""A static cache keeps the addresses of its state, and generate() compiles a step with the cache as one graph."""
 
 import pytest
 import torch

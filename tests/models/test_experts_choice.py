@@ -1,4 +1,4 @@
-"""Which implementation computes the experts, and what the library's grouped_mm is given."""
+"""Which implementation computes the experts, and the arguments of the library's grouped_mm."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The two layouts of the product of few rows with a large weight."""
+"""The two weight layouts for multiplying a few rows by a large weight."""
 
 import pytest
 import torch

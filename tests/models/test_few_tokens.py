@@ -1,4 +1,4 @@
-"""The experts of one or two tokens on a CPU."""
+"""The experts on one or two tokens on a CPU."""
 
 import pytest
 import torch

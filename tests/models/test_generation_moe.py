@@ -1,4 +1,4 @@
-"""What users ask of generate(), for both families: kinds of caches, filled caches, stop strings, and refusals."""
+"""Options of generate() for both families: kinds of caches, filled caches, stop strings, and refusals."""
 
 import pytest
 import torch

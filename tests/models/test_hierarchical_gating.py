@@ -1,4 +1,4 @@
-"""The hierarchical gate against the per-token reference, and what it promises beyond it."""
+"""The hierarchical gate against the per-token reference, and its further guarantees."""
 
 import warnings
 from contextlib import nullcontext

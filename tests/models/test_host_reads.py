@@ -1,4 +1,4 @@
-"""How often a GPU would make the host wait: fixed numbers for a training step and for a generated token."""
+"""Host reads on a GPU: fixed numbers for a training step and for a generated token."""
 
 from contextlib import ExitStack, contextmanager
 

@@ -1,4 +1,4 @@
-"""Who may import whom in the model code, which Transformers copies to the Hub by a scan of the source text."""
+"""Imports of the model code: Transformers scans them in the source text to copy the code to the Hub."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""Packed rows: every document starts from a zero state, by whatever a collator tells where it begins."""
+"""Packed rows: every document starts from a zero state, for each way in which a collator marks the starts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The decoder's step of recurrent feeding: compiled it takes few launches, and computes the same."""
+"""The decoder's step with recurrent feeding: compiled, it needs few launches and gives the same results."""
 
 import re
 from unittest import mock

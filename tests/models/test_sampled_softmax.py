@@ -1,7 +1,7 @@
-"""The sampler and its correction, statistically: what is unbiased, and what becomes so with a growing sample.
+"""Statistical tests of the sampler and its correction: what is unbiased, and what becomes unbiased in a large sample.
 
-Every draw is seeded, so that a failure repeats. z is an error in standard errors; of a thousand correct values about
-one exceeds 3.3, and the largest of those compared here stays below 4.5 but once in a few thousand seeds.
+Every draw is seeded, so that a failure repeats. z is an error in standard errors. Of a thousand correct values about
+one exceeds 3.3. The largest value compared here exceeds 4.5 only once in a few thousand seeds.
 
 Shape suffixes: R draws, T tokens, D width, V vocabulary, N sampled classes.
 """

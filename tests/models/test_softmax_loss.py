@@ -1,4 +1,4 @@
-"""Losses without logits, for a given sample: against loops in float64, and in what they never keep in memory.
+"""Losses without logits, for a given sample: against loops in float64, and with limits on memory.
 
 Shape suffixes: T tokens, D width, V vocabulary, N sampled classes.
 """

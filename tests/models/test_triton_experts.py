@@ -1,4 +1,4 @@
-"""The kernels in Triton against the float64 eager experts, in Triton's interpreter on a CPU (see conftest.py)."""
+"""The Triton kernels against the eager experts in float64, in Triton's interpreter on a CPU (see conftest.py)."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the Trainer, generate() and others hand to a forward is used or refused, in both families."""
+"""Both families use or refuse each argument that the Trainer, generate() and other libraries pass to a forward."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The routing report: which tokens are read, what the page holds, the command and its errors."""
+"""The routing report: the tokens it reads, the contents of the page, the command and its errors."""
 
 import gzip
 import os

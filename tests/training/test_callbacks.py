@@ -1,4 +1,4 @@
-"""`AuxLossCallback`: what it reports is what the experts did, and its schedules set the coefficients."""
+"""`AuxLossCallback` reports what the experts did, and its schedules set the coefficients."""
 
 import csv
 import math

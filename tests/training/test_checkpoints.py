@@ -1,4 +1,4 @@
-"""Output folders are not overwritten; the last whole checkpoint is found, a broken one is named."""
+"""Output folders are never overwritten; the last complete checkpoint is found, and an error names a broken one."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The compiled step of FactoredAdam against the one in plain torch, and sharded parameters."""
+"""The compiled step of FactoredAdam against the step in plain torch, and sharded parameters."""
 
 import pytest
 import torch

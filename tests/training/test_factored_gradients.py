@@ -1,4 +1,4 @@
-"""Experts whose gradients are rows against those with dense gradients, and against the formulas in float64."""
+"""Experts with row gradients against experts with dense gradients, and against the formulas in float64."""
 
 import copy
 

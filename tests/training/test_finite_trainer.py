@@ -1,4 +1,4 @@
-"""No checkpoint and no model with NaN or infinity is written, and the error says what is there."""
+"""A checkpoint or model with NaN or infinity is never written; the error says what was found."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The history of the experts does not show whether a run was killed, wherever that was, and resumed."""
+"""The history of the experts is the same for a run that was killed anywhere and resumed."""
 
 import json
 

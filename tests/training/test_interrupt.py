@@ -1,4 +1,4 @@
-"""Ctrl-C ends a training with a checkpoint that the same command goes on from."""
+"""Ctrl-C ends a training with a checkpoint from which the same command resumes."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""A whole training run in-process, fine-tuning from its folder, and what a user gets for bad input: one line."""
+"""A whole training run in this process, fine-tuning from its folder, and one-line errors for bad input."""
 
 import gzip
 import json

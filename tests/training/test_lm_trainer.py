@@ -1,4 +1,4 @@
-"""`LmTrainer`: carried state, evaluation over a whole stream, the stop on NaN."""
+"""`LmTrainer`: carried state, evaluation over a whole stream, and the stop on NaN."""
 
 import math
 

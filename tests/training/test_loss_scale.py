@@ -1,6 +1,6 @@
-"""The gradient does not depend on how a batch is cut into accumulation steps and processes.
+"""The gradient does not depend on how accumulation steps and processes divide a batch.
 
-Here each process balances its own batch; test_data_parallel.py has the global one.
+Here each process balances its own batch; test_data_parallel.py tests the global batch.
 
 Shape suffixes: T tokens, E experts.
 """

@@ -1,4 +1,4 @@
-"""An output folder has one run at a time; a process that was killed holds nothing."""
+"""An output folder accepts one run at a time; a killed process does not keep the lock."""
 
 import errno
 import multiprocessing

@@ -1,4 +1,4 @@
-"""An evaluation in between: what it does to the noise of the later steps with the plain Trainer, and what mends it."""
+"""How an evaluation changes the noise of later steps with the plain Trainer, and how to avoid this."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training a translation model in-process: what it learns, resumption, evaluation, scripts, and bad input."""
+"""Training a translation model in this process: learning, resumption, evaluation, scripts, and bad input."""
 
 import json
 import re
