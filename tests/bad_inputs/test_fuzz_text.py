@@ -1,4 +1,4 @@
-"""Files of random bytes and damaged pairs either give text or raise an `InputError` of one line that names the file."""
+"""Files of random bytes and damaged pairs either give text or raise an `InputError` of one line naming the file."""
 
 import gzip
 import json
