@@ -18,7 +18,7 @@ TEXT = ["--train_files", __file__, "--output_dir", "unused"]
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Call `moe-hf` with arguments, in a folder of its own: its exit status, what it printed, and its errors."""
+    """Calls `moe-hf` with arguments, in a separate folder; returns exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

@@ -18,7 +18,7 @@ def lm(says, /, *options, **values) -> Case:
 
 
 def translation(says, /, *options, **values) -> Case:
-    """The same of `moe-hf train-translation`."""
+    """The arguments of `moe-hf train-translation`, likewise."""
 
     def command(place):
         return ["train-translation", place.translation_config(**values), *options]

@@ -19,7 +19,7 @@ from moe_hf.errors import InputError
 # The same examples in every run.
 fuzz = settings(derandomize=True, deadline=None, database=None)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
-# What a damaged text file may have: text, line ends and marks of other encodings and formats.
+# Contents of a damaged text file: text, line ends and marks of other encodings and formats.
 PIECES = [
     b"\n",
     b"\r",

@@ -12,7 +12,7 @@ from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
 
 SECONDS = 60
-TIMEOUT, LONGER = 2, 3  # of the process group, and what the first process takes
+TIMEOUT, LONGER = 2, 3  # seconds: the process group's limit, and the first process's time
 
 
 def arguments_of(folder):

@@ -13,7 +13,7 @@ WIDTH = 6
 
 @pytest.fixture
 def transposed(monkeypatch):
-    """The shapes that are multiplied as (W x')', which the faked measurement prefers up to 4 rows."""
+    """The shapes that are multiplied as (W x')'; the faked measurement prefers this layout up to 4 rows."""
     shapes = []
     product = module._transposed_product
     monkeypatch.setattr(module, "_transposed_product", lambda x, weight: shapes.append(x.shape) or product(x, weight))

@@ -28,7 +28,7 @@ def new_cache(model, kind=DynamicCache, **sizes):
 
 
 def continue_from(model, text, **kwargs):
-    """generate() after the text: a language model's prompt, what a translation starts with."""
+    """Returns generate()'s new tokens, after a language model's prompt or a translation's start."""
     if model.config.is_encoder_decoder:
         return generate(model, decoder_input_ids=text, **kwargs)
     return generate(model, text, **kwargs)

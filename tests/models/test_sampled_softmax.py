@@ -81,15 +81,15 @@ def test_the_estimated_denominator_and_its_gradient_are_unbiased(token):
     concerns_token = expected != 0  # not the other tokens' hidden states
     assert concerns_token.sum() == 1 + 3 + 3 * VOCAB
     assert (estimates_R[:, ~concerns_token]).abs().max() < 1e-10
-    # The target's row and others that are in nearly every sample have next to no spread.
+    # Rows that are in nearly every sample, such as the target's, have almost no spread.
     varies = concerns_token & (estimates_R.std(0) > 1e-3 * expected.abs())
     assert varies.sum() > 100 and z_scores(estimates_R[:, varies], expected[varies]) < 4.5
 
 
 @pytest.fixture(scope="module")
 def errors_by_size():
-    """For each number of samples: the relative error of the mean gradient over 400 draws, its standard error, and by
-    how much the mean loss is off."""
+    """Returns for each number of samples: relative error of the mean gradient over 400 draws, its standard error, and
+    the error of the mean loss."""
     inputs, number = problem(LARGER), 400
 
     def loss_and_gradient(loss):

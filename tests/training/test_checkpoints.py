@@ -141,7 +141,7 @@ class Killed(BaseException):
 
 
 def cut(write, file_of):
-    """`write`, after which the process is killed, with half of the file written."""
+    """Returns a `write` that writes half of the file and then kills the process."""
 
     def killed(*args, **kwargs):
         write(*args, **kwargs)
