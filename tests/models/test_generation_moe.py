@@ -28,7 +28,7 @@ def new_cache(model, kind=DynamicCache, **sizes):
 
 
 def continue_from(model, text, **kwargs):
-    """Returns generate()'s new tokens, after a language model's prompt or a translation's start."""
+    """Calls generate() after `text`: a language model's prompt, or the start of a translation."""
     if model.config.is_encoder_decoder:
         return generate(model, decoder_input_ids=text, **kwargs)
     return generate(model, text, **kwargs)

@@ -212,7 +212,7 @@ def test_shipped_configuration_describes_a_translation_model(path):
 def test_shipped_baselines_are_translation_models_of_transformers(path):
     parsed = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
     _, data, training, sweep = parsed
-    runs = translation_baseline_runs(data, training, sweep.baselines, seeds=[1])  # raises for an unknown baseline
+    runs = translation_baseline_runs(data, training, sweep.baselines, seeds=[1])  # refuses other models
     assert [run.name for run in runs] == list(sweep.baselines) and runs
 
 
