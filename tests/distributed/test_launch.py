@@ -75,7 +75,7 @@ def test_torchrun_ends_within_seconds_when_a_process_is_killed(folder):
 
 
 def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder, monkeypatch):
-    # Without it torch 2.13 gives the second start the first start's store, with the addresses of ended processes.
+    # Otherwise torch 2.13 gives the second start the store of the first, with addresses of processes that are gone.
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = ("--max_steps", 40, "--save_strategy", "steps", "--save_steps", 5)
     _, *arguments = map(str, script(folder, "uninterrupted", 1, *options))
