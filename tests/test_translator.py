@@ -1,4 +1,4 @@
-"""Translating lines: their order, batches that change nothing, empty lines, scores, several results for each."""
+"""Translating lines: order, independence of the batch, empty lines, scores, and several results per line."""
 
 import logging
 

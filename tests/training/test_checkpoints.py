@@ -1,4 +1,4 @@
-"""Output folders are not overwritten; the last whole checkpoint is found, a broken one is named."""
+"""Output folders are never overwritten; the last complete checkpoint is found, and an error names a broken one."""
 
 import json
 import shutil
@@ -141,7 +141,7 @@ class Killed(BaseException):
 
 
 def cut(write, file_of):
-    """`write`, after which the process is killed, with half of the file written."""
+    """Returns a `write` that writes half of the file and then kills the process."""
 
     def killed(*args, **kwargs):
         write(*args, **kwargs)
