@@ -107,8 +107,10 @@ def test_other_names_are_no_checkpoints(run_folder):
     assert prepare_output_dir(str(run_folder), "last") == str(run_folder / "checkpoint-10")
 
 
-def test_last_starts_anew_when_there_is_no_checkpoint(tmp_path):
-    assert prepare_output_dir(str(tmp_path / "new"), "last") is None
+def test_last_starts_anew_when_there_is_no_checkpoint(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert prepare_output_dir(str(tmp_path / "new"), "last") is None
+    assert "new has no checkpoint: the run begins at step 0" in caplog.text
 
 
 @pytest.mark.parametrize("resume", [None, False])
