@@ -3,11 +3,11 @@
 
     python benchmarks/balanced_slots.py [--full] [--output benchmarks/results/balanced-slots.md]
 
-"padded": each token gets as many slots as the token with the most experts, the unused ones of weight 0. "segments":
-each used slot becomes a token with one slot, and the outputs are summed by token (what `MoeBlock` does). Times are
-forward and backward, as a multiple of gating with exactly k experts for each token, so of the same number of used
-slots. All variants are timed in turn, round after round, and the medians compared: on a noisy machine only ratios
-hold.
+"padded": each token gets as many slots as the token with the most experts; unused slots have weight 0. "segments":
+each used slot becomes a token with one slot, and the outputs are summed by token (what `MoeBlock` does). Times cover
+the forward and backward pass, as a multiple of gating with exactly k experts for each token, which uses the same
+number of slots. All variants are timed in turn, round after round, and the medians are compared: on a noisy machine
+only ratios hold.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def compare(num_tokens: int, num_experts: int, width: int, hidden: int, spread: float, arguments):
-    """The most experts that a token has, and one cell for each implementation."""
+    """Returns the largest number of experts of a token, and one table cell for each implementation."""
     torch.manual_seed(0)
     config = LstmMoeConfig(
         hidden_size=width,

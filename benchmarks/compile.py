@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What torch.compile gains: evaluation and training steps of both families, compiled over as they are.
+"""What torch.compile gains: times of evaluation and training steps of both families, compiled over eager.
 
     python benchmarks/compile.py [--output benchmarks/results/compile.md]
 
-Compiled and plain take turns, step after step, and the medians are compared: on a noisy machine only ratios hold.
-The first compiled step, which compiles, does not count; its time is given.
+Compiled and eager steps take turns, and the medians are compared: on a noisy machine only ratios hold.
+The first compiled step includes the compilation; its time is shown separately and does not count.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden_size", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=32, help="of 32 tokens, an eighth of each padding (default: 32)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps, after one that is not (default: 5)")
+    parser.add_argument("--rows", type=int, default=32, help="rows of 32 tokens, one eighth padding (default: 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps, after one warm-up step (default: 5)")
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
     facts = f"d = {arguments.hidden_size}, 16 experts, k = 2, {arguments.rows} rows of 32 tokens, V = 4,000"

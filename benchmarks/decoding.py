@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Milliseconds of one decoding step: as it is, compiled, and in bfloat16, over the step's matrix products alone.
+"""Milliseconds of one decoding step: eager, compiled, and in bfloat16, over the step's matrix products alone.
 
     python benchmarks/decoding.py [--output benchmarks/results/decoding.md]
 
-A step is a forward of one token for each row, with the state before it; what generate() does around it is left out.
-The variants take turns of 20 steps, and medians are compared: on a noisy machine only ratios hold. `logits` is the
-largest difference of the compiled step's logits from those of the step as it is in float32.
+A step is the forward pass of one token for each row, given the state before it, without the work of generate() around
+it. The variants take turns of 20 steps, and the medians are compared: on a noisy machine only ratios hold. `logits` is
+the largest difference between the logits of the compiled step and of the eager step, in float32.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--families", nargs="+", choices=("lm", "gnmt"), default=["lm", "gnmt"])
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=15, help="timed turns, after one that is not (default: 15)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed turns, after one warm-up turn (default: 15)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> None:
 
 @torch.no_grad()
 def rows_of_table(family: str, width: int, batch: int, arguments) -> list[str]:
-    """A row for each dtype, timed in turn."""
+    """Returns a table row for each dtype, timed in turn."""
     variants, differences = {}, {}
     model = build(family, width)
     reference = decoding_step(model, model, DynamicCache, batch)().logits
@@ -74,7 +74,7 @@ def rows_of_table(family: str, width: int, batch: int, arguments) -> list[str]:
 
 
 def turn(step: Callable) -> Callable:
-    """Several steps, which find the weights in the cache if they fit, as in generate()."""
+    """Several steps in a row: as in generate(), weights that fit into the processor's cache stay there."""
 
     def run() -> None:
         for _ in range(STEPS_A_TURN):
@@ -98,7 +98,7 @@ def build(family: str, width: int) -> PreTrainedModel:
 
 
 def decoding_step(model: PreTrainedModel, forward: Callable, kind: type, batch: int) -> Callable:
-    """Goes on by one token at each call, after a prompt of 8 tokens or a source of 20."""
+    """Returns a function that decodes one more token at each call, after a prompt of 8 tokens or a source of 20."""
     length = {"max_cache_len": 64} if kind is StaticCache else {}
     caches = [kind(config=model.config, **length) for _ in range(1 + model.config.is_encoder_decoder)]
     cache = EncoderDecoderCache(*caches) if model.config.is_encoder_decoder else caches[0]
@@ -116,7 +116,7 @@ def decoding_step(model: PreTrainedModel, forward: Callable, kind: type, batch: 
 
 
 def products(model: PreTrainedModel, batch: int) -> Callable:
-    """The products of rows with every matrix that a step reads, in the same dtype; k experts for each row."""
+    """Returns the matrix products of a step alone: every matrix that a step reads, k experts a row, same dtype."""
     decoder = model.get_decoder()
     layers = [layer for layer in decoder.layers if hasattr(layer, "weight_ih")]
     weights = [weight for layer in layers for weight in (layer.weight_ih, layer.weight_hh)]

@@ -4,10 +4,10 @@
     python benchmarks/experts.py [--full] [--davidmrau FOLDER] [--output benchmarks/results/experts.md]
     python benchmarks/experts.py --full --device cuda --dtype bfloat16
 
-FOLDER: a copy of github.com/davidmrau/mixture-of-experts, whose layer is compared with ours as a whole: gate, experts
-and balancing losses. Its experts end in a softmax over their outputs, which ours do not.
+FOLDER is a copy of github.com/davidmrau/mixture-of-experts. Its whole layer (gate, experts and balancing losses) is
+compared with ours. Its experts end in a softmax over their outputs; our experts do not.
 
-All variants are timed in turn, round after round, and the medians compared: on a noisy machine only ratios hold.
+All variants are timed in turn, round after round, and the medians are compared: on a noisy machine only ratios hold.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list[str]:
-    """One cell for each implementation: forward and forward + backward, over dense."""
+    """Returns a table cell for each implementation: forward and forward + backward, over dense."""
     width, hidden = arguments.hidden_size, arguments.moe_intermediate_size
     num_tokens = rows * num_experts // k
     config = LstmMoeConfig(hidden_size=width, num_experts=num_experts, moe_intermediate_size=hidden)
@@ -83,7 +83,7 @@ def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list
 
         return run
 
-    # batched_mm copies the weights of both layers for every row: leave it out where that is more than 4 GB.
+    # batched_mm copies the weights of both layers for every row: leave it out where the copies exceed 4 GB.
     gigabytes = num_tokens * k * 2 * width * hidden * inputs.element_size() / 1e9
     variants = {name: sparse(name) for name in IMPLEMENTATIONS if name != "batched_mm" or gigabytes < 4}
     ratios = over_dense(variants, inputs, k * hidden, [inputs, weights, *experts.parameters()], rounds)
@@ -91,7 +91,7 @@ def compare(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list
 
 
 def compare_layers(rows: int, num_experts: int, k: int, arguments, rounds: int) -> list[str]:
-    """One cell for each layer, as `compare` has them."""
+    """Returns a table cell for each layer, in the form of `compare`."""
     width, hidden = arguments.hidden_size, arguments.moe_intermediate_size
     sizes = {"num_experts": num_experts, "num_experts_per_tok": k, "moe_intermediate_size": hidden}
     config = LstmMoeConfig(hidden_size=width, dropout=0.0, **sizes)
@@ -118,7 +118,7 @@ def compare_layers(rows: int, num_experts: int, k: int, arguments, rounds: int) 
 def over_dense(
     variants: dict[str, Callable], inputs: torch.Tensor, hidden: int, leaves: list[torch.Tensor], rounds: int
 ) -> dict[str, str]:
-    """Forward and forward + backward of each variant, over a dense layer of `hidden` units."""
+    """Times forward and forward + backward of each variant, over a dense layer of `hidden` units."""
     place = {"device": inputs.device, "dtype": inputs.dtype, "requires_grad": True}
     up, down = torch.randn(hidden, inputs.shape[1], **place), torch.randn(inputs.shape[1], hidden, **place)
 

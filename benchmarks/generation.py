@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Tokens per second of generate(), against a GPT-2 of the same active parameters with its key-value cache.
+"""Tokens per second of generate(), against a GPT-2 with as many active parameters and its key-value cache.
 
     python benchmarks/generation.py [--output benchmarks/results/generation.md]
 
-GPT-2 comes twice: as shallow as the LSTM-MoE, 3 layers of 480, and with GPT-2's own 12 layers, of 240.
+GPT-2 is measured in two shapes: as shallow as the LSTM-MoE (3 layers of width 480), and with the usual 12 layers
+(width 240).
 
-Greedy. The clock runs from the first new token to the last, so that the prompt does not count. The models take turns
-and medians are compared: on a noisy machine only ratios hold.
+Search is greedy. The clock runs from the first new token to the last, so that the prompt does not count. The models
+take turns and the medians are compared: on a noisy machine only ratios hold.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--num_experts", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one that is not (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one warm-up round (default: 3)")
     add_placement(parser)
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
@@ -72,7 +73,7 @@ def gpt2(positions: int, num_layers: int, width: int, num_heads: int) -> GPT2LMH
 
 
 def active_parameters(model: PreTrainedModel) -> int:
-    """Parameters that a token uses, without embeddings and softmax."""
+    """Counts the parameters that a token uses, without embeddings and softmax."""
     total = 0
     for name, param in model.named_parameters():
         if any(part in name for part in ("embed", "shared", ".wte", ".wpe", "lm_head")):
@@ -83,7 +84,7 @@ def active_parameters(model: PreTrainedModel) -> int:
 
 
 class Clock(StoppingCriteria):
-    """Stops nothing, and notes when each token was there."""
+    """Never stops the search; records the time at which each token was ready."""
 
     def __init__(self, device: torch.device):
         self.device, self.times = device, []
@@ -94,7 +95,7 @@ class Clock(StoppingCriteria):
 
 
 def tokens_per_second(models: dict, batch: int, context: int, new_tokens: int, rounds: int) -> dict[str, float]:
-    """Medians over the rounds, in which the models take turns, after one that does not count."""
+    """Returns the median over the rounds for each model; the models take turns, and a warm-up round does not count."""
     prompt = torch.randint(VOCAB_SIZE, (batch, context))
     options = {"max_new_tokens": 1 + new_tokens, "do_sample": False}
     options["min_new_tokens"] = options["max_new_tokens"]

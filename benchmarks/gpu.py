@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Everything that only a GPU can tell, in one command of at most ten minutes: what is right, how fast, how large.
+"""Measures in one command of at most ten minutes what needs a GPU: correctness, speed and memory.
 
     python benchmarks/gpu.py --output benchmarks/results/gpu-NAME.md
     python benchmarks/gpu.py --device cpu --tiny        # tries the script itself
 
-It needs no network. Results are written after each section, as tables to --output and as JSON beside it. The same
-command goes on with the sections that are missing there, for example after --minutes have passed. The exit status is
-1 if a case failed.
+The command needs no network. Results are written after each section, as tables to --output and as JSON beside it.
+Running the same command again measures the sections that are missing there, for example after --minutes have passed.
+The exit status is 1 if a case failed.
 
-SCATTERMOE: a copy of github.com/shawntan/scattermoe, whose experts are timed beside ours.
+With --scattermoe, a copy of github.com/shawntan/scattermoe, its experts are timed too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 from gpu_place import Case, Place, is_broken, machine, release
 from report import heading, save
 
-# In the order of what matters most when the time does not suffice for all.
+# The most important sections come first: the time may not suffice for all of them.
 SECTIONS = {
     "machine": machine,
     "correctness of models": gpu_correctness.models,
@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="default: cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: the numbers mean nothing")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    parser.add_argument("--again", action="store_true", help="measure the sections that are in the file too")
-    parser.add_argument("--minutes", type=float, default=9, help="no case begins later (default: 9)")
-    parser.add_argument("--scattermoe", type=Path, help="folder with that repository")
+    parser.add_argument("--again", action="store_true", help="also measure the sections that the file already has")
+    parser.add_argument("--minutes", type=float, default=9, help="no case starts after this time (default: 9)")
+    parser.add_argument("--scattermoe", type=Path, help="folder with a copy of scattermoe")
     parser.add_argument("--output", type=Path, default=Path("gpu.md"), help="default: gpu.md; gpu.json goes beside it")
     arguments = parser.parse_args(argv)
     if arguments.device.type == "cuda" and not torch.cuda.is_available():
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         save(report(results, arguments), arguments.output)
-        if is_broken(place):  # by a failed kernel; only a new process can use the device again
+        if is_broken(place):  # after a failed kernel only a new process can use the device
             return start_again(argv, deadline)
     failed = [case for section in results["sections"].values() for case in section["cases"] if has_failed(case)]
     for case in failed:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_results(file: Path, place: Place) -> dict:
-    """The results so far; none when they are another device's or of other sizes."""
+    """Reads the results so far; returns none if they come from another device or from other sizes."""
     new = {"device": place.name, "tiny": place.is_tiny, "torch": torch.__version__, "sections": {}}
     if not file.is_file():
         return new
@@ -87,7 +87,7 @@ def read_results(file: Path, place: Place) -> dict:
 
 
 def run_section(name: str, place: Place, deadline: float) -> dict:
-    """Its seconds, its cases with what each measured or its error, and whether the time was enough for all of them."""
+    """Returns a section's seconds, each case's values or error, and whether the time sufficed for all cases."""
     print(f"== {name}", flush=True)
     start, cases, complete = time.monotonic(), [], True
     for case in SECTIONS[name](place):
@@ -102,7 +102,7 @@ def run_case(case: Case, place: Place) -> dict:
     values = {"case": case.name}
     try:
         values |= case.run()
-    except Exception as error:  # every kind is a result here
+    except Exception as error:  # here every kind of error is a result
         values["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     release(place)
     print("  " + ", ".join(f"{name}: {shown(value)}" for name, value in values.items()), flush=True)
@@ -114,7 +114,7 @@ def has_failed(case: dict) -> bool:
 
 
 def start_again(argv: list[str] | None, deadline: float) -> int:
-    """Go on in a process of its own, in the time that is left."""
+    """Continues in a new process, with the time that is left."""
     minutes = max(0.0, (deadline - time.monotonic()) / 60)
     given = [option for option in (sys.argv[1:] if argv is None else argv) if option != "--again"]
     command = [sys.executable, os.path.abspath(__file__), *given, "--minutes", f"{minutes:.2f}"]
@@ -122,7 +122,7 @@ def start_again(argv: list[str] | None, deadline: float) -> int:
 
 
 def report(results: dict, arguments) -> list[str]:
-    """The Markdown lines of all sections."""
+    """Returns the Markdown lines of all sections."""
     facts = argparse.Namespace(device=arguments.device, dtype="types as named")
     lines = heading("On a GPU", "one device", facts)
     if results["tiny"]:

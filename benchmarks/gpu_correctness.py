@@ -1,4 +1,4 @@
-"""Whether a GPU computes what a CPU computes in float64, and does what has failed elsewhere: for benchmarks/gpu.py."""
+"""Compares a GPU's results with float64 on a CPU, and tries what has failed elsewhere: for benchmarks/gpu.py."""
 
 import copy
 import importlib.util
@@ -32,14 +32,14 @@ GATES = {
 }
 AUTOCAST = {"bfloat16 autocast": torch.bfloat16, "float16 autocast": torch.float16}
 WEIGHTS = {"bfloat16 weights": torch.bfloat16, "float16 weights": torch.float16}
-# Largest relative error. Rounding makes a few tokens choose other experts, so that the median token is judged, and it
+# Largest relative error. Rounding changes the experts of a few tokens, so the median token is judged. Rounding also
 # switches a few hidden units of experts on or off.
 LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 IMPLEMENTATIONS = ("moe_hf", "triton", "grouped_mm", "batched_mm", "eager")
 
 
 def implementations(place: Place) -> list[str]:
-    """The experts implementations that can be asked for here; Triton may be missing, and interprets on a CPU."""
+    """Lists the experts implementations that work here; Triton may be missing, and runs interpreted on a CPU."""
     names = [name for name in IMPLEMENTATIONS if name == "eager" or name in ALL_EXPERTS_FUNCTIONS]
     runs_triton = place.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
     if not (runs_triton and importlib.util.find_spec("triton")):
@@ -55,7 +55,7 @@ def language_model(**changes) -> LstmMoeForCausalLM:
 
 
 def translation_model(**changes) -> GnmtMoeForConditionalGeneration:
-    """The same of the other family."""
+    """A small translation model, drawn from a fixed seed, whose gates are not zero."""
     sizes = dict(vocab_size=200, hidden_size=64, num_experts=16, num_experts_per_tok=2, moe_intermediate_size=128)
     values = sizes | TOKENS | {"dropout": 0.0, "decoder_start_token_id": 1} | changes
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ FAMILIES = {"language model": language_model, "translation": translation_model}
 
 
 def with_gates(model):
-    """Gates start at zero, and equal logits are no choice."""
+    """Draws the gates' weights at random: gates start at zero, and equal logits do not choose experts."""
     for name, weight in model.named_parameters():
         if ".gate." in name and "threshold" not in name:
             torch.nn.init.normal_(weight, std=0.5 if "noise" not in name else 0.05)
@@ -74,7 +74,7 @@ def with_gates(model):
 
 
 def batch(device: torch.device, padded: bool = False, rows: int = 8, length: int = 20) -> dict[str, torch.Tensor]:
-    """Token ids, labels, and a mask with padding on the left, on the right and between."""
+    """Returns token ids, labels, and a mask with padding on the left, on the right and in between."""
     ids = torch.randint(3, 200, (rows, length), generator=torch.Generator().manual_seed(1))
     values = {"input_ids": ids, "labels": ids.clone()}
     if padded:
@@ -86,7 +86,7 @@ def batch(device: torch.device, padded: bool = False, rows: int = 8, length: int
 
 @contextmanager
 def noise_of_the_token():
-    """Noise that is a function of the logits, so that every device and type draws the same."""
+    """Makes the gating noise a function of the logits, so that every device and dtype gets the same noise."""
     drawn = torch.randn_like
     torch.randn_like = lambda logits, **_: torch.sin(3 * logits.detach())
     try:
@@ -105,12 +105,12 @@ def compared(error: float, limit: float) -> dict:
 
 
 def judged(error: float, precision: str, **values) -> dict:
-    """The columns of a comparison."""
+    """Returns the columns of a comparison."""
     return compared(error, LIMITS[precision]) | values
 
 
 def models(place: Place) -> Iterator[Case]:
-    """Logits in evaluation and gradients in training of both families against float64 on the CPU."""
+    """Compares logits in evaluation and gradients in training of both families with float64 on the CPU."""
     kinds = product(FAMILIES, place.size(GATES, {"flat": GATES["flat"]}), (False, True))
     for family, gate, padded in kinds:
         reference = FAMILIES[family](**GATES[gate]).double()
@@ -124,7 +124,7 @@ def models(place: Place) -> Iterator[Case]:
 
 
 def on_device(place: Place, reference, how: str):
-    """A copy of a model for the device, and the context that it runs in."""
+    """Returns a copy of a model on the device, and the context that the copy runs in."""
     model = copy.deepcopy(reference).to(place.device, WEIGHTS.get(how, torch.float32))
     model.set_experts_implementation("moe_hf")
     return model, place.autocast(AUTOCAST.get(how))
@@ -156,14 +156,14 @@ def gradient_error(place: Place, reference, padded: bool, how: str) -> dict:
     errors = {n: relative_error(p.grad, expected[n].grad) for n, p in model.named_parameters()}
     worst = max(errors, key=errors.get)
     flat = [torch.cat([p.grad.double().cpu().flatten() for p in m.parameters()]) for m in (model, reference)]
-    # Tokens that choose other experts after rounding show in every gradient.
+    # A token whose experts change by rounding affects every gradient.
     limit = LIMITS["float32"] if how == "float32" else 0.5
     error = relative_error(*flat)
     return compared(error, limit) | {"worst": f"{errors[worst]:.2g} {worst}"}
 
 
 def experts(place: Place) -> Iterator[Case]:
-    """Outputs and gradients of each implementation against "eager" in float64, with idle experts and padding."""
+    """Compares outputs and gradients of each implementation with "eager" in float64, with idle experts and padding."""
     for dtype in place.size((torch.float32, torch.bfloat16, torch.float16), (torch.float32,)):
         for num_experts in place.size((40, 1023, 1100), (12,)):
             for name in implementations(place):
@@ -187,7 +187,7 @@ def experts_error(place: Place, name: str, num_experts: int, dtype: torch.dtype)
         inputs, scale = (t.to(device, dtype).detach().requires_grad_() for t in (x, weights))
         output = module(inputs, index.to(device), scale)
         output.backward(grad.to(device, dtype))
-        # A slot of weight 0 may be skipped, and then has no gradient.
+        # Leaves out slots of weight 0: an implementation may skip them, and their gradients then stay zero.
         kept = scale.grad.masked_fill(scale == 0, 0)
         return [output, inputs.grad, kept, module.up_proj.grad, module.down_proj.grad]
 
@@ -203,7 +203,7 @@ def experts_error(place: Place, name: str, num_experts: int, dtype: torch.dtype)
 
 
 def behaviour(place: Place) -> Iterator[Case]:
-    """What has failed on GPUs, or was predicted to fail: no value but that it works."""
+    """Runs what has failed on GPUs, or was predicted to fail; these cases only have to work."""
     for num_experts in place.size((1023, 1024, 4096), (20,)):
         sizes = dict(num_experts=num_experts)
         yield Case(f"bfloat16 weights, {num_experts} experts", training_step(place, torch.bfloat16, **sizes))
@@ -233,7 +233,7 @@ def training_step(place: Place, dtype: torch.dtype, is_training: bool = True, **
 
 
 def small_loss(place: Place) -> dict:
-    """Gradients of a loss that is divided by the paper's 2.5 million tokens a step, which float16 would flush to 0."""
+    """Checks gradients of a loss divided by 2.5 million tokens, the paper's step; float16 would flush them to 0."""
     model, gradients = language_model(gating="softmax_top_k").to(place.device).train(), []
     for dtype in (None, torch.bfloat16):
         model.zero_grad()
@@ -246,7 +246,7 @@ def small_loss(place: Place) -> dict:
 
 
 def choices_with_tf32(place: Place) -> dict:
-    """The experts that a gate of float32 chooses are the same whether other products may use TF32 or not."""
+    """Checks that a float32 gate chooses the same experts whether or not other products may use TF32."""
     torch.manual_seed(0)
     gate = SoftmaxTopKGate(512, 256, 4).to(place.device)
     torch.nn.init.normal_(gate.weight)
@@ -266,7 +266,7 @@ def no_token_passes(place: Place) -> dict:
 
 
 def float16_overflow(place: Place) -> dict:
-    """A scale that is too large skips the step, is halved, and then a step is made."""
+    """Checks that a loss scale that is too large skips the step and is halved, and that a later step succeeds."""
     model = language_model().to(place.device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(place.device.type, init_scale=2.0**40)
@@ -296,7 +296,7 @@ def deterministic(place: Place) -> dict:
 
 
 def same_tokens(place: Place, family: str, options: dict) -> dict:
-    """Float32 generation chooses what it chooses on the CPU, with the default cache."""
+    """Checks that float32 generation with the default cache chooses the same tokens as on the CPU."""
     generated, plain = [], {name: value for name, value in options.items() if name != "cache_implementation"}
     for device, how in ((torch.device("cpu"), plain), (place.device, options)):
         model = FAMILIES[family]().eval().to(device)

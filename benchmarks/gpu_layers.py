@@ -1,4 +1,4 @@
-"""How fast the layers are, each beside the matrix products that it cannot do without: for benchmarks/gpu.py."""
+"""How fast the layers are, each beside the matrix products that it needs at least: for benchmarks/gpu.py."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,35 +20,36 @@ WIDE = [(16384, 32, 1024, 4096)]
 FEW = [(tokens, num_experts, 512, 1024) for num_experts in (32, 256) for tokens in (1, 8, 64, 256)]
 TINY = [(16, 8, 16, 16)]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# The segments and "eager" launch some kernels for each expert.
+# The segment backend and "eager" launch some kernels for each expert.
 MOST_EXPERTS_OF_LOOPS = 256
 MOST_BYTES_OF_COPIES = 8e9  # batched_mm copies the weights of both layers for every slot
 
 
 def experts(place: Place) -> Iterator[Case]:
-    """Forward and backward pass of the experts alone, over a dense layer of as many active operations."""
+    """Times the forward and backward pass of the experts alone, over a dense layer with as many active operations."""
     for sizes in place.size(EXPERTS + WIDE, TINY):
         for dtype in place.size(DTYPES, (torch.float32,)):
             yield from compare(place, sizes, dtype, with_backward=True)
 
 
 def few_tokens(place: Place) -> Iterator[Case]:
-    """The forward pass alone for as few tokens as generation has."""
+    """Times the forward pass alone, for as few tokens as generation has."""
     for sizes in place.size(FEW, TINY):
         for dtype in place.size((torch.bfloat16, torch.float32), (torch.float32,)):
             yield from compare(place, sizes, dtype, with_backward=False)
 
 
 def limits(sections: dict) -> dict:
-    """What the two tables of experts say about the choice between the implementations, in bfloat16.
+    """Derives from the two tables of experts which implementation to choose, in bfloat16.
 
     Args:
         sections: the results of benchmarks/gpu.py.
 
     Returns:
-        batched_mm_rows: the most routed rows for which batched_mm was the fastest without gradients; 0 for none.
-        grouped_mm_rows: the fewest rows per expert from which on grouped_mm was always faster than triton with
-            gradients; None if triton was faster in the largest case, or one of both is missing.
+        batched_mm_rows: the largest number of routed rows at which batched_mm was the fastest without gradients; 0 if
+            batched_mm was never the fastest.
+        grouped_mm_rows: the smallest number of rows per expert from which grouped_mm was always faster than triton
+            with gradients; None if triton was faster in the largest case, or if either of the two is missing.
     """
     few = _times(sections, "experts, few tokens", "rows", ("batched_mm", "triton", "grouped_mm"))
     batched = [rows for rows, times in few if len(times) > 1 and min(times, key=times.get) == "batched_mm"]
@@ -61,7 +62,7 @@ def limits(sections: dict) -> dict:
 
 
 def _times(sections: dict, name: str, by: str, names: tuple[str, ...]) -> list[tuple[float, dict[str, float]]]:
-    """For each size in bfloat16, its number of rows and the milliseconds of each implementation that ran."""
+    """Returns, for each size in bfloat16, its number of rows and the milliseconds of each implementation that ran."""
     sizes: dict[str, tuple[float, dict[str, float]]] = {}
     for case in sections.get(name, {}).get("cases", ()):
         if case.get("by") in names and case["type"] == "bfloat16":
@@ -70,7 +71,7 @@ def _times(sections: dict, name: str, by: str, names: tuple[str, ...]) -> list[t
 
 
 def compare(place: Place, sizes: tuple[int, int, int, int], dtype: torch.dtype, with_backward: bool) -> Iterator[Case]:
-    """A case for the dense layer, which comes first, and for each implementation."""
+    """Yields a case for the dense layer first, then one for each implementation."""
     tokens, num_experts, width, hidden = sizes
     label = f"{tokens:,} tokens, {num_experts:,} experts, d = {width}, h = {hidden:,}, {str(dtype)[6:]}"
     rows = tokens * K
@@ -111,7 +112,7 @@ def compare(place: Place, sizes: tuple[int, int, int, int], dtype: torch.dtype, 
 
 
 def sparse_layer(place: Place, name: str, sizes: tuple[int, int, int, int], inputs: torch.Tensor):
-    """The forward pass of an implementation with uniform routing, and what it has gradients for."""
+    """Returns the forward pass of an implementation with uniform routing, and the tensors that get gradients."""
     tokens, num_experts, width, hidden = sizes
     config = LstmMoeConfig(
         vocab_size=8,
@@ -134,7 +135,7 @@ def sparse_layer(place: Place, name: str, sizes: tuple[int, int, int, int], inpu
 
 
 def scattermoe_layer(place: Place, module: MoeExperts, inputs, index, weights) -> Callable:
-    """The same computation by scattermoe's two grouped products."""
+    """Returns the same computation with scattermoe's two grouped products."""
     if str(place.scattermoe) not in sys.path:
         sys.path.insert(0, str(place.scattermoe))
     from scattermoe.parallel_experts import flatten_sort_count, parallel_linear
@@ -159,7 +160,7 @@ def forward_and_backward(forward: Callable, leaves: list[torch.Tensor]) -> Calla
 
 
 def lstm(place: Place) -> Iterator[Case]:
-    """Forward and backward pass of an LSTM layer, over the products of the same shapes, one step after the other."""
+    """Times an LSTM layer, forward and backward, over matrix products of the same shapes, step after step."""
     # Rows, length, width, units of a projected cell.
     shapes = [(512, 32, 512, None), (512, 32, 512, 2048), (64, 64, 1024, None)]
     for shape in place.size(shapes, [(2, 4, 16, None)]):
@@ -198,7 +199,7 @@ def lstm_layer(place: Place, shape: tuple, dtype: torch.dtype, padded: bool) -> 
 
 
 def gates(place: Place) -> Iterator[Case]:
-    """Forward and backward pass of the gates with their balancing losses, float32."""
+    """Times the forward and backward pass of the gates with their balancing losses, in float32."""
     tokens, width = place.size((16384, 512), (16, 16))
     for num_experts, groups in place.size([(256, 16), (1024, 32), (4096, 64), (16384, 128)], [(16, 4)]):
         kinds = {

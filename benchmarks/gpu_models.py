@@ -1,4 +1,4 @@
-"""How fast whole models train and generate, what they wait for and what memory they take: for benchmarks/gpu.py."""
+"""Speed of training and generation, host waits and memory of whole models: for benchmarks/gpu.py."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from moe_hf import (
 )
 from moe_hf.evaluation import ops_per_timestep
 
-# Table 7: as many operations for each token.
+# Models of table 7, which have the same number of operations per token.
 LANGUAGE_MODELS = {
     "MoE-1-Wide": {"num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 4096},
     "4xLSTM-512": {"layer_pattern": ["lstm"] * 4},
@@ -66,7 +66,7 @@ def random_batch(place: Place, model, padded: bool = False) -> dict[str, torch.T
 
 
 def training_step(place: Place, model, how: str, optimizer=None, padded: bool = False) -> Callable[[], None]:
-    """Forward and backward pass, clipping and update."""
+    """Returns a training step: forward and backward pass, clipping and update."""
     model.train()
     fused = {"fused": True} if place.is_cuda else {}
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-3, **fused)
@@ -84,7 +84,7 @@ def training_step(place: Place, model, how: str, optimizer=None, padded: bool = 
 
 
 def training(place: Place) -> Iterator[Case]:
-    """Tokens per second of whole steps with AdamW; of the language models over MoE-1-Wide's."""
+    """Measures tokens per second of whole steps with AdamW; for language models also over MoE-1-Wide."""
     for how in place.size(HOW, HOW[:1]):
         wide: list[float] = []
         for name, changes in place.size(LANGUAGE_MODELS, dict(list(LANGUAGE_MODELS.items())[::3])).items():
@@ -121,7 +121,7 @@ def step_numbers(place: Place, step: Callable, how: str, model) -> dict:
 
 
 def host_reads(place: Place) -> Iterator[Case]:
-    """How often a training step, and a generated token, makes the host wait for the device, and where most."""
+    """Counts how often a training step or a generated token makes the host wait for the device, and where most."""
     kinds = {
         "language model, flat": lambda: language_model(place, num_experts=32),
         "language model, hierarchical": lambda: language_model(place, num_experts=32, num_expert_groups=8),
@@ -144,7 +144,7 @@ def reads_of_training(place: Place, build: Callable, padded: bool) -> dict:
 
 
 def reads_of_generation(place: Place, model) -> dict:
-    """Those of eight more tokens, for one."""
+    """Returns the host reads per generated token, as a mean over eight more tokens."""
     model.eval()
     ids = random_batch(place, model)["input_ids"][:4]
     runs = [place.host_reads(generation(model, ids, tokens)) for tokens in (4, 4, 12)]
@@ -163,11 +163,11 @@ def generation(model, ids: torch.Tensor, tokens: int, **options) -> Callable[[],
 
 
 def decoding(place: Place) -> Iterator[Case]:
-    """Milliseconds of a generated token, without what the prompt takes."""
+    """Measures the milliseconds of a generated token, without the time of the prompt."""
     for family, build in (("language model, MoE-32", language_model), ("translation, MoE-32", translation_model)):
         for rows in place.size((1, 64), (2,)):
             for dtype in place.size((torch.bfloat16, torch.float32), (torch.float32,)):
-                # A static cache may mean a compilation, which takes half a minute.
+                # A static cache may trigger a compilation, which takes half a minute.
                 is_first = (rows, dtype) == place.size((1, torch.bfloat16), (2, torch.float32))
                 for options in ({}, {"num_beams": 4}, *([{"cache_implementation": "static"}] if is_first else [])):
                     text = ", ".join(f"{name} {value}" for name, value in options.items()) or "greedy"
@@ -181,7 +181,7 @@ def decode(place: Place, build: Callable, rows: int, dtype: torch.dtype, options
     tokens, seconds = place.size(32, 2), []
     for length in (tokens, 3 * tokens):
         run = generation(model, ids, length, **options)
-        run()  # compiles, or captures, what the length needs
+        run()  # compiles or captures what this length needs
         place.synchronize()
         start = time.perf_counter()
         run()
@@ -197,7 +197,7 @@ def decode(place: Place, build: Callable, rows: int, dtype: torch.dtype, options
 
 
 def memory(place: Place) -> Iterator[Case]:
-    """The peak of training steps over the bytes of the parameters, 16,384 tokens a step."""
+    """Measures the peak memory of training steps of 16,384 tokens, over the bytes of the parameters."""
     ways = {
         "MoE-256, AdamW": ({"num_experts": 256}, False, False),
         "MoE-256, AdamW, experts recomputed": ({"num_experts": 256, "recompute_experts": True}, False, False),

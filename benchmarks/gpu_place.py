@@ -1,4 +1,4 @@
-"""Where benchmarks/gpu.py measures, and how: times by the device's clock, peaks of memory, kernels, host reads."""
+"""Measuring on a device for benchmarks/gpu.py: times by the device's clock, peak memory, kernels, host reads."""
 
 import collections
 import gc
@@ -16,7 +16,7 @@ SECONDS_A_CASE = 0.7  # after which no further round begins
 
 
 class Case(NamedTuple):
-    """Something to measure: its name, and what measures it and returns {column: value}."""
+    """A measurement: its name, and the function that measures and returns {column: value}."""
 
     name: str
     run: Callable[[], dict]
@@ -27,9 +27,9 @@ class Place:
     """The device, and whether sizes are tiny.
 
     Args:
-        device: what is measured on; "cpu" tries the script.
-        is_tiny: whether sizes are such that a CPU takes seconds for all.
-        scattermoe: a folder with that repository, or None.
+        device: the device to measure; "cpu" tries the script.
+        is_tiny: whether sizes are so small that a CPU needs only seconds for all sections.
+        scattermoe: a folder with a copy of scattermoe, or None.
     """
 
     device: torch.device
@@ -38,30 +38,33 @@ class Place:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether there are kernels, streams and events to look at."""
+        """Whether the device has kernels, streams and events to observe."""
         return self.device.type == "cuda"
 
     @property
     def name(self) -> str:
-        """Of the device."""
+        """The name of the device."""
         return torch.cuda.get_device_name(self.device) if self.is_cuda else "CPU"
 
     def size(self, full, tiny):
-        """One of both."""
+        """Returns `tiny` if sizes are tiny, else `full`."""
         return tiny if self.is_tiny else full
 
     def autocast(self, dtype: torch.dtype | None):
-        """Autocast to a type, or none. On a CPU there is none: not every CPU has LSTMs of fewer bits."""
+        """Returns autocast to a dtype, or a context without effect for None.
+
+        A CPU never autocasts: not every CPU has LSTMs in 16 bits.
+        """
         is_enabled = dtype is not None and self.is_cuda
         return torch.autocast(self.device.type, dtype if is_enabled else torch.bfloat16, enabled=is_enabled)
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Waits until the device has finished its work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
     def milliseconds(self, run: Callable, rounds: int = 20) -> float:
-        """Median time of a call, after calls that do not count."""
+        """Returns the median time of a call, after warm-up calls that do not count."""
         for _ in range(1 if self.is_tiny else 3):
             run()
         self.synchronize()
@@ -88,7 +91,7 @@ class Place:
         return 1e3 * (time.perf_counter() - start)
 
     def peak_gb(self, run: Callable) -> float:
-        """The most memory that tensors have during a call, with all that exists already; 0 on a CPU."""
+        """Returns the peak memory of all tensors during a call, including tensors that existed before; 0 on a CPU."""
         if not self.is_cuda:
             run()
             return 0.0
@@ -98,7 +101,7 @@ class Place:
         return torch.cuda.max_memory_allocated(self.device) / 1e9
 
     def kernels(self, run: Callable) -> tuple[int, float]:
-        """How many kernels a call launches, and the milliseconds that they take together; (0, 0) on a CPU."""
+        """Returns the number of kernels that a call launches and their total milliseconds; (0, 0) on a CPU."""
         if not self.is_cuda:
             return 0, 0.0
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -108,7 +111,7 @@ class Place:
         return len(events), sum(event.device_time_total for event in events) / 1e3
 
     def host_reads(self, run: Callable) -> collections.Counter:
-        """How often the host waits for the device during a call, by the line that waits; none on a CPU."""
+        """Counts how often the host waits for the device during a call, by the line that waits; empty on a CPU."""
         if not self.is_cuda:
             run()
             return collections.Counter()
@@ -125,14 +128,14 @@ class Place:
 
 
 def release(place: Place) -> None:
-    """Give back what a case has left."""
+    """Frees the memory that a case has left."""
     if place.is_cuda and not is_broken(place):
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def is_broken(place: Place) -> bool:
-    """Whether a kernel failed in such a way that this process cannot use the device any more."""
+    """Whether a failed kernel has left the device unusable for this process."""
     try:
         place.synchronize()
     except RuntimeError:
@@ -141,7 +144,7 @@ def is_broken(place: Place) -> bool:
 
 
 def machine(place: Place) -> Iterator[Case]:
-    """What the device can do at most, beside which the other numbers stand."""
+    """Measures the device's limits, for comparison with the other numbers."""
 
     def versions() -> dict:
         import transformers
@@ -175,7 +178,7 @@ def machine(place: Place) -> Iterator[Case]:
 
 
 class float32_precision:
-    """Within it, products and LSTMs of float32 tensors on a GPU are computed in "ieee" or "tf32"."""
+    """A context in which matrix products and LSTMs of float32 tensors on a GPU use "ieee" or "tf32"."""
 
     def __init__(self, precision: str):
         self.precision = precision

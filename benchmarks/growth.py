@@ -3,13 +3,13 @@
 
     python benchmarks/growth.py [--davidmrau FOLDER] [--lucidrains FOLDER] [--output benchmarks/results/growth.md]
 
-Two tables: the gates alone at the paper's widths, over a dense layer of the active experts' operations; and the whole
-step of `MoeExperts` with given routing (forward, backward, exact clipping, optimizer), over the same. Each step is
-measured in a process of its own, in turn with the dense layer, so that its peak memory is its own. A plot goes beside
---output.
+There are two tables. The first times the gates alone at the paper's widths. The second times the whole step of
+`MoeExperts` with given routing: forward, backward, exact clipping and optimizer. Times are multiples of a dense layer
+with as many operations as the active experts. Each step runs in a separate process, so that peak memory is not
+shared, in turn with the dense layer. A plot is written beside --output.
 
-FOLDER: copies of github.com/davidmrau/mixture-of-experts and github.com/lucidrains/mixture-of-experts. Their layers
-bring their own gates, which count; the second has two experts a token, not four. Both are stepped by AdamW.
+The folders are copies of github.com/davidmrau/mixture-of-experts and github.com/lucidrains/mixture-of-experts. Their
+layers contain gates, whose time counts. The second layer has two experts per token, not four. AdamW updates both.
 """
 
 import argparse
@@ -57,13 +57,13 @@ MOST_DENSE_PARAMETERS = 600_000_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a step (default: 2048)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one that is not (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one warm-up round (default: 5)")
     parser.add_argument("--sizes", type=int, nargs="+", help=f"only these of {[n for n, _ in SIZES]} experts")
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help="folder with a copy of that repository")
     parser.add_argument("--no_gates", action="store_true", help="leave out the gates")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to; the plot gets its name")
-    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)  # the step that a subprocess measures
     arguments = parser.parse_args()
     if arguments.step:
         print(json.dumps(measure_step(arguments)))
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def gate_table(num_tokens: int, rounds: int, width: int = 512, hidden: int = 1024) -> list[str]:
-    """Forward and backward pass of each gate, over that of the dense layer."""
+    """Times the forward and backward pass of each gate, over the dense layer's."""
     inputs = torch.randn(num_tokens, width, requires_grad=True)
     variants = {"dense": dense_layer(inputs, K * hidden)}
     variants |= {(n, groups): gate_step(build_gate(width, n, groups), inputs) for n, groups in GATES}
@@ -111,7 +111,7 @@ def gate_step(gate: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], None]
 
 
 def dense_layer(inputs: torch.Tensor, hidden: int) -> Callable[[], None]:
-    """Forward and backward pass of one layer with as many hidden units as a token's experts have together."""
+    """Returns the forward and backward pass of a dense layer with as many hidden units as a token's experts in sum."""
     up = torch.randn(hidden, inputs.shape[1], requires_grad=True)
     down = torch.randn(inputs.shape[1], hidden, requires_grad=True)
 
@@ -129,7 +129,7 @@ def forget(tensors: list[torch.Tensor]) -> None:
 
 
 def step_table(arguments) -> tuple[list[str], dict]:
-    """The lines, and {name of the step: {number of experts: time over the dense layer's}}."""
+    """Returns the table's lines, and the times over the dense layer's, by name of the step and number of experts."""
     names = [*STEPS, *(peer for peer in PEERS if getattr(arguments, peer))]
     lines = [
         f"Whole steps at d = {WIDTH}, over the forward and backward pass of that dense layer. The bound by bytes: the",
@@ -170,7 +170,10 @@ def in_a_process(name: str, num_experts: int, hidden: int, arguments) -> dict:
 
 
 def measure_step(arguments) -> dict:
-    """Seconds of the step, of the dense layer and of the bound, and bytes at the peak beyond those of the process."""
+    """Returns the seconds of the step, of the dense layer and of the bound, and the step's peak bytes.
+
+    Peak bytes do not count what the process held before the step.
+    """
     name, num_experts, hidden = arguments.step[0], int(arguments.step[1]), int(arguments.step[2])
     inputs = torch.randn(arguments.tokens, WIDTH, requires_grad=True)
     variants = {"dense": dense_layer(inputs, K * hidden), "copy": copy_of(2**26)}
@@ -237,7 +240,7 @@ def peak_bytes() -> int:
 
 
 def plot(times: dict[str, dict[int, float]], file: Path) -> None:
-    """The steps' times over the dense layer's, against the number of experts."""
+    """Plots the steps' times, over the dense layer's, against the number of experts."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), layout="constrained")

@@ -3,7 +3,7 @@
 
     python benchmarks/lstm.py [--output benchmarks/results/lstm.md]
 
-All variants are timed in turn, round after round, and the medians compared: on a noisy machine only ratios hold.
+All variants are timed in turn, round after round, and the medians are compared: on a noisy machine only ratios hold.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES = [(1, None), (32, None), (1, 2048), (32, 2048)]  # batch, units of a proj
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one that is not (default: 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one warm-up round (default: 7)")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to")
     arguments = parser.parse_args()
     lines = heading("LSTM", f"d = {WIDTH}")
@@ -120,7 +120,7 @@ def feeding(rounds: int):
 
 
 def tensors(batch: int, length: int, units: int | None):
-    """An LSTM, its inputs (B, S, D), and a state for each direction (1, B, D), (1, B, U)."""
+    """Returns an LSTM, its inputs (B, S, D), and a state for each direction (1, B, D), (1, B, U)."""
     lstm = Lstm(LstmMoeConfig(hidden_size=WIDTH, lstm_hidden_size=units))
     draw = torch.randn
     return lstm, draw(batch, length, WIDTH), draw(1, batch, WIDTH), draw(1, batch, units or WIDTH)

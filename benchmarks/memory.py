@@ -3,9 +3,9 @@
 
     python benchmarks/memory.py [--output benchmarks/results/memory.md]
 
-A stack of MoE blocks, each on its own tokens' hidden states, float32. Bytes are counted by torch's MemTracker, which
-follows every tensor that is alive (not what a kernel allocates inside of itself), so they are the same on every run.
-The variants are timed in turn, round after round, in one thread's own processor time; the medians are shown.
+The model is a stack of MoE blocks in float32, each with its own tokens' hidden states. torch's MemTracker counts the
+bytes of every live tensor, without a kernel's internal allocations, so the bytes are the same on every run. The
+variants are timed in turn, round after round, in one thread's processor time; the medians are shown.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Stack(nn.Module):
 
 
 class Step:
-    """A model with its optimizer, which takes the gates' parameters too: they are few, and are matrices as well."""
+    """A model with its optimizer, which also updates the gates' parameters: they are few, and they are matrices."""
 
     def __init__(self, name: str, recompute: bool, arguments):
         config = LstmMoeConfig(
@@ -55,7 +55,7 @@ class Step:
         torch.manual_seed(0)
         self.model = Stack(config, arguments.num_layers)
         for block in self.model.blocks:
-            nn.init.normal_(block.gate.weight, std=0.1)  # gates start at zero: let them differ between tokens
+            nn.init.normal_(block.gate.weight, std=0.1)  # at zero all tokens choose the same experts
             nn.init.normal_(block.gate.noise_weight, std=0.1)
         self.params = list(self.model.parameters())
         self.optimizer = OPTIMIZERS[name](self.params)
@@ -69,7 +69,7 @@ class Step:
         self.optimizer.zero_grad()
 
     def times(self) -> tuple[float, float]:
-        """Seconds of both passes, and of the optimizer's step."""
+        """Returns the seconds of both passes, and of the optimizer's step."""
         start = time.thread_time()
         self.loss().backward()
         middle = time.thread_time()
@@ -77,8 +77,8 @@ class Step:
         return middle - start, time.thread_time() - middle
 
     def memory(self) -> tuple[int, int, int]:
-        """Bytes that the forward pass leaves alive; the most alive in both passes, and in the optimizer's step."""
-        for param in self.params:  # the optimizer makes its state at its first step
+        """Returns bytes: left by the forward pass, at the peak of both passes, at the peak of the optimizer's step."""
+        for param in self.params:  # the optimizer creates its state in its first step
             param.grad = torch.zeros_like(param)
         self.update()
         tracker = self.tracker()

@@ -3,12 +3,12 @@
 
     python benchmarks/offload.py [--output benchmarks/results/offload.md]
 
-A checkpoint is written to a temporary folder and each variant is run in a process of its own, with the checkpoint's
-pages dropped from the system's file cache first, so that what is read really comes from the disk. "auto" is
-device_map="auto" with max_memory below the model's size; "experts" puts the experts, and nothing else, on the disk.
-Memory is what the process has resident above what it had before it loaded the model: its own, and mapped pages of
-files, which the system can take back. The checkpoint is float32; in bfloat16 it has to be converted, and so cannot be
-used where it lies in the file. The variants in one dtype must give the same tokens.
+A checkpoint is written to a temporary folder, and each variant runs in a separate process. The checkpoint's pages are
+first dropped from the system's file cache, so that every read comes from the disk. "auto" is device_map="auto" with
+max_memory below the model's size; "experts" puts the experts alone on the disk. Memory is the process's resident
+memory above its resident memory before loading. It consists of the process's own pages and of mapped pages of files,
+which the system can reclaim. The checkpoint is float32: bfloat16 weights have to be converted, and cannot be used in
+place in the file. The variants in one dtype must give the same tokens.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--moe_intermediate_size", type=int, default=512)
     parser.add_argument("--num_experts", type=int, default=256)
     parser.add_argument("--vocab_size", type=int, default=8000)
-    parser.add_argument("--budget", type=float, default=0.5, help="max_memory of auto over the model (default: 0.5)")
+    parser.add_argument("--budget", type=float, default=0.5, help="max_memory of auto over model size (default: 0.5)")
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to")
     parser.add_argument("--run", nargs=3, metavar=("FAMILY", "VARIANT", "FOLDER"), help=argparse.SUPPRESS)
@@ -106,7 +106,7 @@ def table(family: str, arguments) -> list[str]:
 
 
 def run(family: str, variant: str, folder: str) -> dict:
-    """The result of `measure` in a process of its own."""
+    """Returns the result of `measure`, run in a separate process."""
     for file in Path(folder).glob("*.safetensors"):
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
@@ -116,7 +116,7 @@ def run(family: str, variant: str, folder: str) -> dict:
 
 
 def measure(family: str, variant: str, folder: str, arguments) -> dict:
-    """Load and generate; bytes and milliseconds."""
+    """Loads a model and generates; returns bytes and milliseconds."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     model_class = FAMILIES[family][1]
@@ -151,7 +151,7 @@ def measure(family: str, variant: str, folder: str, arguments) -> dict:
 
 
 def generate(model, rows: int, beams: int, arguments, before: dict) -> tuple[dict, list]:
-    """Numbers of a search, memory above `before`, and its tokens."""
+    """Returns the numbers of a search, its memory above `before`, and its tokens."""
     ids = torch.randint(3, arguments.vocab_size, (rows, 16), generator=torch.Generator().manual_seed(rows))
     new = arguments.new_tokens
     options = {"max_new_tokens": new, "min_new_tokens": new, "num_beams": beams, "do_sample": False}
@@ -163,7 +163,7 @@ def generate(model, rows: int, beams: int, arguments, before: dict) -> tuple[dic
 
 
 class Peak:
-    """Within the context, how far memory rises above `before`, or above what it is at the start; sampled."""
+    """A context that samples how far memory rises above `before`, or above memory at the start."""
 
     def __init__(self, before: dict[str, int] | None = None):
         self.before = before or self.now()
@@ -191,7 +191,7 @@ class Peak:
 
 
 def numbers_of(file: str, *names: str) -> list[int]:
-    """What Linux says of this process; read_bytes is what was really fetched from storage, by page faults too."""
+    """Reads numbers of /proc/self; read_bytes counts all bytes fetched from storage, including page faults."""
     text = Path(f"/proc/self/{file}").read_text()
     return [int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[1]) for name in names]
 

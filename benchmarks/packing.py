@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Time of a training step on documents: packed into one row, padded to a batch, and as one long text.
+"""Time of a training step on documents: packed into one row, padded to a batch, and joined to one long text.
 
     python benchmarks/packing.py [--file valid.txt.gz] [--tokens 4096] [--output FILE.md]
 
 The documents are the lines of a text that have at least 8 words. A packed row starts each document from a zero state.
-The same row without its boundaries is one text, which the LSTM reads position by position. Forward and backward of a
-whole language model, all variants in turn.
+The same row without its boundaries is one text, which the LSTM reads position by position. Each step is the forward
+and backward pass of a whole language model. The variants are timed in turn.
 """
 
 import argparse
@@ -26,7 +26,7 @@ OPEN = {".gz": gzip.open, ".xz": lzma.open}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", default="${MOE_HF_DATA}/wikitext-2/valid.txt.gz", help="text, plain, .gz or .xz")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096], help="tokens of a step, about")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096], help="approximate tokens of a step")
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--num_experts", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def read_documents(file: Path, tokens: int, vocab_size: int) -> list[list[int]]:
-    """Lines of at least 8 words, until they have that many tokens; a word's id is its hash."""
+    """Reads lines of at least 8 words until they have `tokens` words; a word's id is its hash."""
     documents = []
     with OPEN.get(file.suffix, open)(file, "rt", encoding="utf-8") as lines:
         for line in lines:

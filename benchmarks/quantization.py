@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""int8 weights against float32: bytes, time of generation, and what they change on real text.
+"""int8 weights against float32: bytes, time of generation, and differences on real text.
 
     python benchmarks/quantization.py [--output benchmarks/results/quantization.md]
         [--lm FOLDER --lm_text FILE] [--translator FOLDER --source FILE --target FILE]
 
-Sizes and times are those of models with random weights. The variants generate in turn, in one process. Time is that of
-the processor, with one thread, so that other processes on the machine count less. The first table needs trained
-models: it has the mean over all tokens of the divergence KL(p || q) of the quantized model's distribution q from
-float32's p, in nats, and the perplexities.
+Sizes and times are measured on models with random weights. The variants generate in turn, in one process. Time is
+processor time with one thread, so that other processes on the machine count less. The first table needs trained
+models. It shows the perplexities, and the mean over all tokens of the divergence KL(p || q) in nats, where q is the
+quantized model's distribution and p is float32's.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--translator", help="folder of a trained translator")
     parser.add_argument("--source", help="its validation sentences")
     parser.add_argument("--target", help="their translations")
-    parser.add_argument("--lines", type=int, default=500, help="of each file (default: 500)")
+    parser.add_argument("--lines", type=int, default=500, help="lines to read of each file (default: 500)")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def loaded(auto_class, folder: str) -> dict:
-    """The model of a folder in each variant."""
+    """Loads the model of a folder in each variant."""
     return {
         name: auto_class.from_pretrained(folder, quantization_config=config).eval()
         for name, config in VARIANTS.items()
@@ -83,7 +83,7 @@ def loaded(auto_class, folder: str) -> dict:
 
 
 def stored(weight: torch.Tensor) -> int:
-    """Bytes of a parameter in memory."""
+    """Returns the bytes of a parameter in memory."""
     if not hasattr(weight, "qdata"):
         return weight.nbytes
     return sum(part.nbytes for part in (weight.qdata, weight.scale, weight.zero_point))
@@ -172,7 +172,7 @@ def divergences(arguments) -> list[str]:
 
 
 def text_batches(tokenizer, arguments):
-    """Windows of 128 tokens: inputs, and the tokens that follow (T,)."""
+    """Yields windows of 128 tokens: inputs, and the next tokens (T,)."""
     lines = [
         line for line in islice(read_lines(os.path.expandvars(arguments.lm_text)), 2 * arguments.lines) if line.strip()
     ]
@@ -184,7 +184,7 @@ def text_batches(tokenizer, arguments):
 
 
 def pair_batches(tokenizer, arguments):
-    """One pair at a time: inputs, and the target with its end (T,)."""
+    """Yields one pair at a time: inputs, and the target with its end-of-sequence token (T,)."""
     pairs = zip(read_lines(os.path.expandvars(arguments.source)), read_lines(os.path.expandvars(arguments.target)))
     for source, target in islice(pairs, arguments.lines):
         encoded = tokenizer(source, text_target=target, return_tensors="pt")
@@ -192,7 +192,7 @@ def pair_batches(tokenizer, arguments):
 
 
 def logits_of(model, inputs: dict, one_at_a_time: bool) -> torch.Tensor:
-    """(T, V), from all tokens at once, or from one after the other as in generation."""
+    """Returns the logits (T, V), of all tokens at once, or token after token as in generation."""
     if not one_at_a_time:
         return model(**inputs).logits[0]
     is_translator = model.config.is_encoder_decoder

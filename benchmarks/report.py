@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, and the Markdown file, with the command, the machine and the versions."""
+"""Shared by the benchmarks: timing in turn, and the Markdown file with the command, the machine and the versions."""
 
 import argparse
 import os
@@ -14,36 +14,38 @@ import transformers
 
 from moe_hf.freed_memory import keep_freed_memory
 
-# As the training commands do; MOE_HF_KEEP_MEMORY=0 leaves the allocator as it is.
+# Keeps freed memory, as the training commands do; MOE_HF_KEEP_MEMORY=0 leaves the allocator unchanged.
 ALLOCATOR = "freed memory kept" if keep_freed_memory() else "default allocator"
 
-# What changes a measurement, and is written before the command.
+# Environment variables that change a measurement: the report shows them in front of the command.
 VARIABLES = ("MOE_HF_KEEP_MEMORY", "OMP_NUM_THREADS")
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
-    """Arguments for a benchmark that runs on an accelerator too."""
+    """Adds the arguments of a benchmark that also runs on an accelerator."""
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="such as cuda (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
 
 def placement(arguments: argparse.Namespace) -> dict:
-    """Device and type, for `torch.randn` and `module.to`."""
+    """Returns device and dtype, as keywords for `torch.randn` and `module.to`."""
     return {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
 
 
 def seconds_now(device: torch.device | None = None) -> float:
-    """A clock that waits until the device has done what it was given."""
+    """Reads the clock after the device has finished its work."""
     if device is not None and device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 def heading(title: str, facts: str, arguments: argparse.Namespace | None = None) -> list[str]:
-    """Title, command, machine, allocator and versions, and the `facts` that all numbers share.
+    """Returns title, command, machine, allocator and versions, and the `facts` that all numbers share.
 
     Args:
-        arguments: those of `add_placement`, if the benchmark has them.
+        title: the heading of the page.
+        facts: text that holds for all numbers.
+        arguments: the parsed arguments of `add_placement`, if the benchmark has them.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     machine = f"{platform.processor() or platform.machine()} with {capability}, threads: {torch.get_num_threads()}"
@@ -61,15 +63,17 @@ def heading(title: str, facts: str, arguments: argparse.Namespace | None = None)
 
 
 def save(lines: list[str], file: Path | None) -> None:
-    """Write the lines, if there is a file to write to."""
+    """Writes the lines to `file`, unless `file` is None."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def median_seconds(variants: dict[str, Callable], rounds: int, device: torch.device | None = None) -> dict[str, float]:
-    """Time all variants in turn, `rounds` times after one round that does not count: on a noisy machine only the
-    ratios of such medians hold."""
+    """Times all variants in turn, `rounds` times after a warm-up round, and returns the medians.
+
+    On a noisy machine only the ratios of such medians hold.
+    """
     times = {name: [] for name in variants}
     for _ in range(rounds + 1):
         for name, run in variants.items():

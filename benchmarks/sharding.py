@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Bytes that a training step really moves with the experts spread over 1, 2 and 4 processes, beside the cost model's.
+"""Bytes that a training step moves with the experts spread over 1, 2 and 4 processes, measured and predicted.
 
     python benchmarks/sharding.py [--output benchmarks/results/sharding.md]
 
-Weak scaling: as many tokens for each process. Every collective is counted where torch dispatches it, on each rank, and
-the mean over the ranks is shown. Processes of one machine cannot show a speed-up, so that of time there is only the
-composition of a step's processor time: communication is the time in collectives, in the copies that FSDP makes for
-them and in the threads that carry them out; waiting is not counted. What is expected is what
-moe_hf.distributed.plan says.
+Scaling is weak: each process has the same number of tokens. Every collective is counted where torch dispatches it, on
+each rank, and the mean over the ranks is shown. Processes of one machine cannot show a speed-up, so the report shows
+only the composition of a step's processor time. Communication is the time in collectives, in FSDP's copies for
+collectives and in the threads that run collectives; waiting does not count. The predictions come from
+moe_hf.distributed.plan.
 """
 
 import argparse
@@ -51,9 +51,9 @@ def main() -> None:
     parser.add_argument("--moe_intermediate_size", type=int, default=512)
     parser.add_argument("--num_experts", type=int, default=32)
     parser.add_argument("--vocab_size", type=int, default=2000)
-    parser.add_argument("--tokens", type=int, default=1024, help=f"of each process, in rows of {LENGTH}")
+    parser.add_argument("--tokens", type=int, default=1024, help=f"tokens of each process, in rows of {LENGTH}")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one warm-up step")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # the folder with the models, in a process of torchrun
@@ -83,7 +83,7 @@ def build(name: str, arguments) -> torch.nn.Module:
     model = model_class(config_class(**sizes, pad_token_id=0, **MODELS[name]))
     for parameter_name, weight in model.named_parameters():
         if "gate" in parameter_name:
-            torch.nn.init.normal_(weight, std=0.1)  # gates start at zero, and then noise alone chooses
+            torch.nn.init.normal_(weight, std=0.1)  # gates start at zero, where noise alone chooses
     return model
 
 
@@ -94,7 +94,7 @@ def classes(name: str) -> tuple[type, type]:
 
 
 def launch(processes: int, folder: str, arguments) -> dict:
-    """The results of `work` on that many processes."""
+    """Returns the results of `work` on `processes` processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += [__file__, f"--worker={folder}"]
     command += [f"--{name}={getattr(arguments, name)}" for name in (*SIZES, "tokens", "steps")]
@@ -105,7 +105,7 @@ def launch(processes: int, folder: str, arguments) -> dict:
 
 
 def work(arguments) -> None:
-    """One process: the mean over the ranks of what each model's steps take, printed by the first."""
+    """Runs in each process; rank 0 prints each model's measurements as means over the ranks."""
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -122,7 +122,7 @@ def work(arguments) -> None:
 
 
 def measure(name: str, arguments) -> dict[str, float]:
-    """Bytes per token, planned and sent by this rank, and seconds of processor time of a step."""
+    """Returns this rank's bytes per token, planned and sent, and the processor seconds of a step."""
     processes, rank = dist.get_world_size(), dist.get_rank()
     options = (
         {"distributed_config": DistributedConfig(fsdp_size=processes, ep_size=processes)} if processes > 1 else {}
@@ -173,7 +173,7 @@ def measure(name: str, arguments) -> dict[str, float]:
 
 
 def peak_bytes(run: Callable[[], None]) -> tuple[int, int]:
-    """The most memory that tensors made in a call have together, and what is left of them after it."""
+    """Returns the peak bytes of tensors created during a call, and their bytes left after the call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -199,7 +199,7 @@ def memory_table(results: dict) -> list[str]:
 
 
 def measure_generation(arguments) -> dict[str, float]:
-    """Bytes per token that a MoE layer's experts send when all ranks have the same tokens and nothing is learnt."""
+    """Returns the bytes per token that a MoE layer sends in generation, with the same tokens on all ranks."""
     processes = dist.get_world_size()
     layout = DistributedConfig(tp_size=processes, ep_size=processes)
     model = LstmMoeForCausalLM.from_pretrained(Path(arguments.worker) / "LM", distributed_config=layout).eval()
@@ -215,7 +215,7 @@ COLLECTIVES = ("all_to_all", "all_to_all of counts", "all_gather", "reduce_scatt
 
 
 class TimedCounter(CollectiveCounter):
-    """Also the processor time of this thread in collectives and in FSDP's copies for them."""
+    """Also measures this thread's processor time in collectives and in FSDP's copies for collectives."""
 
     seconds = 0.0
 
@@ -228,7 +228,7 @@ class TimedCounter(CollectiveCounter):
 
 
 class CountElsewhere:
-    """Within the context, the share of (token, expert) pairs whose expert is another rank's."""
+    """A context that measures the share of (token, expert) pairs whose expert belongs to another rank."""
 
     def __init__(self, model, processes: int, rank: int):
         self.gates = [module.gate for module in model.modules() if hasattr(module, "mix_experts")]
@@ -237,13 +237,13 @@ class CountElsewhere:
     def count(self, gate, inputs, routed) -> None:
         index = routed.top_k_index
         if routed.threshold_loss is not None:
-            index = index[routed.top_k_weights > 0]  # of a strictly balanced gate the used slots alone are sent
+            index = index[routed.top_k_weights > 0]  # a strictly balanced gate sends only its used slots
         owner = index // (gate.num_experts // self.processes)
         self.shares.append((owner != self.rank).double().mean().item())
 
     @property
     def share(self) -> float:
-        """Mean over layers and calls."""
+        """The mean share over layers and calls."""
         return sum(self.shares) / len(self.shares)
 
     def __enter__(self):

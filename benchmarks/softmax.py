@@ -3,10 +3,10 @@
 
     python benchmarks/softmax.py [--vocab_size 131072] [--layer_pattern lstm moe lstm] [--output FILE.md]
 
-A step is forward, backward and Adam of a whole language model, on words drawn by Zipf's law. All variants are timed in
-turn, round after round, and the medians compared: on a noisy machine only ratios hold. Times are the process's CPU
-time, of all its threads, which says more than wall time where other jobs run. Memory is the process's resident peak in
-a step above what it held before it (Linux only).
+A step is the forward pass, backward pass and Adam update of a whole language model, on words drawn by Zipf's law. All
+variants are timed in turn, round after round, and the medians are compared: on a noisy machine only ratios hold. Times
+are CPU time of all threads of the process, which other jobs disturb less than wall time. Memory is the process's
+resident peak in a step above its resident memory before the step (Linux only).
 """
 
 import argparse
@@ -70,7 +70,10 @@ def main() -> None:
 
 
 def measure(model, arguments) -> tuple[dict[str, list[tuple]], dict[str, list[int]]]:
-    """Seconds of each part of each round's step, and bytes, for each variant; a first round is not counted."""
+    """Returns, for each variant, the seconds of each part of each round's step, and bytes.
+
+    A first round does not count.
+    """
     variants = {
         "full": (None, None),
         f"chunked, {arguments.loss_chunk_size} tokens": (None, arguments.loss_chunk_size),
@@ -100,7 +103,7 @@ def measure(model, arguments) -> tuple[dict[str, list[tuple]], dict[str, list[in
 
 
 def reset_peak() -> int | None:
-    """Start to record the resident peak anew; the bytes held now."""
+    """Resets the recorded resident peak, and returns the bytes that are resident now."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -3,9 +3,9 @@
 
     python benchmarks/training.py [--device cuda --dtype bfloat16] [--output benchmarks/results/training.md]
 
-Forward, backward, gradient clipping and optimizer, on one batch of random tokens, with the sampled softmax. The models
-take turns, step after step, and the medians are compared: on a noisy machine only ratios hold. All of them are in
-memory at once: about 5 GB for each with 256 experts.
+A step is the forward pass, backward pass, gradient clipping and optimizer update, on one batch of random tokens, with
+the sampled softmax. The models take turns, step after step, and the medians are compared: on a noisy machine only
+ratios hold. All models are in memory at once: about 5 GB for each model with 256 experts.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from moe_hf.evaluation import ops_per_timestep
 from moe_hf.training.optimizer import FactoredAdam, expert_parameters
 
 MODELS = {
-    "MoE-1-Wide": {"num_experts": 1, "num_experts_per_tok": 1},  # its expert gets the hidden units of all four
+    "MoE-1-Wide": {"num_experts": 1, "num_experts_per_tok": 1},  # its expert has the hidden units of four
     "4xLSTM": {"layer_pattern": ["lstm"] * 4},
     "MoE-32": {"num_experts": 32},
     "MoE-256": {"num_experts": 256},
@@ -34,10 +34,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[name for name in MODELS if "1024" not in name])
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--moe_intermediate_size", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=8192, help="of a step, in rows of 32 (default: 8192)")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a step, in rows of 32 (default: 8192)")
     parser.add_argument("--optimizer", choices=("adamw", "factored_adam"), default="adamw")
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps, after one that is not (default: 3)")
-    add_placement(parser)  # bfloat16 by autocast, the weights stay float32
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps, after one warm-up step (default: 3)")
+    add_placement(parser)  # bfloat16 by autocast: the weights stay float32
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
     models = {name: build(name, arguments) for name in dict.fromkeys(["MoE-1-Wide", *arguments.models])}

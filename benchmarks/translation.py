@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Sentences per second of beam search, against a MarianMT of the same active parameters.
+"""Sentences per second of beam search, against a MarianMT with as many active parameters.
 
     python benchmarks/translation.py [--output benchmarks/results/translation.md]
 
-Both have random weights, and every translation is forced to the same length. The models take turns and medians are
-compared: on a noisy machine only ratios hold.
+Both models have random weights, and every translation is forced to the same length. The models take turns and the
+medians are compared: on a noisy machine only ratios hold.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--length", type=int, default=20, help="tokens of source and translation (default: 20)")
     parser.add_argument("--num_beams", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one that is not (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one warm-up round (default: 3)")
     add_placement(parser)
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()

@@ -1,13 +1,14 @@
-"""One thread for every test: the tensors are tiny, and waiting for a second thread can cost more than it saves.
+"""Settings and fixtures of all tests.
 
-No network either: a name that is not a folder is refused at once, rather than looked for on the Hub.
+Every test uses one thread: the tensors are tiny, and waiting for a second thread can cost more than it saves. No test
+uses the network: a name that is not a folder is refused at once, without a search on the Hub.
 """
 
 import os
 import runpy
 from pathlib import Path
 
-# Before torch, triton and huggingface_hub are imported; processes that tests start inherit them.
+# Set before torch, triton and huggingface_hub are imported; processes that tests start inherit the variables.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Triton's kernels run in its interpreter, on a CPU. With TRITON_INTERPRET=0 their tests run on a GPU.
@@ -15,10 +16,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest  # noqa: E402
 
-# The fixtures import the package: the process that hands the tests to workers reads this file too, and does without.
+# The fixtures import the package, not this file: the process that distributes the tests reads this file too.
 
 
-# The longest files, which begin first: one that is left for the end would keep the other workers waiting.
+# The longest files start first: a long file at the end would keep the other workers waiting.
 LONGEST = (
     "tests/training/test_resume.py",
     "tests/training/test_translation.py",
@@ -31,13 +32,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Bring the tests of `LONGEST` to the front; with --no-loadscope-reorder workers take files in this order."""
+    """Moves the tests of `LONGEST` to the front; with --no-loadscope-reorder workers take files in this order."""
     items.sort(key=lambda item: item.location[0] not in LONGEST)
 
 
 @pytest.fixture
 def classes_as_before(monkeypatch):
-    """`with_code` marks classes, which all tests share."""
+    """Clears the marks of `with_code` on classes for one test, and restores them: all tests share the classes."""
     from moe_hf.families import FAMILIES
 
     for family in FAMILIES.values():
@@ -47,7 +48,7 @@ def classes_as_before(monkeypatch):
 
 @pytest.fixture
 def call_command(capsys):
-    """`call_command(name, *arguments)` runs `moe-hf NAME` in this process: its exit status, output and errors."""
+    """`call_command(name, *arguments)` runs `moe-hf NAME` in this process; returns exit status, output and errors."""
 
     def call(*arguments):
         from moe_hf import cli
@@ -61,7 +62,7 @@ def call_command(capsys):
 
 @pytest.fixture
 def call_script(monkeypatch, capsys):
-    """`call_script(name, *arguments)` runs scripts/NAME in this process: its exit status, output and errors."""
+    """`call_script(name, *arguments)` runs scripts/NAME in this process; returns exit status, output and errors."""
 
     def call(name, *arguments):
         monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])

@@ -64,7 +64,7 @@ def test_its_card_tells_training_and_averaging_but_not_the_runs_results(runs, ca
     assert "`moe-hf average runs/mean runs/mean-averaged --last 2`" in card
     assert "save_total_limit: 3\n" in card and "output_dir: runs/mean\n" in card
     assert "before step 4" in card and (tmp_path / "card" / "expert_history.png").is_file()
-    assert "## Results" not in card  # the run's are its last checkpoint's
+    assert "## Results" not in card  # the run's results belong to its last checkpoint
 
 
 def test_a_card_of_one_checkpoint_tells_of_no_averaging(runs, call, call_command, tmp_path):

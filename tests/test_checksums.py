@@ -1,4 +1,4 @@
-"""The checksums of a checkpoint's files: every change is found, and the file is named."""
+"""The checksums of a checkpoint's files detect every change and name the changed file."""
 
 import json
 

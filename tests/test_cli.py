@@ -1,4 +1,4 @@
-"""`moe-hf`: its commands, its help, its exit codes."""
+"""`moe-hf`: commands, help and exit codes."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ TEXT = ["--train_files", __file__, "--output_dir", "unused"]
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Call `moe-hf` with arguments, in a folder of its own: its exit status, what it printed, and its errors."""
+    """Calls `moe-hf` with arguments, in a separate folder; returns exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

@@ -1,4 +1,4 @@
-"""What the documents name exists."""
+"""Everything that the documents name exists."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_scripts_benchmarks_and_configurations_named_exist(document):
     text = document.read_text(encoding="utf-8")
     named = re.findall(rf"(?<![\w/$}}])((?:scripts|benchmarks|configs|tests|docs)/{FILE})", text)
     missing = [path for path in set(named) if not (ROOT / path).is_file()]
-    if document.name == "LOG.md":  # a history, which names the scripts of its time
+    if document.name == "LOG.md":  # a history, which names earlier scripts
         missing = [path for path in missing if not path.startswith("scripts/")]
     assert not missing, missing
 

@@ -1,4 +1,4 @@
-"""The programs in examples/ run offline, on text of their own and on files of the user."""
+"""The programs in examples/ run offline, on generated text and on the user's files."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Without a package of the extra `eval` every command says so, on one line, before it looks at model or data."""
+"""Without a package of the extra `eval`, every command reports this on one line before it reads a model or data."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Whether freed memory is taken again, counted by the page faults of a process of its own."""
+"""Whether a process reuses freed memory, measured by the page faults of a separate process."""
 
 import os
 import platform

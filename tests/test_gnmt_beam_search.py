@@ -1,4 +1,4 @@
-"""GNMT's beam search against the best of all outputs, each scored by itself, on a tiny vocabulary."""
+"""GNMT's beam search against the best of all outputs, each scored separately, on a tiny vocabulary."""
 
 import itertools
 import math
@@ -54,7 +54,7 @@ def exhaustive(model, source, alpha, beta):
 
 
 def as_lists(sequences):
-    """Without the start token and what follows the end."""
+    """Returns sequences as lists, without the start token and without tokens after the end."""
     rows = [row[1:] for row in sequences.tolist()]
     return [row[: row.index(END) + 1] if END in row else row for row in rows]
 

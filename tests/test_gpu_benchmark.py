@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py on a CPU: it goes on where it was, tells failures, and its layers are the ones it names."""
+"""benchmarks/gpu.py on a CPU: it resumes, reports failures, and measures the layers that it names."""
 
 import importlib
 import json

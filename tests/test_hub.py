@@ -1,4 +1,4 @@
-"""Export to the Hub: what a repository has in it, its use without the package, and uploads to a stand-in server."""
+"""Export to the Hub: a repository's contents, its use without the package, and uploads to a local server."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_the_card_has_the_runs_numbers_and_its_command(family, runs, tmp_path):
     assert run.pop("cache_dir") and shown.keys() == run.keys() and shown["output_dir"] == "runs/model"
     files = {key: [Path(path).name for path in value] for key, value in run.items() if key.endswith("_files")}
     assert shown == run | files | {"output_dir": "runs/model"}
-    # The folders of whoever ran it are no one's business.
+    # The user's folders are private.
     assert str(runs[family].parent) not in (tmp_path / "repository" / "README.md").read_text()
     assert 'from_pretrained("me/model"' in card.text
     assert is_drawn(tmp_path / "repository" / "expert_history.png")
@@ -168,8 +168,8 @@ def test_recorded_evaluations_are_on_the_card_with_their_commands(family, runs, 
         "lstm_moe": ("evaluate-lm", evaluate_lm.main, [str(text), "--batch_size", "2"]),
         "gnmt_moe": ("evaluate-translation", evaluate_translation.main, [str(text), str(text), "--num_beams", "2"]),
     }[family]
-    output = ["--output", str(tmp_path / "out.txt")] if family == "gnmt_moe" else []  # no part of the result
-    for _ in range(2):  # the same evaluation again takes the place of the first
+    output = ["--output", str(tmp_path / "out.txt")] if family == "gnmt_moe" else []  # not a part of the result
+    for _ in range(2):  # a repeated evaluation replaces the first
         assert main([str(model), "--record", *arguments, *output]) == 0
     printed = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines() if " = " in line)
 

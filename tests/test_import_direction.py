@@ -1,4 +1,4 @@
-"""Who imports whom, read from the sources, and what light modules do not load."""
+"""Import directions, read from the sources, and modules that must not load heavy packages."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import moe_hf
 
 PACKAGE = Path(moe_hf.__file__).parent
-# Rooms and modules, in layers: each imports from its own layer and those above it only.
+# Packages and modules, in layers: each imports only from its own layer and from layers above.
 LAYERS = [
     ["models"],
     ["errors", "extra_packages", "freed_memory", "version"],

@@ -1,4 +1,4 @@
-"""What a card says beside a training's numbers: direction, versions, the package, a sample; and no folder."""
+"""The contents of a model card: a training's numbers, direction, versions, the package, a sample; and no folder."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a training and the commands write brings its code: it loads by its path, and with the package as before."""
+"""Training and the commands save the model's code: a folder loads by its path, with the package or without."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_a_training_marks_no_class(family, runs, tmp_path):  # noqa: F811
 
 
 def train_on(family, source, folder, *overrides):
-    """Fine-tune what a run left, with its own arguments."""
+    """Fine-tunes a run's model with the run's arguments."""
     run = yaml.safe_load((source / "run.yaml").read_text()) | {"output_dir": str(folder)}
     (folder.parent / "again.yaml").write_text(yaml.safe_dump(run))
     arguments = [str(folder.parent / "again.yaml"), "--model_name_or_path", str(source), *overrides]
@@ -115,7 +115,7 @@ def test_an_export_of_an_export_is_the_same(family, runs, tmp_path):  # noqa: F8
     export(str(runs[family]), tmp_path / "one", repo_id="me/model")
     export(str(tmp_path / "one"), tmp_path / "two", repo_id="me/model")
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
-    about_the_run = {"README.md", "expert_history.png"}  # which the second does not know
+    about_the_run = {"README.md", "expert_history.png"}  # unknown to the second run
     assert {name: one[name] for name in one.keys() - about_the_run} == {
         name: two[name] for name in two.keys() - about_the_run
     }

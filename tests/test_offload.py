@@ -1,4 +1,4 @@
-"""Generation with weights on the disk (accelerate's big-model inference) is that of the loaded model, bit for bit."""
+"""Generation with weights on the disk (accelerate's big-model inference) equals the loaded model's bit for bit."""
 
 import re
 import sys
@@ -24,8 +24,11 @@ IDS, MASK = padded(sentences(3, 6), 6, "left")
 
 
 def checkpoint(folder, family, **changes):
-    """A model written into the folder and loaded from it: its weights have the same addresses, up to multiples of 64
-    bytes, as those on the disk will have; with others some processors round a product otherwise."""
+    """Returns a model saved to the folder and loaded from it.
+
+    Its weights then have the same addresses, up to multiples of 64 bytes, as weights on the disk. With other addresses
+    some processors round a product differently.
+    """
     model = FAMILIES[family][0].model(torch.float32, **changes)
     model.tie_weights()
     model.save_pretrained(folder)
@@ -43,7 +46,7 @@ def size_of(module):
 
 
 def budgets(model):
-    """No memory at all, some for half of the model beside the room that its largest layer needs, and a byte short."""
+    """Memory limits: none, half of the model plus room for its largest layer, and one byte less than the model."""
     largest = max(size_of(module) for module in model.modules() if isinstance(module, MoeBlock))
     return [0, largest + size_of(model) // 2, size_of(model) - 1]
 
@@ -162,6 +165,6 @@ def test_only_the_chosen_experts_are_read(tmp_path, monkeypatch):
         model(torch.tensor([[7]]))
         model(torch.arange(100)[None])
     one_token, many_tokens = sizes
-    # Two experts of 1 MB; what the system maps around a page that is asked for, up to 2 MB, is not ours to choose.
+    # Two experts of 1 MB. The system may also map up to 2 MB around each page.
     assert all_experts / 32 <= one_token < all_experts / 3
     assert many_tokens > all_experts * 2 / 3

@@ -1,4 +1,4 @@
-"""Names of the release before: they still work, a warning tells the new one, and both at once are refused."""
+"""The previous release's names still work with a warning that gives the new name; old and new together are refused."""
 
 import argparse
 import importlib
@@ -119,7 +119,7 @@ def test_baselines_may_be_called_references(tmp_path, config, caplog):
         check_same_run(str(tmp_path), str(tmp_path / "finished"), {"baseline": {}})
 
 
-# What README, docs/, examples/ and benchmarks/ of the release before imported from modules that have moved.
+# Imports from moved modules in README, docs/, examples/ and benchmarks/ of the previous release.
 IMPORTED = {
     "moe_hf.evaluation.communication": ["CollectiveCounter"],
     "moe_hf.evaluation.routing_statistics": ["LayerRouting", "collect_routing"],
@@ -182,7 +182,7 @@ def test_the_warning_points_at_the_line_that_imports():
     with pytest.warns(DeprecationWarning, match="moe_hf.training.windows is now moe_hf.data.windows;") as caught:
         exec(compile(code, "program.py", "exec"), {"__name__": "__main__"})
     assert [(warning.filename, warning.lineno) for warning in caught] == [("program.py", 2)]
-    # Python shows such warnings of the program alone, and not of its libraries.
+    # Python shows such warnings only for the program, not for its libraries.
     with warnings.catch_warnings(record=True) as shown:
         warnings.resetwarnings()
         warnings.filterwarnings("ignore", category=DeprecationWarning)

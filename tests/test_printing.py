@@ -1,4 +1,4 @@
-"""Only commands read the command line and print; the rest of the package is handed arguments, and logs."""
+"""Only commands read the command line and print; the rest of the package takes arguments and logs."""
 
 import ast
 import logging

@@ -1,4 +1,4 @@
-"""Models with fewer experts: which of them stay, what becomes of the others, and what is exact."""
+"""Models with fewer experts: which experts stay, what happens to the others, and which results are exact."""
 
 import itertools
 
@@ -70,7 +70,7 @@ def test_the_most_loaded_stay_in_order_with_their_rows_of_the_gate(source, load)
             assert_same(state(new)[key], expected)
 
 
-# Source, arguments of `upcycle`, num_experts_per_tok that undoes it.
+# Source, arguments of `upcycle`, num_experts_per_tok that undoes the upcycling.
 UNDONE = {
     "copies of one": (ONE, {"num_experts": 5}, 1),
     "copies of one in groups": (ONE, {"num_experts": 6, "num_expert_groups": 3}, None),

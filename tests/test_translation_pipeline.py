@@ -1,4 +1,4 @@
-"""`moe_hf.pipeline("translation", ...)` beside `Translator`: the same texts, Transformers 4's arguments, refusals."""
+"""`moe_hf.pipeline("translation", ...)` against `Translator`: the same texts, Transformers 4's arguments, refusals."""
 
 import pytest
 import torch

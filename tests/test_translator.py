@@ -1,4 +1,4 @@
-"""Translating lines: their order, batches that change nothing, empty lines, scores, several results for each."""
+"""Translating lines: order, independence of the batch, empty lines, scores, and several results per line."""
 
 import logging
 
@@ -220,7 +220,5 @@ def test_a_line_that_is_not_text_is_named(model, tokenizer):
 def test_the_old_name_of_tokens_per_batch_works_and_warns(model, tokenizer):
     with pytest.warns(DeprecationWarning, match="batch_tokens of Translator is now called tokens_per_batch"):
         assert Translator(model, tokenizer, "de", batch_tokens=60).tokens_per_batch == 60
-    with pytest.raises(
-        InputError, match="batch_tokens .* is now called .*; give only tokens_per_batch=8000"
-    ):
+    with pytest.raises(InputError, match="batch_tokens .* is now called .*; give only tokens_per_batch=8000"):
         Translator(model, tokenizer, "de", batch_tokens=60, tokens_per_batch=8000)

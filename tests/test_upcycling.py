@@ -1,4 +1,4 @@
-"""Models with more experts: which of them compute the source's function, in evaluation and while training."""
+"""Models with more experts: which of them compute the source's function, in evaluation and in training."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NOISELESS = FLAT | {"gating": "softmax_top_k"}
 BALANCED = FLAT | {"gating": "strictly_balanced"}
 DENSE = {"num_experts": 3, "num_experts_per_tok": 3, "gating": "softmax"}
 GROUPS = {"num_experts": 6, "num_experts_per_tok": 4, "num_expert_groups": 3, "num_groups_per_tok": 2}
-# Source, arguments of `upcycle`, num_experts_per_tok of the result, how close it is.
+# Source, arguments of `upcycle`, num_experts_per_tok of the result, tolerance.
 SCHEMES = {
     "copies": (ONE, {"num_experts": 6}, 2, EXACT),
     "copies, three of them": (ONE, {"num_experts": 6, "num_experts_per_tok": 3}, 3, EXACT),

@@ -1,4 +1,4 @@
-"""Values of users: by type and by range."""
+"""Checks of the user's values by type and by range."""
 
 import datetime
 import math

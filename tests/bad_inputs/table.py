@@ -24,7 +24,7 @@ START, END = "<!-- table -->", "<!-- end of table -->"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", metavar="KIND", nargs="*", help="only these, such as arguments (default: all)")
+    parser.add_argument("kinds", metavar="KIND", nargs="*", help="kinds to run, such as arguments (default: all)")
     parser.add_argument("--output", type=Path, help="page whose table to replace")
     options = parser.parse_args()
     titles = ["kind", "cases", *(f"{fault}s" for fault in FAULTS)]
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def count_faults(kind: str, cases: list) -> Counter:
-    """How many cases there are, and how many have each fault; prints every fault."""
+    """Counts the cases and the cases with each fault; prints every fault."""
     counts = Counter(cases=len(cases))
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:

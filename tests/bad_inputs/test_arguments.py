@@ -1,6 +1,6 @@
-"""Arguments of training: a wrong type, a value out of range, and what does not go together.
+"""Bad arguments of training: wrong types, values out of range, and contradictory combinations.
 
-But for those `with_text`, no case has text to read: its refusal comes before that.
+Only cases with `with_text` have text to read: all other refusals come before any text is read.
 """
 
 import pytest
@@ -18,7 +18,7 @@ def lm(says, /, *options, **values) -> Case:
 
 
 def translation(says, /, *options, **values) -> Case:
-    """The same of `moe-hf train-translation`."""
+    """The arguments of `moe-hf train-translation`, likewise."""
 
     def command(place):
         return ["train-translation", place.translation_config(**values), *options]

@@ -1,4 +1,4 @@
-"""Runs and checkpoints that are damaged, of another run, or made to execute something when they are read."""
+"""Runs and checkpoints that are damaged, belong to another run, or try to execute code when they are read."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ class Touch:
         return Path.touch, (self.marker,)
 
 
-# What is done to a checkpoint.
+# Kinds of damage to a checkpoint.
 
 
 def missing(file: Path) -> None:
@@ -90,7 +90,7 @@ def executes_as_weights(file: Path) -> None:
 
 
 def resumed(place: Place, which=(), **changes) -> list:
-    """What goes on with `run` for its four steps."""
+    """Returns the command that resumes `run` for its four steps."""
     return ["train-lm", place.lm_config(with_text=True, **RUN | changes), "--resume_from_checkpoint", *which]
 
 
@@ -176,7 +176,7 @@ def nothing_executed(place: Place, outcome: Outcome) -> str | None:
     return f"executed: {markers}" if markers else None
 
 
-# Runs of which no checkpoint is left, and checkpoints that are none.
+# Runs without a checkpoint left, and folders that are not checkpoints.
 
 
 def every_checkpoint_broken(place: Place) -> list:
@@ -342,7 +342,7 @@ def not_of_carry_state(place: Place, outcome: Outcome) -> str | None:
 
 
 def executes_in_bytes(place: Place, checkpoint: Path) -> None:
-    """A number of the optimizer's groups, in place of which the library unpickles whatever there is."""
+    """Replaces a number of the optimizer's groups by a pickle: the library unpickles any content there."""
     folder = checkpoint / "optimizer"
     metadata = pickle.loads((folder / ".metadata").read_bytes())
     index, part = next(item for item in metadata.storage_data.items() if item[0].fqn.endswith(".lr"))
@@ -362,7 +362,7 @@ def resumed_from_bytes_that_execute(place: Place) -> list:
 
 
 def arguments_that_execute(place: Place) -> list:
-    """Which nothing reads."""
+    """Damages training_args.bin, a file that nothing reads."""
     lm(place)
     _damage(place, "training_args.bin", executes, checksums=False)
     return resumed(place, [place / LAST])
@@ -400,7 +400,7 @@ def average_of_an_unknown_model(place: Place) -> list:
 
 
 CASES = [
-    # Whole by the look of it: only the checksums tell.
+    # The files look whole: only the checksums show the damage.
     damage("model.safetensors", a_flipped_bit, checksums=True),
     damage("trainer_state.json", another_step, checksums=True),
     damage("optimizer.pt", an_empty_map, checksums=True),
@@ -412,7 +412,7 @@ CASES = [
     passed_over("model.safetensors", a_flipped_bit, checksums=True),
     passed_over("optimizer/__0_0.distcp", a_flipped_bit, run=sharded, checksums=True),
     averaged("model.safetensors", a_flipped_bit, checksums=True),
-    # A file that cannot be what it is to be.
+    # A file of the wrong kind.
     damage("config.json", a_list, checksums=False),
     damage("generation_config.json", truncated, checksums=False),
     damage("optimizer.pt", a_list, checksums=False),
@@ -437,7 +437,7 @@ CASES = [
     averaged("config.json", a_list),
     averaged("tokenizer.json", garbled),
     averaged("model.safetensors", empty),
-    # Files that execute something.
+    # Files that execute code.
     damage("optimizer/.metadata", executes_as_plain_pickle, run=sharded, checksums=False),
     damage("optimizer.pt", executes, checksums=False),
     damage("optimizer.pt", executes_as_plain_pickle, checksums=False),
@@ -449,7 +449,7 @@ CASES = [
     averaged("model.safetensors", executes_as_weights),
     Case("bytes of a sharded optimizer execute", resumed_from_bytes_that_execute, "optimizer", check=nothing_executed),
     Case("training_args.bin executes", arguments_that_execute, ends="recovers", check=nothing_executed),
-    # Which checkpoint.
+    # The choice of the checkpoint.
     Case("every checkpoint broken", every_checkpoint_broken, ("checkpoint-4", "output_dir="), check=stays),
     Case("killed before the first checkpoint", killed_before_the_first, "no complete checkpoint", ends="recovers"),
     Case("killed while saving the first", killed_while_saving_the_first, "no complete checkpoint", ends="recovers"),

@@ -1,4 +1,4 @@
-"""Arguments of the commands besides training: wrong options, values out of range, and what is empty."""
+"""Bad arguments of commands other than training: wrong options, values out of range, and empty values."""
 
 import pytest
 from bad_inputs import Case, judge

@@ -1,4 +1,4 @@
-"""Configurations, tokenizers and weights that are damaged at random: what they say, or an `InputError` of one line."""
+"""Randomly damaged configurations, tokenizers and weights either load or raise an `InputError` of one line."""
 
 import json
 import shutil
@@ -161,7 +161,7 @@ def test_any_change_of_a_configuration_is_loaded_or_refused(folder, trained, dat
     target = folder / "configuration"
     shutil.copytree(trained, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*"))
     tree = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-    small = st.none() | st.booleans() | st.integers(-3, 99) | st.floats() | TEXT  # not so large that memory ends
+    small = st.none() | st.booleans() | st.integers(-3, 99) | st.floats() | TEXT  # large numbers exhaust memory
     tree = replaced(tree, data.draw(st.sampled_from(list(places(tree)))), data.draw(small | st.lists(small)))
     (target / "config.json").write_text(json.dumps(tree), encoding="utf-8")
     try:

@@ -1,4 +1,4 @@
-"""Files of random bytes and of damaged pairs: a text, or an `InputError` of one line that names the file."""
+"""Files of random bytes and damaged pairs either give text or raise an `InputError` of one line naming the file."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from moe_hf.errors import InputError
 # The same examples in every run.
 fuzz = settings(derandomize=True, deadline=None, database=None)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
-# What a damaged text file may have: text, line ends and marks of other encodings and formats.
+# Contents of a damaged text file: text, line ends and marks of other encodings and formats.
 PIECES = [
     b"\n",
     b"\r",

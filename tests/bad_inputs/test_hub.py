@@ -1,4 +1,4 @@
-"""Uploads that the Hub refuses or that break, against a stand-in for it on this machine."""
+"""Uploads that the Hub refuses or that break, against a local substitute for the Hub."""
 
 import json
 import threading
@@ -16,14 +16,14 @@ LFS, PUT = "POST /me/model.git/info/lfs/objects/batch", "PUT /large/"
 
 
 class RefusingHub(FakeHub):
-    """Answers requests that begin with one of `refusals` as told: a status, or None for an answer that never comes."""
+    """Answers requests that start with a key of `refusals` by its value: a status, or None for no answer at all."""
 
     def __init__(self, refusals: dict, user: dict):
         self.refusals, self.user = refusals, user
 
     def __enter__(self):
         super().__enter__()
-        self.server.handle_error = lambda *request: None  # a client that has waited long enough is gone
+        self.server.handle_error = lambda *request: None  # a client whose time limit has passed is gone
         return self
 
     def answer(self, method, path, body):
@@ -61,7 +61,7 @@ def not_loaded(hub):
     return f"asked: {late}" if late else nothing_made(hub)
 
 
-# Name, command, refusals of the Hub, words, and what is more to this case.
+# Name, command, refusals of the Hub, expected words, and further arguments of the case.
 REFUSALS = [
     ("nobody is logged in", push(), {}, ("repo='me/model'", "nobody is logged in", LOGIN), {"token": None}),
     ("an unknown token", push(), {WHO: 401}, ("repo='me/model'", LOGIN), {}),

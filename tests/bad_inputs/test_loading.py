@@ -1,4 +1,4 @@
-"""Folders of models and tokenizers, and the records in them, that are damaged or of another kind."""
+"""Folders of models and tokenizers, and the records in such folders, that are damaged or of another kind."""
 
 import json
 import math

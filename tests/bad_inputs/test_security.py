@@ -1,4 +1,4 @@
-"""Folders with code or pickles planted in them: nothing of it runs, and no question is asked on the terminal."""
+"""Folders with planted code or pickles: none of the code runs, and the terminal shows no question."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Planted:
 
 
 def plant_code(folder: Path, place: Place) -> None:
-    """Files of Python in a folder, each of which makes the marker when it is imported."""
+    """Writes Python files to a folder; the import of any of them creates the marker."""
     code = (
         f"import os\nos.makedirs({str(place / 'marker')!r}, exist_ok=True)\n"
         "from transformers import PreTrainedConfig as Config, PreTrainedTokenizerFast as Tokenizer\n"
@@ -190,7 +190,7 @@ REFUSED = {
     "pickled weights": (of_pickled_weights, "pytorch_model.bin is damaged, or has code in it"),
     "a kernel": (of_kernel, "attn_implementation='me/evil' needs code, which is not run here"),
 }
-# The classes of this package are loaded in the place of the planted ones.
+# The classes of this package are loaded instead of the planted classes.
 IGNORED = {"a known config": of_known_config, "generate()": of_generate}
 
 CASES = [
@@ -269,7 +269,7 @@ def _pipeline(path: str):
 
 
 def test_a_planted_module_would_have_made_the_marker(tmp_path):
-    """The cases above can fail: the code and the pickle do what they look for, if they are run."""
+    """The cases above can fail: the planted code and pickle create the marker if they run."""
     place = Place(tmp_path)
     plant_code(place.folder, place)
     exec((place / "evil.py").read_text(encoding="utf-8"), {})

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, pipes that nobody reads, and standard streams that are closed or full, of real processes."""
+"""Real processes with Ctrl-C, SIGTERM, pipes without a reader, and standard streams that are closed or full."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from moe_hf.writing import new_folder
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 COMMAND = f"{sys.executable} -m moe_hf"
-# As a shell has it: with an output that is buffered.
+# Buffered output, as in a shell.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 TOO_LONG = 120
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -98,7 +98,7 @@ def test_ctrl_c_while_libraries_are_imported(command, seconds):
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=TOO_LONG)
     said = [line for line in rest.splitlines() if not line.startswith(b"import time:")]
-    # Where it is not interrupted, it is done: its input is bad.
+    # Without an interruption the command ends, because its input is bad.
     assert (process.returncode, said) == (130, [b"interrupted"])
 
 
@@ -108,7 +108,7 @@ def test_a_signal_while_a_command_works(number, said, translator):
     process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, **PIPES)
     process.stdin.write(b"a dog\n")
     process.stdin.flush()
-    assert select.select([process.stdout], [], [], TOO_LONG)[0]  # a translation: it works, and waits for more
+    assert select.select([process.stdout], [], [], TOO_LONG)[0]  # a translation arrived: the command works
     process.send_signal(number)
     _, error = process.communicate(timeout=TOO_LONG)
     assert process.returncode == 128 + number

@@ -1,4 +1,4 @@
-"""Text and sentence pairs that are not what they should be."""
+"""Malformed text and sentence pairs."""
 
 import bz2
 import gzip
@@ -166,7 +166,7 @@ CASES = [
     Case("an empty file", lm("a.txt", ""), ("a.txt", "no text")),
     Case("only white space", lm("a.txt", " \n\t\n\f\n"), ("a.txt", "no text")),
     Case("a megabyte of carriage returns", lm("a.txt", "\r" * 1_000_000), ("a.txt", "no text")),
-    # What is not a file.
+    # Paths that are not files.
     Case("a folder", lm_of(folder), ("train_files", "folder", "is a folder")),
     Case("a folder to evaluate on", validation_of(folder), ("validation_files", "is a folder")),
     Case("a pipe", lm_of(fifo), ("train_files", "pipe", "only once")),

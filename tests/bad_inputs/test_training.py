@@ -1,4 +1,4 @@
-"""Trainings that diverge, that another run disturbs, or that go on from a spoilt checkpoint."""
+"""Trainings that diverge, that another run disturbs, or that resume from a damaged checkpoint."""
 
 import math
 

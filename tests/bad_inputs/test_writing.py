@@ -1,4 +1,4 @@
-"""What cannot be written: a full disk, a read-only place, a folder where a file is meant and the reverse."""
+"""Writing that fails: a full disk, a read-only place, a folder in place of a file and the reverse."""
 
 import resource
 import signal
@@ -55,7 +55,7 @@ def evaluate(place, out):
 
 
 def over(name: str):
-    """Translations that would be written over what they are made of."""
+    """A command whose translations would overwrite its own input."""
 
     def command(place: Place) -> list:
         files = [place.file(f"text.{language}", "a dog\n") for language in ("en", "de")]
@@ -112,7 +112,7 @@ def folder(place, name):
 
 
 def left_alone(place, outcome):
-    """Nothing is new but what the case itself made, and a file that was there is as it was."""
+    """Checks that only the case's own files are new, and that earlier files are unchanged."""
     made = {"trained", "text.txt", "config.yaml", "file.txt", "link", "loop", "out", "earlier", "full"}
     new = {p.name for p in place.folder.iterdir()} - made
     new = {name for name in new if not name.startswith(("out.", "link."))}

@@ -1,4 +1,4 @@
-"""Messages of a command have a line of their own beside progress bars, and signals end it with one line."""
+"""A command's messages have separate lines beside progress bars, and a signal ends a command with one line."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""`moe-hf translate` and `moe-hf evaluate-translation`: a line out for each line in, and bad input."""
+"""`moe-hf translate` and `moe-hf evaluate-translation`: one line of output per line of input, and bad input."""
 
 import pytest
 import torch
@@ -103,7 +103,7 @@ def test_the_first_line_with_a_translation_is_plotted(call, model, tmp_path):
 )
 def test_bad_arguments_are_one_line_before_anything_is_printed(call, model, arguments, named):
     status, output, error = call(translate, model, "lines.txt", *arguments)
-    error = error.splitlines()[-1]  # behind the library's progress
+    error = error.splitlines()[-1]  # after the library's progress bars
     assert (status, output) == (1, "") and error.startswith("error: ") and named in error
 
 

@@ -17,7 +17,7 @@ FAMILIES = {"lstm_moe": AutoModelForCausalLM, "gnmt_moe": AutoModelForSeq2SeqLM}
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """{model type: folder of a model with one expert}, and of another with six; and text for both."""
+    """Folders of a model with one expert and of a model with six, by model type, and text for both."""
     folder = tmp_path_factory.mktemp("sources")
     (folder / "text.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     tokenizers = {
@@ -40,7 +40,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture
 def call(capsys):
-    """Call `moe-hf`: its exit status, what it printed, and its errors."""
+    """Calls `moe-hf`; returns exit status, output and errors."""
 
     def run(*arguments):
         status = cli.main([str(argument) for argument in arguments])

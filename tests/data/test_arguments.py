@@ -1,4 +1,4 @@
-"""The arguments of translation data, from YAML and from the command line, and the sources that they name."""
+"""The arguments of translation data, from YAML and from the command line, and the sources that the arguments name."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Lines to token ids: text that spells special tokens is text, and long lines are encoded in portions."""
+"""Lines to token ids: text that spells special tokens stays text, and long lines are encoded in portions."""
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ LINES = ["the cat <unk> saw <eos>", "a<eos>b <pad>", "", "the dog"]
 SIZES = {"word": 300, "bpe": 300}
 TOKENIZERS = {kind: train_tokenizer(LINES, kind=kind, vocab_size=size) for kind, size in SIZES.items()}
 TRANSLATION = train_translation_tokenizer(LINES, vocab_size=300)
-# What the cuts have to do with: spaces of all kinds beside letters, signs and contractions.
+# Text that makes cuts difficult: spaces of all kinds next to letters, signs and contractions.
 TEXT = st.lists(
     st.sampled_from([" ", "  ", "\t", "\u00a0", "\u3000", "it's", "x", "12", "!", "É", "<eos>", "🙂"]), max_size=40
 )

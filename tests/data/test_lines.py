@@ -1,4 +1,4 @@
-"""Reading lines: what is refused with its reason, and what is read as it was."""
+"""Reading lines: which lines are refused and why, and which are read unchanged."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Sentence pairs from files and data sets: what is read, what is left out and counted, what is refused."""
+"""Sentence pairs from files and data sets: which are read, which are skipped and counted, which are refused."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Reading text from files and data sets, and the stream of token ids made of it."""
+"""Reading text from files and data sets, and the stream of token ids made from the text."""
 
 import gzip
 import json
@@ -238,7 +238,7 @@ def test_processes_do_not_change_the_stream(load, text_file):
 def test_second_run_does_not_tokenise_again(load, text_file, monkeypatch):
     dataset, tokenizer = load([text_file("a.txt")]), word_tokenizer()
     first = tokenize_to_stream(dataset, tokenizer)[:].tolist()
-    tokenizer(LINES, padding=True, truncation=True, max_length=1)  # such settings are no part of the tokenizer
+    tokenizer(LINES, padding=True, truncation=True, max_length=1)  # such settings are not a part of the tokenizer
     monkeypatch.setattr(text_data, "_tokenize_batch", lambda *args, **kwargs: pytest.fail("tokenised again"))
     assert tokenize_to_stream(dataset, tokenizer)[:].tolist() == first
 

@@ -1,4 +1,4 @@
-"""Batches by token count: the budget, the epochs, several processes, directions by temperature, the Trainer."""
+"""Batches by token count: budget, epochs, several processes, directions by temperature, and the Trainer."""
 
 from collections import Counter
 
@@ -143,7 +143,7 @@ def test_bad_option_is_named(options, message):
 
 
 class Recorder(torch.nn.Module):
-    """A model of one weight that remembers which pairs it was given: the first source token is the pair's number."""
+    """A model of one weight that records the pairs it gets: the first source token is the pair's number."""
 
     def __init__(self):
         super().__init__()
@@ -214,7 +214,7 @@ def test_two_processes_resume_in_the_epoch_they_were_in(monkeypatch, tmp_path):
     seen, batches, _ = train(tmp_path, num_processes=2)
 
     def prepare(self, loader):
-        """What accelerate makes of a loader in process 1 of 2."""
+        """Returns a loader as accelerate prepares it in process 1 of 2."""
         return DataLoader(
             loader.dataset, batch_sampler=BatchSamplerShard(loader.batch_sampler, 2, 1), collate_fn=loader.collate_fn
         )

@@ -136,7 +136,7 @@ FRAMES = [
 
 
 def _value(phrase: phrases.Phrase) -> int | str:
-    """The number of a phrase, or the words of its date or time, from its English alone."""
+    """Returns a phrase's number, or the words of its date or time, from only the English text."""
     found = [match[1] for frame in FRAMES if (match := re.fullmatch(frame, phrase.en))] or [phrase.en]
     assert len(found) == 1
     is_date_or_time = re.search(rf" of ({MONTHS.replace(' ', '|')})$| past | to | o'clock$", found[0])

@@ -1,4 +1,4 @@
-"""Bytes that collectives move: counted right, and in sharded training those of the cost model."""
+"""Bytes that collectives move: the count is right, and sharded training moves the bytes of the cost model."""
 
 import argparse
 import importlib.util
@@ -19,8 +19,8 @@ SIZES = dict(hidden_size=16, moe_intermediate_size=24, num_experts=8, vocab_size
 
 
 def count_collectives() -> list:
-    """What the counter says of each collective of a group of four, of whose processes this is the only one."""
-    # Nothing is sent: this process is the second of four, and the others are not there.
+    """Returns the counter's result for each collective of a group of four; only one process of the group exists."""
+    # Nothing is sent: this process is the second of four, and the others do not exist.
     dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
     world, results = dist.group.WORLD, []
     part, whole = torch.ones(6, 5), torch.ones(24, 5)
@@ -49,7 +49,7 @@ def count_collectives() -> list:
 
 
 def test_each_collective_counts_what_leaves_the_rank():
-    # In a process of its own: the group would stay.
+    # Runs in a separate process, because the group would remain.
     [counted] = on_processes(1, count_collectives)
     part = 6 * 5 * 4
     assert counted == [
@@ -60,7 +60,7 @@ def test_each_collective_counts_what_leaves_the_rank():
         {"all_reduce": 2 * 3 * part},
         {"all_reduce": 2 * 3 * part},
         {"all_to_all": 3 * part},
-        {"all_to_all": 23 * 5 * 4},  # all but its own row
+        {"all_to_all": 23 * 5 * 4},  # all rows except this process's
         {"all_to_all": 23 * 5 * 4},
         {"all_to_all of counts": 6 * 8},
         {},
@@ -90,7 +90,7 @@ def test_sharded_steps_move_the_bytes_of_the_cost_model(benchmark, processes, mo
     assert results.pop("generation") == {"all_reduce": 2 * remote * SIZES["hidden_size"] * 4}
     assert list(results) == models
     for name, numbers in results.items():
-        # The model takes (P - 1) / P of the pairs of token and expert to be elsewhere; how many are is up to the gate.
+        # The model assumes (P - 1) / P of the (token, expert) pairs elsewhere; the gate decides the real share.
         elsewhere = numbers["elsewhere"] / remote
         assert 0.8 < elsewhere < 1.2
         assert numbers["all_to_all"] == pytest.approx(numbers["planned all_to_all"] * elsewhere, rel=1e-9), name

@@ -1,4 +1,4 @@
-"""DDP and accelerate's FSDP2: training is that of one process with the global batch, and no idle expert stops it."""
+"""DDP and accelerate's FSDP2 train like one process with the global batch, and idle experts do not block training."""
 
 import pytest
 import torch
@@ -43,14 +43,14 @@ def train_all_cases(kind):
 
 @pytest.fixture(scope="module", params=KINDS)
 def runs(request):
-    """The kind, and {case: what each process recorded}; all cases in one start of the processes."""
+    """Returns the kind and {case: records of each process}; one start of the processes runs all cases."""
     results = on_processes(2, train_all_cases, request.param, timeout=300)
     return request.param, {name: [result[name] for result in results] for name in results[0]}
 
 
 @pytest.fixture(scope="module")
 def single():
-    """(case) -> what a single process recorded."""
+    """Returns a function from a case to the records of a single process."""
     made = {}
 
     def run(name):

@@ -1,4 +1,4 @@
-"""New weights drawn in parts: the bits of the whole, on any number of processes, and no process has all experts."""
+"""New weights drawn in parts equal the whole bit by bit, on any number of processes; no process holds all experts."""
 
 import json
 from functools import partial
@@ -58,9 +58,9 @@ def memory_kept(field: str) -> int:
 def make_and_save(folder, config):
     sharded_writing.MAX_FILE_SIZE = "150MB"
     args = tiny_arguments(folder, expert_parallel_size=-1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory_kept("VmRSS")
-    torch.manual_seed(args.process_index)  # that of the first process counts
+    torch.manual_seed(args.process_index)  # only the first process's seed counts
     model = shard_new_model(partial(LstmMoeForCausalLM, config), distributed_config(args))
     Path(folder).mkdir(exist_ok=True)
     sharded_writing.write_weights(model, Path(folder))

@@ -1,4 +1,4 @@
-"""One copy of each expert over several processes: training is that of one process with the global batch."""
+"""One copy of each expert over several processes trains like one process with the global batch."""
 
 import pytest
 import torch.distributed as dist
@@ -36,7 +36,7 @@ def train_all_cases(size):
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def runs(request):
-    """{case: what each process recorded} of one layout; all cases in one start of the processes."""
+    """Returns {case: records of each process} for one layout; one start of the processes runs all cases."""
     num_processes, size = LAYOUTS[request.param]
     results = on_processes(num_processes, train_all_cases, size, timeout=300)
     return {name: [result[name] for result in results] for name in CASES}

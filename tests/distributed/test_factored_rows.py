@@ -1,6 +1,6 @@
 """Factored gradients of experts on two processes: the steps of one process, exact norms, bitwise resumption.
 
-And dense steps of `FactoredAdam` on their shards.
+Also tests dense steps of `FactoredAdam` on shards.
 """
 
 import copy
@@ -28,7 +28,7 @@ MAX_NORM = 0.02  # smaller than any norm of these steps
 
 
 def new_model(dtype=torch.float64):
-    model = noiseless_lm(dtype, num_experts=16)  # of which a step leaves some without a token
+    model = noiseless_lm(dtype, num_experts=16)  # a step leaves some experts without a token
     model.set_experts_implementation("moe_hf")
     return model
 

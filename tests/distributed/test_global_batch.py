@@ -1,4 +1,4 @@
-"""A strictly balanced gate over several processes chooses as one process does that has all tokens."""
+"""A strictly balanced gate over several processes chooses the same experts as one process with all tokens."""
 
 import itertools
 

@@ -91,6 +91,6 @@ def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder, monkeypatch):
     os.kill(int(children[1]), signal.SIGKILL)
     output = finish(job)
     assert job.returncode == 0 and output.count("train: 40 lines") == 2, output  # started twice
-    # The first epoch has 10 whole batches; two processes share the last, of 7 rows, in another way than one.
+    # The first epoch has 10 whole batches. Two processes divide the last batch of 7 rows differently from one process.
     restarted, uninterrupted = losses(folder, "restarted"), losses(folder, "uninterrupted")
     assert len(restarted) == 40 and restarted[:10] == pytest.approx(uninterrupted[:10], rel=1e-5), output

@@ -1,4 +1,4 @@
-"""Two machines of two processes each, as two torchruns that meet at a rendezvous and share a folder."""
+"""Two machines with two processes each, as two torchruns that meet at a rendezvous and share a folder."""
 
 import socket
 import sys
@@ -41,5 +41,5 @@ def single(folder):
 def test_one_copy_of_each_expert_on_every_machine(folder, single):
     outputs = [finish(node) for node in start_nodes(folder, "hybrid", "--expert_parallel_size", 2)]
     assert losses(folder, "hybrid") == pytest.approx(single, rel=1e-5), "\n".join(outputs)
-    assert sum(output.count("eval_loss = ") for output in outputs) == 1  # one process of all reports
+    assert sum(output.count("eval_loss = ") for output in outputs) == 1  # only one process reports
     assert (folder / "hybrid" / "model.safetensors").is_file()

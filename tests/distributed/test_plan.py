@@ -77,7 +77,7 @@ def kept_values(model, config, tokens):
         storage = tensor.untyped_storage()
         if tensor.is_floating_point() and storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-        kept.append(tensor)  # else the memory would be used again
+        kept.append(tensor)  # otherwise the memory would be reused
         return tensor
 
     kept, layers = [], model.model.layers
@@ -93,7 +93,7 @@ def kept_values(model, config, tokens):
     [{}, {"gating": "softmax_top_k"}, {"recompute_experts": True}, {"num_experts_per_tok": 2}, {"hidden_size": 24}],
 )
 def test_activations_are_what_autograd_keeps(changes):
-    # With a projection the LSTM is our kernel; torch's for the CPU does not tell what it keeps.
+    # With a projection the LSTM is our kernel; torch's CPU kernel does not show what it keeps.
     sizes = dict(hidden_size=16, lstm_hidden_size=20, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=28)
     config = LstmMoeConfig(vocab_size=30, dropout=0.0, **(sizes | changes))
     model = LstmMoeForCausalLM(config).train()
@@ -135,7 +135,7 @@ def test_bandwidth_rule_is_where_an_experts_compute_takes_as_long_as_its_transfe
     assert needed_compute_to_transfer(cluster) == 56
     plan, half = (plan_sharding(tiny_lm_config(moe_intermediate_size=h), cluster, 100) for h in (56, 28))
     experts = 2 * (plan.compute_seconds - half.compute_seconds)
-    # The rule is of the forward pass; a training step has three times the operations and twice the transfer.
+    # The rule is for the forward pass; a training step has three times the operations and twice the transfer.
     assert experts / 3 == pytest.approx(plan.all_to_all_seconds / 2, rel=1e-5)
     deep = tiny_lm_config(moe_intermediate_size=16, num_expert_layers=2)
     assert compute_to_transfer(deep) == (2 * 8 * 16 + 16 * 16) / (2 * 8)
@@ -242,7 +242,7 @@ def test_memory_is_the_peak_of_a_step(changes):
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # makes the optimizer's state
+    step()  # creates the optimizer's state
     tracker = MemTracker()
     tracker.track_external(model, optimizer)
     with tracker:

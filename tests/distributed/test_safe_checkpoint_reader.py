@@ -1,4 +1,4 @@
-"""What torch.distributed.checkpoint would execute is refused; all that it writes is read."""
+"""The reader refuses what torch.distributed.checkpoint would execute, and reads everything that it writes."""
 
 import copyreg
 import os

@@ -1,4 +1,4 @@
-"""Runs of several processes end with a whole model, can go on with more or fewer processes, and stop when one dies."""
+"""Runs of several processes save a whole model, resume with more or fewer processes, and stop when a process dies."""
 
 import os
 import shutil
@@ -56,13 +56,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(folder):
-    """The losses of a run on one process, which saves in shards too."""
+    """The losses of a run on one process, which also saves in shards."""
     return run(folder, "single", "--expert_parallel_size", "-1")
 
 
 @pytest.fixture(scope="module")
 def killed(folder):
-    """What the processes of a run ended with when one was killed in its fifth step, and how soon."""
+    """Kills one process in a run's fifth step; returns all processes' results and the seconds until their end."""
     processes = Run(2, run_slowly, folder, "killed", "--expert_parallel_size", "-1")
     last = folder / "killed" / "checkpoint-4" / "trainer_state.json"
     while not last.exists() and time.monotonic() < processes.started + TIMEOUT:

@@ -15,7 +15,7 @@ __all__ = ["corpus"]  # a fixture
 pytestmark = pytest.mark.distributed
 STEPS = 4  # batches of an optimizer step, over processes and accumulation
 COURSE = "--dropout 0 --adam_epsilon 1e-3 --logging_steps 1 --max_steps 4 "
-# The balance is that of the processes' batches, of which there are more or fewer at a time here.
+# Each process's batch is balanced on its own, and the number of batches at a time differs here.
 COURSE += "--importance_loss_coef 0 --load_loss_coef 0 --gating softmax_top_k "
 COURSE += "--save_strategy steps --save_steps 2 --expert_parallel_size -1"
 

@@ -1,4 +1,4 @@
-"""What cannot be sharded, or was not started alike on all processes: a clear error on each of them, and no waiting."""
+"""Models that cannot be sharded and unequal starts give a clear error on each process, without waiting."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What the first process makes takes longer than a collective may, and the others wait for it."""
+"""The other processes wait for the first process's preparation, even beyond a collective's time limit."""
 
 import time
 
@@ -12,7 +12,7 @@ from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
 from moe_hf.training.lm import train_lm
 
 SECONDS = 60
-TIMEOUT, LONGER = 2, 3  # of the process group, and what the first process takes
+TIMEOUT, LONGER = 2, 3  # seconds: the process group's limit, and the first process's time
 
 
 def arguments_of(folder):

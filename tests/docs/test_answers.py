@@ -1,4 +1,4 @@
-"""Every block of Python in docs/answers.md runs as it is, in a process without anything of the other blocks."""
+"""Every Python block in docs/answers.md runs unchanged, in a process that has run no other block."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every public name has a docstring, and its place in the API reference."""
+"""Every public name has a docstring and a place in the API reference."""
 
 import re
 from importlib import import_module

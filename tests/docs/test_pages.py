@@ -1,4 +1,4 @@
-"""The pages of docs/ name what exists: every table of benchmarks/results has a line."""
+"""Every table of benchmarks/results has a line on the page of benchmarks."""
 
 import re
 from pathlib import Path

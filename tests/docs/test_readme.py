@@ -1,4 +1,4 @@
-"""The README's commands and programs run as they stand, with tiny sizes appended to the trainings."""
+"""The README's commands and programs run unchanged, except for tiny sizes appended to the trainings."""
 
 import io
 import re
@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """What each `moe-hf` command of the README reads, and its arguments."""
+    """Returns the input and the arguments of each `moe-hf` command in the README."""
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
     found = [re.match(r'(?:echo "(.*)" \| )?moe-hf (.*)', line) for line in lines]
     return [(match[1] or "", shlex.split(match[2], comments=True)) for match in found if match]

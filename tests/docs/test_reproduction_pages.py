@@ -1,4 +1,4 @@
-"""The pages of the paper's claims and the log of experiments: their form, their links, and the index of the log."""
+"""The pages of the paper's claims and the log of experiments: form, links, and the index of the log."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def anchor(heading: str) -> str:
-    """What both GitHub and mkdocs make of a heading."""
+    """Returns the anchor that both GitHub and mkdocs give a heading."""
     return re.sub(r"\s", "-", re.sub(r"[^\w\- ]", "", heading.lower()))
 
 

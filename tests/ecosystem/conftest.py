@@ -1,4 +1,4 @@
-"""What the tests of other libraries share: a tiny language model with its tokenizer, as saved and as exported."""
+"""Shared by the tests of other libraries: a tiny language model with its tokenizer, saved and exported."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """{"saved": a folder that needs `import moe_hf`, "exported": one that brings its code}."""
+    """Returns two folders: "saved" needs `import moe_hf`, "exported" contains the model code."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(generate_lines(300, seed=0), kind="word", vocab_size=300)
     config = LstmMoeConfig(

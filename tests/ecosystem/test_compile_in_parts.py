@@ -1,4 +1,4 @@
-"""torch.compile with the gates whose shapes depend on the data. (Here and not in tests/ as it takes long.)"""
+"""torch.compile with gates whose shapes depend on the data; a slow test."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on the language model: the numbers are those of the model itself."""
+"""lm-evaluation-harness on the language model gives the same numbers as the model itself."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A decoding step in ONNX Runtime, written to files and read again."""
+"""A decoding step in ONNX Runtime, exported to files and loaded again."""
 
 import copy
 
@@ -15,7 +15,7 @@ from tests.models.test_compile_and_export import FAMILIES, decoding_step
 @torch.no_grad()
 def test_steps_are_those_of_the_model(family, tmp_path):
     model = FAMILIES[family].model(torch.float32)
-    model.set_experts_implementation("batched_mm")  # in operations that ONNX has
+    model.set_experts_implementation("batched_mm")  # uses only operations that ONNX supports
     OnnxExporter().export(model, decoding_step(family, model, 2), config=OnnxConfig()).save_pretrained(tmp_path)
     exported = ExportedModel.from_pretrained(tmp_path)
     inputs = decoding_step(family, model, 5)

@@ -1,4 +1,4 @@
-"""Adapters of PEFT on the models: what they compute, what they train, and that merged, saved and loaded they stay."""
+"""PEFT's adapters on the models: results, trained weights, and stability under merging, saving and loading."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 EXPERTS = ["experts.up_proj", "experts.down_proj"]
 HIERARCHICAL = {"num_experts": 6, "num_expert_groups": 3, "num_experts_per_tok": 4}
-# name: (changes of the configuration, what the adapters are on)
+# name: (changes of the configuration, modules with adapters)
 LM = {
     "experts": ({}, {"target_parameters": EXPERTS}),
     "one expert": ({"num_experts": 1, "num_experts_per_tok": 1}, {"target_parameters": EXPERTS}),
@@ -128,7 +128,7 @@ def test_adapters_are_the_changed_weights_with_their_gradients(family, case, exp
     expected = torch.func.functional_call(reference, weights, kwargs=inputs).loss
     assert_same(loss, expected)
     assert_same(actual, torch.autograd.grad(expected, list(parameters.values()), materialize_grads=True))
-    without_noise = case == "gate" and not training  # there the noise's adapters have no gradient
+    without_noise = case == "gate" and not training  # in evaluation the noise's adapters do not get a gradient
     assert without_noise or all(grad.abs().max() > 0 for grad in actual)
 
 
@@ -261,7 +261,7 @@ def test_a_translator_with_adapters_trains_by_its_own_loss(tmp_path):
     assert_same(found, outputs.loss)
 
 
-# What PEFT finds by itself: no weight of a MoE or LSTM layer is a linear module, so it has to be told.
+# PEFT finds linear modules only. Weights of MoE and LSTM layers are not linear modules, so they have to be named.
 @pytest.mark.parametrize("family", ["lm", "gnmt"])
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -298,7 +298,7 @@ def prompted(family, how, model=None):
 
 
 def with_prompt(model, inputs) -> dict:
-    """The inputs of the base model, written out by hand: virtual embeddings first, then those of the tokens."""
+    """The inputs of the base model, by hand: first the virtual embeddings, then the tokens' embeddings."""
     ids = inputs["input_ids"]
     prompt = model.get_prompt(batch_size=len(ids)).to(torch.float64)[:, :2]
     embeddings = model.get_base_model().get_input_embeddings()(ids)
@@ -332,7 +332,7 @@ def test_generation_reads_the_virtual_tokens_once(family, how):
     if family == "gnmt":
         assert torch.equal(tokens, base.generate(**given, **options))
         return
-    for expected in tokens[:, inputs["input_ids"].shape[1] :].T:  # all of it read again for each token
+    for expected in tokens[:, inputs["input_ids"].shape[1] :].T:  # reads the whole prefix again for each token
         assert torch.equal(base(**given).logits[:, -1].argmax(-1), expected)
         embeddings = base.get_input_embeddings()(expected[:, None])
         given["inputs_embeds"] = torch.cat([given["inputs_embeds"], embeddings], dim=1)
@@ -352,7 +352,7 @@ def test_a_prompt_is_saved_and_loaded_again(family, how, tmp_path):
 
 @pytest.mark.parametrize("family", ["lm", "gnmt"])
 def test_prefix_tuning_is_refused(family):
-    """It writes keys and values of an attention over the past, which an LSTM's state has not."""
+    """Prefix tuning writes keys and values of an attention over the past; an LSTM's state does not have them."""
     task = "CAUSAL_LM" if family == "lm" else "SEQ_2_SEQ_LM"
     model = get_peft_model(base_model(family), PrefixTuningConfig(task_type=task, num_virtual_tokens=2))
     with pytest.raises(ValueError, match="cannot hold .* LSTM state"):

@@ -1,4 +1,4 @@
-"""torchao's int8 weights on both families: loaded, saved and loaded again, computed with; and what is refused."""
+"""torchao's int8 weights on both families: loading, saving, computation and refusals."""
 
 import json
 
@@ -57,7 +57,7 @@ def quantized(family, folder, embeddings=False, model_class=None, **options):
 
 
 def class_of_folder(family, folder):
-    """The class whose code the folder brings; the Auto classes would take the package's, which is registered."""
+    """Returns the class from the folder's code; the Auto classes would use the package's registered class."""
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     return get_class_from_dynamic_module(auto_map[AUTO[family].__name__], folder)
 
@@ -71,14 +71,14 @@ def inputs_of(family):
 
 @torch.no_grad()
 def logits_of(model, inputs):
-    """Those of real tokens."""
+    """Returns the logits of real tokens."""
     mask = inputs["attention_mask"] if "decoder_input_ids" not in inputs else torch.ones(2, 4)
     return model(**inputs).logits[mask.bool()]
 
 
 @torch.no_grad()
 def stepwise_logits(model, inputs):
-    """Those of the last three tokens, read one by one after the rest."""
+    """Returns the logits of the last three tokens, read one by one after the other tokens."""
     key = "input_ids" if "decoder_input_ids" not in inputs else "decoder_input_ids"
     ids, rest = inputs[key], {name: value for name, value in inputs.items() if name != key}
     logits = []
@@ -198,9 +198,9 @@ def test_packed_documents(tmp_path):
 @pytest.mark.parametrize("width", [512, 200, 520])
 @pytest.mark.parametrize("outputs, rows", [(1024, 1), (1024, 16), (1024, 17), (1003, 64), (33278, 1), (33278, 40)])
 def test_product_with_a_large_matrix(width, outputs, rows):
-    """Few rows are rounded to bfloat16, whose 8 bits are off by up to 2**-9, and so is the result.
+    """Few rows are rounded to bfloat16, whose 8 bits have an error up to 2**-9; so has the result.
 
-    torch's kernel for them reads beyond the end of a matrix whose width it does not like, and ends the process.
+    torch's kernel for few rows reads beyond the end of a matrix of unsupported width, and ends the process.
     """
     generator = torch.Generator().manual_seed(0)
     precision = 4e-3 if rows <= 16 and width == 512 else 1e-6
@@ -235,7 +235,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def without_weights(tmp_path_factory):
-    """{(family, kind): a folder whose weights are gone}; "exported" ones bring their code."""
+    """Returns {(family, kind): a folder without weights}; "exported" folders contain the model code."""
     folders = {}
     for family in FAMILIES:
         for kind in ("saved", "exported"):

@@ -1,4 +1,4 @@
-"""`transformers serve` and `chat` on a folder that brings its code, started as docs/integrations.md says."""
+"""`transformers serve` and `chat` on a folder with its model code, started as in docs/integrations.md."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPT = "one , two , three ,"
 LAST_MESSAGE = "{{ messages[-1]['content'] }}"
-# The chat speaks to the local server through a client that refuses to in offline mode.
+# The chat uses a client that refuses to contact even the local server in offline mode.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
 
 
@@ -69,7 +69,7 @@ def post(url, **body) -> dict:
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    """The words that the model goes on with by itself."""
+    """The model's own continuation of the words."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     inputs = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]

@@ -1,4 +1,4 @@
-"""TRL's trainers on the language model: by path, which loss they train, packing, and adapters by `peft_config`."""
+"""TRL's trainers on the language model: loading by path, losses, packing, and adapters by `peft_config`."""
 
 import math
 from functools import partial
@@ -65,7 +65,7 @@ def test_the_loss_that_is_trained(trainer_class, is_balanced, folders, tmp_path)
     balancing = log["layers.1/importance_loss"] + log["layers.1/load_loss"]
     assert all(f"layers.1/{name}" in log for name in STATISTICS) and balancing > 0.05
     task = losses(folders["saved"])
-    # The balancing losses are weighed by each micro-batch's share of the tokens, the log has their plain mean.
+    # Training weights the balancing losses by each micro-batch's share of the tokens; the log shows their plain mean.
     assert log["loss"] == pytest.approx(task + balancing * is_balanced, abs=0.2 * balancing)
 
 
@@ -106,7 +106,7 @@ def word_count(completions, **columns) -> list[float]:
     return [float(len(text.split())) for text in completions]
 
 
-# name: (what makes a trainer of a model or its name, its arguments class, options)
+# name: (function from a model or its name to a trainer, its arguments class, options)
 BY_PATH = {
     "SFT": (partial(SFTTrainer, train_dataset=Dataset.from_dict({"text": LINES})), SFTConfig, {}),
     "DPO": (partial(DPOTrainer, train_dataset=PREFERENCES), DPOConfig, {}),
@@ -170,7 +170,7 @@ def test_the_balancing_losses_can_be_added(method, folders, tmp_path):
     assert (gradients["balanced"] - gradients["plain"]).abs().max() > 1e-4  # after a step of 0.01
 
 
-# What packs: the options of SFT, and whether its rows are flattened to one. All do, and no batch is padded.
+# Ways of packing: SFT's options, and whether rows are flattened to one. All pack, and none pads a batch.
 PACKING = {
     "packing": {"packing": True, "max_length": 64},
     "bfd_split": {"packing": True, "packing_strategy": "bfd_split", "max_length": 64},

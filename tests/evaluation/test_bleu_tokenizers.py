@@ -1,4 +1,4 @@
-"""The tokenizer that BLEU takes: that of the target language, or as told; the signature says which."""
+"""BLEU uses the tokenizer of the target language or a chosen tokenizer; the signature names the tokenizer."""
 
 import json
 import re
@@ -124,7 +124,7 @@ def train(folder, *overrides):
 
 @pytest.fixture(scope="module")
 def trained(texts):
-    """A training that names its languages; "unnamed" beside it has the files' names only."""
+    """A training that names its languages; "unnamed" has only the files' names."""
     paths = {
         f"{part}_{side}_files": [f"{texts}/text.{language}"]
         for part in ("train", "validation")

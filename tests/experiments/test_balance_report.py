@@ -1,4 +1,4 @@
-"""The table and the plot of what the balancing losses do."""
+"""The table and the plot of the balancing losses' effect."""
 
 import csv
 import importlib.util

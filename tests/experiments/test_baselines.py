@@ -1,4 +1,4 @@
-"""A Transformer of the library beside our translation models: trained by our loss, on our batches, in our table."""
+"""A Transformer baseline beside our translation models: the same loss, batches and table."""
 
 import json
 import math

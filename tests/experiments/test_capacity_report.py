@@ -1,4 +1,4 @@
-"""Models of different capacity: the script from its configuration to its table, history and plot."""
+"""Models of different capacity: the script from configuration to table, history and plot."""
 
 import csv
 import json

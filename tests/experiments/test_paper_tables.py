@@ -48,7 +48,7 @@ def test_training_settings_are_the_papers(name):
     saves_memory = name.startswith("100b-") and "moe" in model.layer_pattern  # appendix D
     assert bool(model.recompute_experts) == saves_memory
     assert training.optim == "factored_adam"  # one optimizer for all that are compared
-    # Rows, where they are fewer values than a gradient.
+    # Row gradients, if rows have fewer values than a gradient.
     rows = words * model.num_experts_per_tok / model.num_experts if "moe" in model.layer_pattern else math.inf
     width, hidden = model.hidden_size, model.moe_intermediate_size or 1
     is_factored = rows * (width + hidden) < width * hidden
@@ -132,7 +132,7 @@ def test_operations_are_those_of_what_a_token_meets(changes, ops):
     assert ops_per_timestep(tiny_lm_config(**changes)) == ops
 
 
-# Both directions, the LSTM that reads both, the one behind; the two of the decoder that read the context; U and W.
+# Encoder: both directions, the LSTM that reads both, the next LSTM. Decoder: two LSTMs that read the context; U, W.
 LSTMS = 2 * 512 + 768 + 512 + 2 * 768 + 2 * 64
 MOE = 2 * 128 + 2 * 5 * 8
 
@@ -166,7 +166,7 @@ def test_a_folder_without_the_configurations_is_named(tmp_path, capsys):
 
 
 def test_an_installed_package_has_the_configurations(tmp_path):
-    """As in a wheel: the package's folder alone, and no checkout around it or where it runs."""
+    """As in a wheel: only the package's folder, without a checkout around it or as the working directory."""
     shutil.copytree(script.CONFIGS.parent, tmp_path / "installed" / "moe_hf", ignore=shutil.ignore_patterns("*.pyc"))
     (tmp_path / "elsewhere").mkdir()
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Gates beside gates drawn at random: what is drawn, what each expert tells, the script and its errors."""
+"""Trained gates beside random gates: the draws, what each expert tells, the script and its errors."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The course of trainings, read from their logs and kept as CSV."""
+"""Training curves, read from logs and kept as CSV."""
 
 import json
 

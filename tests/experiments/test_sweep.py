@@ -1,4 +1,4 @@
-"""A sweep of training runs: what is finished is kept, what was killed goes on, what is another run's is refused."""
+"""A sweep of training runs keeps finished runs, resumes killed runs, and refuses folders of other runs."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Translation models of one sweep: the script from its configuration to its tables."""
+"""Translation models of one sweep: the script from configuration to tables."""
 
 import csv
 import json

@@ -1,8 +1,9 @@
-"""Commands with bad input: a case says what is typed and what must be said, and `judge` runs it.
+"""Commands with bad input: a case holds the command and the expected words, and `judge` runs the case.
 
-A command that is refused ends with one line on standard error, `error: ...`, which has the words of the case. One that
-recovers ends with status 0 and says those words too. Everything else is a fault: a traceback, a hang, a silent wrong
-(status 0 where it should refuse, a wrong result, a file left under a good name) or an unclear message.
+A refused command ends with one line on standard error, `error: ...`, which contains the words of the case. A command
+that recovers ends with status 0 and prints the words too. Every other end is a fault: a traceback, a hang, a silent
+wrong or an unclear message. A silent wrong is status 0 instead of a refusal, a wrong result, or a bad file left under
+a good name.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ RUN = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "eval_strategy
 
 
 class Place:
-    """An empty folder for one case, and what the case may need there."""
+    """An empty folder for one case, and methods that create what the case needs there."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -49,20 +50,20 @@ class Place:
         return path
 
     def lm(self, name: str = "lm", checksums: bool = False) -> Path:
-        """The output folder of a language model's run of four steps, with checkpoint-2 and checkpoint-4.
+        """Returns the output folder of a language model's run of four steps, with checkpoint-2 and checkpoint-4.
 
-        Without `checksums` the checkpoints are those of an earlier release, whose damage shows by itself only.
+        Without `checksums` the checkpoints look like an earlier release's: damage shows only when a file is read.
         """
         return self._copy(_trained_lm(), name, checksums)
 
     def translator(self, name: str = "translator", checksums: bool = False) -> Path:
-        """The same of a translation model, en to de."""
+        """Returns the output folder of a translation model's run of four steps, en to de."""
         return self._copy(_trained_translator(), name, checksums)
 
     def lm_config(self, /, *, with_text: bool = False, **changes) -> Path:
-        """A YAML file of a language model's run into `folder/run`.
+        """Writes the YAML file of a language model's run into `folder/run`.
 
-        Its text does not exist unless `with_text`: a refusal then shows that no data was read before it.
+        The text that the file names exists only `with_text`: without it, a refusal shows that no data was read before.
         """
         text = _originals() / "lm_text"
         files = {
@@ -72,7 +73,7 @@ class Place:
         return self._config(CONFIG, values | changes)
 
     def translation_config(self, /, *, with_text: bool = False, **changes) -> Path:
-        """The same of a translation model."""
+        """Writes the YAML file of a translation model's run; `with_text` as in `lm_config`."""
         text = _originals() / "pairs" if with_text else Path("/nowhere")
         values = {"train_source_files": [f"{text}/text.en"], "train_target_files": [f"{text}/text.de"]}
         return self._config(TRANSLATION_CONFIG, values | {"source_language": "en", "target_language": "de"} | changes)
@@ -94,11 +95,11 @@ class Case:
     """One command with something wrong.
 
     Attributes:
-        name: what is wrong.
-        command: makes what the command needs in a `Place`, and returns the arguments of `moe-hf`.
-        says: words that the error, or the warning of a command that recovers, must hold.
+        name: what is wrong with the input.
+        command: prepares a `Place` for the command, and returns the arguments of `moe-hf`.
+        says: words that the error must contain, or the warning of a command that recovers.
         ends: "refused" or "recovers".
-        check: called with the place and the outcome afterwards; returns what is wrong, or None. Runs in either end.
+        check: called afterwards with the place and the outcome, for both ends; returns what is wrong, or None.
         in_process: whether the command runs in this process, which is faster; a subprocess can be stopped in any hang.
         input: standard input of a subprocess.
     """
@@ -114,7 +115,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended; `error` is the traceback of what it raised, None if it raised nothing."""
+    """How a command ended; `error` is the traceback of the exception that it raised, or None."""
 
     status: int | None
     out: str
@@ -125,14 +126,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`fault` is one of FAULTS, or None."""
+    """The judgement of a case; `fault` is one of FAULTS, or None."""
 
     fault: str | None
     why: str = ""
 
 
 def judge(case: Case, folder: Path) -> Verdict:
-    """Run a case in an empty folder."""
+    """Runs a case in an empty folder."""
     place = Place(folder)
     arguments = [str(argument) for argument in case.command(place)]
     outcome = _in_process(arguments) if case.in_process else _in_subprocess(arguments, case.input)
@@ -181,7 +182,7 @@ def _in_process(arguments: list[str]) -> Outcome:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
         sys.stdin = keyboard
-        resource.setrlimit(resource.RLIMIT_FSIZE, (disk[1], disk[1]))  # what a case may have lowered
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk[1], disk[1]))  # a case may have lowered the limit
 
 
 def _in_subprocess(arguments: list[str], stdin: bytes | None) -> Outcome:
@@ -197,7 +198,7 @@ def _in_subprocess(arguments: list[str], stdin: bytes | None) -> Outcome:
 
 @functools.cache
 def _originals() -> Path:
-    """The folder of what all cases of a process share; written once, and never changed by a case."""
+    """Returns the folder that all cases of a process share; it is written once, and no case changes it."""
     folder = tempfile.TemporaryDirectory(prefix="moe-hf-bad-inputs-")
     _kept.append(folder)
     path = Path(folder.name)

@@ -1,6 +1,6 @@
-"""cuDNN's LSTM for a CPU: the two operations of torch that only a GPU has, with their arguments and refusals.
+"""cuDNN's LSTM for a CPU: replaces two GPU-only operations of torch, with the same arguments and refusals.
 
-What torch's own LSTM computes takes the place of what cuDNN does.
+torch's own LSTM computes the results.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 
 from moe_hf.models import lstm
 
-BUFFER = 7  # more numbers than the weights have: nothing may depend on the size of cuDNN's buffer
+BUFFER = 7  # elements beyond the weights: nothing may depend on the size of cuDNN's buffer
 
 
 def _run(x, weights, stride, h, c, mode, units, width, layers, batch_first, dropout, training, both, sizes):
@@ -23,7 +23,7 @@ def _run(x, weights, stride, h, c, mode, units, width, layers, batch_first, drop
     assert x.is_contiguous() and h.is_contiguous() and c.is_contiguous()
     options = (True, layers, dropout, False, both)
     was_enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)  # not on all processors it knows all types
+    torch._C._set_mkldnn_enabled(False)  # oneDNN does not support every dtype on every processor
     try:
         if sizes:
             return torch._VF.lstm(x, torch.tensor(sizes), (h, c), weights, *options)
@@ -56,7 +56,7 @@ def _cudnn_rnn_backward(x, weights, stride, buffer, h, c, y, grad_y, grad_h, gra
         assert y.shape == outputs[0].shape
         return torch.autograd.grad(outputs, leaves, (grad_y, grad_h, grad_c))
 
-    # In a thread of its own, as autograd is switched off inside of an operation.
+    # Runs in a separate thread, because autograd is switched off inside an operation.
     with ThreadPoolExecutor(1) as thread:
         grad_x, grad_h, grad_c, *grads = thread.submit(differentiate).result()
     buffer = torch.cat([grad.flatten() for grad in grads])
@@ -71,7 +71,7 @@ _library.impl("_cudnn_rnn_backward", _cudnn_rnn_backward, "CPU")
 
 @contextmanager
 def cudnn_on_cpu() -> Iterator[None]:
-    """LSTMs take the way through cuDNN."""
+    """Makes LSTMs use the code path for cuDNN."""
     with mock.patch.object(lstm, "uses_cudnn", lambda device: True):
         with mock.patch.object(lstm, "is_fused", lambda inputs, mask, lstm: True):
             yield

@@ -1,4 +1,4 @@
-"""What the models do on a GPU, done on a CPU."""
+"""Runs the models' code path for GPUs on a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,6 @@ from moe_hf.models import host_reads
 
 @contextmanager
 def device_path() -> Iterator[None]:
-    """No host read is free: the models take the way on which no shape depends on values."""
+    """Declares host reads expensive, so that the models use the code path whose shapes do not depend on values."""
     with mock.patch.object(host_reads, "HOST_DEVICES", set()):
         yield

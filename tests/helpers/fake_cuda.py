@@ -2,8 +2,8 @@
 
     python fake_cuda.py GUARD_LIBRARY
 
-It is a program of its own, as the library has to be loaded before torch. Prints {case: fault or None} as JSON. A fault
-is an error, or a host read that is not one of those counted in test_host_reads.py.
+This is a separate program, because the library has to be loaded before torch. The program prints {case: fault or None}
+as JSON. A fault is an error, or a host read that test_host_reads.py does not count.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ PRECISIONS = ("float32", "autocast", "bfloat16")
 
 
 def cases() -> dict[str, tuple]:
-    """{title: (family, what differs from its configuration, precision, whether there is a mask)}."""
+    """Returns {title: (family, changes of its configuration, precision, whether there is a mask)}."""
     found = {}
     for family, changed in FAMILIES.items():
         for name, changes in changed.items():
@@ -58,9 +58,10 @@ def cases() -> dict[str, tuple]:
 
 
 class Reads(TorchDispatchMode):
-    """Answers the host's reads, which fake tensors cannot, and lists those of the device.
+    """Answers the host's reads, which fake tensors cannot answer, and lists the reads from the device.
 
-    A number is 0, or 1 on the CPU. A bool is False ten times, and then True: generate() asks whether it may stop.
+    A number reads as 0, or as 1 on the CPU. A bool reads as False ten times, then as True: generate() asks whether to
+    stop.
     """
 
     def __init__(self):
@@ -91,7 +92,7 @@ def model_of(family: str, changes: dict):
 
 
 def to_cuda(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """What `model.to` does, which cannot exchange fake tensors."""
+    """Replaces `model.to`, which cannot exchange fake tensors."""
     moved = {weight: torch.nn.Parameter(weight.to("cuda", dtype)) for weight in model.parameters()}
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -102,7 +103,7 @@ def to_cuda(model: torch.nn.Module, dtype: torch.dtype) -> None:
 def run(family: str, changes: dict, precision: str, is_padded: bool) -> None:
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = model_of(family, changes).train()
-    model.set_experts_implementation("batched_mm")  # takes every type
+    model.set_experts_implementation("batched_mm")  # supports every dtype
     to_cuda(model, dtype)
     ids = torch.ones(2, 4, dtype=torch.long, device="cuda")
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if is_padded else {"input_ids": ids}
@@ -124,7 +125,7 @@ def run(family: str, changes: dict, precision: str, is_padded: bool) -> None:
 
 
 def main() -> None:
-    # What a build without CUDA says no to.
+    # Replaces the functions that fail in a build without CUDA.
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.is_bf16_supported = lambda *args: True
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False

@@ -1,13 +1,13 @@
-"""A stand-in for the Hub on this machine: as much of its protocol as huggingface_hub's client needs to upload a model.
+"""A local substitute for the Hub, with the part of the protocol that huggingface_hub needs to upload a model.
 
     with FakeHub() as hub:
         subprocess.run(..., env=os.environ | hub.environment)
     hub.files["me/model"]["config.json"]  # bytes
 
-`talk_to(url, monkeypatch)` makes the client of this process talk to one.
+`talk_to(url, monkeypatch)` connects the client of this process to the server.
 
-It makes repositories, tells large files from small ones, takes the former by the LFS protocol, with their SHA-256
-checked, and the latter in commits, and serves all of them again.
+The server creates repositories and separates large files from small files. It accepts large files by the LFS protocol,
+with a check of their SHA-256, and small files in commits. It serves all uploaded files.
 """
 
 import base64
@@ -23,16 +23,22 @@ TOKEN = "hf_" + "x" * 20
 
 
 def talk_to(url: str, monkeypatch) -> None:
-    """Let huggingface_hub's client in this process talk to a server, as FakeHub.environment does for a new process."""
+    """Connects huggingface_hub's client in this process to a server; FakeHub.environment is for a new process."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # of its functions
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # used by the library's functions
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 class FakeHub:
-    """`files`: {repository: {path: bytes}}; `private`: {repository: bool}; `requests`: in their order."""
+    """A server in this process.
+
+    Attributes:
+        files: {repository: {path: bytes}}.
+        private: {repository: bool}.
+        requests: all requests, in order.
+    """
 
     def __enter__(self) -> "FakeHub":
         self.files: dict[str, dict[str, bytes]] = {}
@@ -50,7 +56,7 @@ class FakeHub:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables that make a process's client talk to this server."""
+        """Environment variables that connect a process's client to this server."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
@@ -59,7 +65,7 @@ class FakeHub:
         }
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict | bytes, dict]:
-        """Status, content and headers."""
+        """Returns status, content and headers of the answer."""
         self.requests.append(f"{method} {path}")
         for pattern, reply in (
             (r"GET /api/whoami-v2", self._who_am_i),

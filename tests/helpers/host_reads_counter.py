@@ -1,7 +1,7 @@
-"""Counts what a GPU would make the host wait for, on a CPU.
+"""Counts on a CPU the host reads for which the host would wait on a GPU.
 
-A read is a value or a copy that the host takes of a tensor, or an operation whose output's size depends on values.
-Tensors that are on the CPU on purpose are left out, by the file that reads them.
+A read is a tensor's value or copy taken by the host, or an operation whose output size depends on values. Tensors that
+belong on the CPU do not count; the file that reads them identifies them.
 """
 
 import collections
@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# The cache counts its tokens in a CPU tensor, an optimizer its steps; cuDNN's lengths are read before.
+# A cache counts tokens, and an optimizer counts steps, in a CPU tensor; cuDNN's lengths are read earlier.
 ON_PURPOSE = ("moe_hf/models/cache.py", "moe_hf/models/cudnn_lstm.py", "torch/optim/")
 METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
 SIZED_BY_VALUES = {"nonzero", "masked_select", "bincount", "unique_consecutive", "_unique2", "unique_dim", "equal"}
@@ -34,7 +34,7 @@ class _SizedByValues(TorchDispatchMode):
 
 
 def _reader() -> str:
-    """The file of the models, the Trainer or the library on whose behalf a tensor is read."""
+    """Returns the file of the models, the Trainer or the library that causes the read of a tensor."""
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename.replace("\\", "/")
@@ -46,7 +46,7 @@ def _reader() -> str:
 
 @contextmanager
 def counted_host_reads() -> Iterator[collections.Counter]:
-    """Yields {(kind, place in the code): how often}, places as "folder/file.py"."""
+    """Yields the counts {(kind, place in the code): count}, with places as "folder/file.py"."""
     reads, is_inside = collections.Counter(), [False]
 
     def count(kind):
@@ -66,7 +66,7 @@ def counted_host_reads() -> Iterator[collections.Counter]:
             finally:
                 is_inside[0] = outer
             if name == "cpu":
-                result.was_read = True  # its values are free from now on
+                result.was_read = True  # further reads of its values are free
             return result
 
         return method

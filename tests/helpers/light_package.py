@@ -1,9 +1,9 @@
-"""The commands' start and end without torch, which takes seconds to import: for tests of real processes."""
+"""Start and end of commands without torch, whose import takes seconds: for tests of real processes."""
 
 import moe_hf
 
-# Python code to begin a program with; `import torch` fails after it. The two modules that stand in for others are the
-# package, whose __init__.py imports the models, and models/finite.py, of which commands need an exception alone.
+# Python code for the start of a program, after which `import torch` fails. The code replaces two modules: the package,
+# whose __init__.py imports the models, and models/finite.py, from which commands need only an exception.
 LIGHT_PACKAGE = f"""import sys, types
 sys.modules["torch"] = None
 sys.modules["moe_hf"] = package = types.ModuleType("moe_hf")

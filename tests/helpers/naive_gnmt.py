@@ -1,6 +1,6 @@
 """The translation model in float64, slow and obvious: one position at a time, from the equations alone.
 
-Sentences are lists without any padding; the caller says which positions of a padded batch they are.
+Sentences are lists without padding; the caller maps them to positions of a padded batch.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from naive_moe import balancing_loss, lstm_step, moe_block
 
 
 class TranslationOutput(NamedTuple):
-    """logits and attention weights per row (a list per target position), and the balancing losses."""
+    """Logits and attention weights per row (a list per target position), and the balancing losses."""
 
     logits: list
     weights: list
@@ -18,7 +18,7 @@ class TranslationOutput(NamedTuple):
 
 
 def part(weights, prefix):
-    """The parameters under a prefix, by the rest of their names."""
+    """The parameters whose names start with a prefix, by the rest of the name."""
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
 

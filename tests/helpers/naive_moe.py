@@ -13,7 +13,7 @@ import torch
 class Gating(NamedTuple):
     """Per token a dict {expert: G(x)_i} and a list of P(x, i) (or None); then Importance, Load and token counts.
 
-    threshold_loss: L_batchwise over the number of tokens, of strictly balanced gating only.
+    threshold_loss: L_batchwise over the number of tokens, for strictly balanced gating only.
     """
 
     gates: list
@@ -56,7 +56,7 @@ def probability_in_top_k(clean, noisy, stddev, k, i):
 def gate(tokens, weight, k, noise_weight=None, noise=None, noise_epsilon=0.0):
     """Noisy top-k gating of a list of tokens; `noise` holds one standard normal draw per token and expert.
 
-    Without noise the gate is noiseless, and Load is the number of tokens of each expert; so it is for k = n.
+    Without noise the gate is noiseless. Load is then the number of tokens of each expert, as it is for k = n.
     """
     num_experts = len(weight)
     gates, probabilities = [], []
@@ -81,9 +81,12 @@ def gate(tokens, weight, k, noise_weight=None, noise=None, noise_epsilon=0.0):
 
 
 def hierarchical_gate(tokens, weights, k_groups, k_per_group, noises=None, noise_epsilon=0.0):
-    """Appendix B. `weights`: the gate's parameters by name, those of the secondary gates stacked by group.
+    """Hierarchical gating (appendix B).
 
-    noises: (one draw per token and group, {(token, chosen group): one draw per expert of the group}), or None.
+    Args:
+        weights: the gate's parameters by name; parameters of the secondary gates are stacked by group.
+        noises: None, or a pair: one draw per token and group, and a dict from (token, chosen group) to one draw per
+            expert of the group.
     """
     primary_noise, secondary_noise = (None, None) if noises is None else noises
     primary = gate(
@@ -115,7 +118,7 @@ def hierarchical_gate(tokens, weights, k_groups, k_per_group, noises=None, noise
 
 
 def tokens_for_each_expert(num_tokens, num_experts, k):
-    """k B / n rounded to the nearest integer, a half up; at least 1, at most B."""
+    """k B / n rounded to the nearest integer, halves up; at least 1, at most B."""
     m = math.floor(Fraction(k * num_tokens, num_experts) + Fraction(1, 2))
     return min(max(m, 1), num_tokens)
 
@@ -127,7 +130,7 @@ def strictly_balanced_gate(tokens, weight, threshold, k, training):
     values = [softmax_over([x @ weight[i] for i in range(num_experts)], range(num_experts)) for x in tokens]
     by_batch = set()
     for i in range(num_experts):
-        falling = sorted(range(len(tokens)), key=lambda t: -values[t][i].item())  # stable: the earlier of equals first
+        falling = sorted(range(len(tokens)), key=lambda t: -values[t][i].item())  # stable: first of equals first
         by_batch |= {(t, i) for t in falling[:m]}
     by_threshold = {(t, i) for t in range(len(tokens)) for i in range(num_experts) if values[t][i] > threshold[i]}
     chosen = by_batch if training else by_threshold
@@ -157,7 +160,7 @@ def balancing_loss(gating, importance_coef, load_coef):
 
 
 def layer_loss(gating, config):
-    """The balancing losses of one layer; of strictly balanced gating that of the thresholds in place of Load's."""
+    """The balancing losses of one layer; with strictly balanced gating the thresholds' loss replaces Load's loss."""
     if gating.threshold_loss is None:
         return balancing_loss(gating, config.importance_loss_coef, config.load_loss_coef)
     return balancing_loss(gating, config.importance_loss_coef, 0) + config.threshold_loss_coef * gating.threshold_loss
@@ -182,7 +185,7 @@ def mix_experts(x, gates, up, down, mid=()):
 def moe_block(tokens, weights, k, noise=None, noise_epsilon=0.0, training=False):
     """x + sigmoid(y) for a list of tokens, and the `Gating`. `weights`: the block's parameters by name.
 
-    training: for strictly balanced gating; the others draw noise or not.
+    training: selects the mode of strictly balanced gating; other gates differ only by their noise.
     """
     if "gate.threshold" in weights:
         gating = strictly_balanced_gate(tokens, weights["gate.weight"], weights["gate.threshold"], k, training)

@@ -1,4 +1,4 @@
-"""Five training steps of tiny models, by one process or as one of several, and what is to be equal about them."""
+"""Five training steps of tiny models, in one process or as one of several, and the comparison of such runs."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from moe_hf.training.arguments import TranslationTrainingArguments
 from moe_hf.training.lm_trainer import LmTrainer
 from moe_hf.training.translation_trainer import TranslationTrainer
 
-ROWS, STEPS = 8, 5  # sequences of a step's batch on all processes; steps
+ROWS, STEPS = 8, 5  # sequences of a step's batch over all processes, and number of steps
 GATES = {
     "noisy": {"gating": "noisy_top_k"},
     "softmax": {"gating": "softmax_top_k"},
@@ -32,12 +32,12 @@ GATES = {
     "balanced": {"gating": "strictly_balanced"},
 }
 COEFS = {"importance_loss_coef": 0.3, "load_loss_coef": 0.2, "threshold_loss_coef": 0.3}
-# Adam divides by the gradient's size: with the usual epsilon a step is as long where only rounding made the gradient.
+# Adam divides by the gradient's size: with the usual epsilon, a gradient of rounding errors makes a full step.
 ARGUMENTS = dict(optim="adamw_torch", adam_epsilon=1e-3, learning_rate=0.02, max_grad_norm=0.2, max_steps=STEPS)
 
 
 def make_model(family: str, **config):
-    """A new model of 8 experts, in float32, whose weights are large enough that all of them matter."""
+    """A new model with 8 experts, in float32; its weights are so large that every weight matters."""
     config = COEFS | {"num_experts": 8, "num_experts_per_tok": 2} | config
     if family == "lm":
         model = noiseless_lm(torch.float32, **config)
@@ -55,14 +55,14 @@ def make_model(family: str, **config):
 
 
 def rows_of(family: str, num_rows: int, empty_from: int | None = None) -> list[dict[str, torch.Tensor]]:
-    """Sequences of 1 to 7 tokens; of a step's 8 rows those from `empty_from` on have none."""
+    """Sequences of 1 to 7 tokens; in each step's 8 rows, the rows from `empty_from` on are empty."""
     lengths = [1 + (i * i + i // 8) % 7 for i in range(num_rows)]
     if empty_from is not None:
         lengths = [length if i % ROWS < empty_from else 0 for i, length in enumerate(lengths)]
     if family == "lm":
         stream = ArrayStream(num_rows * 7 + 1)
-        # A batch's rows begin differently: equal ones tie in a strictly balanced gate, and rounding, which follows the
-        # shape of a process's batch, would choose among them.
+        # Each row of a batch starts differently: equal rows tie in a strictly balanced gate, and rounding breaks the
+        # tie. Rounding depends on the shape of a process's batch.
         stream.tokens[:-1:7] = torch.arange(num_rows) % ROWS
         windows = StreamWindows(stream, 7)
         return [{k: v[:length] for k, v in window.items()} for window, length in zip(windows, lengths)]
@@ -82,7 +82,7 @@ def collate_pairs(rows):
 
 
 class Recorder(TrainerCallback):
-    """The logits and losses of every step on this process, and the first step's gradients, clipped and whole."""
+    """Records this process's logits and losses of every step, and the first step's clipped, unsharded gradients."""
 
     def __init__(self, model):
         self.outputs, self.gradients = [], None
@@ -113,7 +113,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def noise_of_the_token():
-    """Noise that is a function of the token's logits, so that it does not depend on which process draws it."""
+    """Noise that is a function of the token's logits, so that every process draws the same noise."""
     drawn = torch.randn_like
     torch.randn_like = lambda logits: torch.sin(3 * logits.detach())
     try:
@@ -123,17 +123,18 @@ def noise_of_the_token():
 
 
 def to_the_first_experts(gate, inputs, routed):
-    """A hook for gates by which every token goes to the experts 0 to K - 1."""
+    """A hook for gates that sends every token to the experts 0 to K - 1."""
     top_k_index = routed.top_k_index
     return routed._replace(top_k_index=torch.arange(top_k_index.shape[1]).expand_as(top_k_index))
 
 
 def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tied=False, **arguments) -> dict:
-    """Five steps on the same 40 rows; on one process of several with its part of them.
+    """Runs five steps on the same 40 rows; one process of several uses its part of each step's rows.
 
     Args:
         layout: expert_parallel_size, or "fsdp" for accelerate's FSDP2.
-        empty_from: see `rows_of`. crowd: every token goes to the first experts.
+        empty_from: first empty row of each step, as in `rows_of`.
+        crowd: whether every token goes to the first experts.
     """
     transformers.utils.logging.disable_progress_bar()
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -188,7 +189,7 @@ TINY += ("train_sampling_strategy",)
 
 
 def accelerate_fsdp_on_cpu(args):
-    """Accelerate leaves FSDP out on a CPU without a word (state.py looks for kinds of accelerators): say it is one."""
+    """Makes accelerate use FSDP on a CPU: its state.py otherwise ignores FSDP there without a warning."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -199,7 +200,7 @@ def accelerate_fsdp_on_cpu(args):
 
 
 def assert_same_training(parts: list[dict], expected: dict, rtol=1e-5, atol=1e-5) -> None:
-    """`parts` of the processes of one run; `expected` of a single process."""
+    """Compares the `parts` of the processes of one run with the `expected` results of a single process."""
     close = dict(rtol=rtol, atol=atol)
     num_micro = len(expected["outputs"]) // STEPS
     for step, (logits, loss, aux_loss) in enumerate(expected["outputs"]):
@@ -216,7 +217,7 @@ def assert_same_training(parts: list[dict], expected: dict, rtol=1e-5, atol=1e-5
     torch.testing.assert_close(parts[0]["loss"], expected["loss"], **close)
     (config, files), (expected_config, expected_files) = parts[0]["saved"], expected["saved"]
     assert config == expected_config and "auto_map" in config
-    assert set(expected_files) <= set(files)  # the runs of one start of the processes share a folder
+    assert set(expected_files) <= set(files)  # runs that share a start of the processes share a folder
     assert parts[0]["weights"].keys() == expected["weights"].keys()
     for name, weight in expected["weights"].items():
         torch.testing.assert_close(parts[0]["weights"][name], weight, **close, msg=lambda m: f"{name}: {m}")

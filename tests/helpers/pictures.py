@@ -1,10 +1,10 @@
-"""What a plot's file holds."""
+"""Checks of a plot's file."""
 
 import numpy as np
 
 
 def is_drawn(file) -> bool:
-    """Whether a PNG has more on it than axes, text and the background, which are grey: 200 coloured pixels or more."""
+    """Whether a PNG has at least 200 coloured pixels: axes, text and background are grey."""
     from matplotlib.image import imread
 
     red_green_blue = imread(file)[..., :3]

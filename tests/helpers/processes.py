@@ -1,6 +1,6 @@
-"""Runs a function on several processes that talk through gloo, and never waits for them without end.
+"""Runs a function on several processes that communicate through gloo, with a time limit.
 
-They are forked from a server that has imported the libraries already, which takes a tenth of a second and not ten.
+The processes are forked from a server that has already imported the libraries: a start takes 0.1 s instead of 10 s.
 """
 
 import multiprocessing
@@ -23,17 +23,17 @@ _context.set_forkserver_preload(
 
 
 def start(function, *arguments) -> multiprocessing.Process:
-    """A process of its own, without a group, that runs `function(*arguments)`; its exit code is 1 after an error."""
+    """Starts a separate process, without a group, for `function(*arguments)`; its exit code is 1 after an error."""
     process = _context.Process(target=function, args=arguments)
     process.start()
     return process
 
 
 class Run:
-    """Processes that run `function(*arguments)`, with RANK and its like and SHARED_FOLDER in their environment."""
+    """Processes that run `function(*arguments)`, with RANK, related variables and SHARED_FOLDER in the environment."""
 
     def __init__(self, num_processes: int, function, *arguments):
-        # Held here, on a port of its own choice: one that was only looked for could be taken before it is used.
+        # The store is bound here, to any free port: a port that is only looked up could be taken before its use.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory()
         self.started = time.monotonic()
@@ -50,7 +50,11 @@ class Run:
         os.kill(self.processes[rank].pid, signal.SIGKILL)
 
     def join(self, timeout: float = TIMEOUT) -> list:
-        """What each process returned, or its exception as text. Those that take longer are killed: TimeoutError."""
+        """Returns each process's result, or its exception as text.
+
+        Raises:
+            TimeoutError: a process took longer than the limit; all processes are then killed.
+        """
         hanging = []
         for process in self.processes:
             process.join(max(0.1, self.started + timeout - time.monotonic()))
@@ -70,7 +74,7 @@ class Run:
 
 
 def on_processes(num_processes: int, function, *arguments, timeout: float = TIMEOUT) -> list:
-    """What `function(*arguments)` returns on each process; an error on any of them is one here."""
+    """Returns the results of `function(*arguments)` on each process; raises if any process raised."""
     results = Run(num_processes, function, *arguments).join(timeout)
     errors = [f"process {rank}: {result}" for rank, result in enumerate(results) if isinstance(result, str)]
     assert not errors, "\n".join(errors)
@@ -78,7 +82,7 @@ def on_processes(num_processes: int, function, *arguments, timeout: float = TIME
 
 
 def errors_of_processes(num_processes: int, function, *arguments, timeout: float = TIMEOUT) -> list[str]:
-    """The errors, as text, that `function(*arguments)` ends with on every process."""
+    """Returns, as text, the errors with which `function(*arguments)` ends on every process."""
     results = Run(num_processes, function, *arguments).join(timeout)
     for rank, result in enumerate(results):
         assert isinstance(result, str), f"process {rank} ended without an error"
@@ -95,8 +99,8 @@ def _run(folder, rank, num_processes, port, function, arguments):
         result = function(*arguments)
     except BaseException as error:
         result = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-    # Named only once it is whole.
+    # The file gets its name only after it is complete.
     file = Path(folder, f"{rank}.tmp")
     file.write_bytes(pickle.dumps(result))
     file.rename(file.with_suffix(".pkl"))
-    os._exit(0)  # the connections of a broken group would be waited for
+    os._exit(0)  # a normal exit would wait for the connections of a broken group

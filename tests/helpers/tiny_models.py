@@ -1,4 +1,4 @@
-"""Tiny models of both families, with weights large enough that every part of them matters, and batches for them."""
+"""Tiny models of both families, with weights so large that every part of a model matters, and batches for them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration, LstmMoeConfig, LstmMoeForCausalLM
 
-PAD, START, END = 0, 1, 2  # of the translation models; the language models have PAD alone
+PAD, START, END = 0, 1, 2  # translation models have all three, language models only PAD
 FEEDINGS = ("recurrent", "input", "parallel")
 SIZES = {
     "vocab_size": 23,
@@ -19,7 +19,7 @@ SIZES = {
     "dropout": 0.0,
 }
 
-# How generate() may be asked to search.
+# Search methods of generate().
 STRATEGIES = {
     "greedy": {},
     "sampling": {"do_sample": True},
@@ -44,15 +44,18 @@ def tiny_gnmt_config(**changes) -> GnmtMoeConfig:
 
 
 def aligned(model):
-    """The model with its weights copied. Loaded ones are views of a file, and some processors round a product
-    otherwise where an address is no multiple of 64 bytes."""
+    """Returns the model with copied weights.
+
+    Loaded weights are views of a file. Some processors round a product differently if an address is not a multiple of
+    64 bytes.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
 
 
 def randomize(module, seed=0, std=0.7):
-    """Draw every parameter anew from a normal distribution (gates start at zero, which hides mistakes)."""
+    """Redraws every parameter from a normal distribution: gates start at zero, which would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -76,7 +79,7 @@ def _tiny(model, dtype, seed, std, experts):
 
 
 class Family(NamedTuple):
-    """What tests of both families are parametrised by."""
+    """The parameters of tests that run for both families."""
 
     config: Callable
     model: Callable
@@ -86,18 +89,18 @@ LM, GNMT = Family(tiny_lm_config, tiny_lm), Family(tiny_gnmt_config, tiny_gnmt)
 
 
 def random_ids(batch, length, seed=0, vocab_size=23):
-    """(B, S) ids, none of them 0, the padding."""
+    """(B, S) ids without 0, the padding."""
     return torch.randint(1, vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def sentences(*lengths, seed=0, vocab_size=23):
-    """A list of (length,) ids, none of them a special token."""
+    """A list of (length,) ids without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, vocab_size, (length,), generator=generator) for length in lengths]
 
 
 def padded(rows, length, side="right", value=9):
-    """(B, length) ids and mask; the padding is an ordinary token, so that using it would show."""
+    """(B, length) ids and mask; the padding is an ordinary token, so that its use would show."""
     ids, mask = torch.full((len(rows), length), value), torch.zeros(len(rows), length, dtype=torch.long)
     for row, ids_of_row in enumerate(rows):
         start = length - len(ids_of_row) if side == "left" else 0
@@ -107,7 +110,7 @@ def padded(rows, length, side="right", value=9):
 
 
 def gradients(output, inputs):
-    """Gradients of a scalar with respect to a dict of tensors; None becomes an error."""
+    """Gradients of a scalar with respect to a dict of tensors; a gradient of None is an error."""
     values = torch.autograd.grad(output, list(inputs.values()))
     return dict(zip(inputs, values))
 

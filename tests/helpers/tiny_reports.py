@@ -1,4 +1,4 @@
-"""Tiny models of both families with text to report on, and what a report's page holds."""
+"""Tiny models of both families with text to report on, and the contents of a report's page."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from moe_hf.data.translation_tokenizers import train_translation_tokenizer
 from moe_hf.routing import write_page as routing_report
 from moe_hf.training.callbacks import STATISTICS
 
-# What would break a page that took it for markup, code or a place to fill in.
+# Text that breaks a page which treats it as markup, code or a placeholder.
 NASTY = '</script><script>window.broken=1</script> <!-- <img src=x onerror="window.broken=1"> {{page.js}} &lt; \\u003c'
 LINES = [
     f"the {color} {animal} saw a {other}"
@@ -27,7 +27,7 @@ TARGETS = [*[line.replace("the", "der").replace("saw", "sah") for line in LINES 
 
 
 def save_lm(folder, kind="word", num_logs=5, **config) -> Path:
-    """A model, its tokenizer, text.txt and the history of a training in `folder`."""
+    """Writes a model, its tokenizer, text.txt and the history of a training to `folder`."""
     lines = [*LINES * 4, NASTY, "the red cat"]
     tokenizer = train_tokenizer(lines, kind=kind, vocab_size=60 if kind == "word" else 300)
     model = tiny_lm(torch.float32, vocab_size=len(tokenizer), **config)
@@ -61,7 +61,7 @@ def write_history(folder, layers, num_logs=5) -> None:
 
 
 def read_page(file) -> dict:
-    """The data of a report's page."""
+    """Returns the data of a report's page."""
     page = Path(file).read_text(encoding="utf-8")
     (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.S)
     return json.loads(found)
@@ -72,7 +72,7 @@ def unpack(packed) -> np.ndarray:
 
 
 def contexts_of(data, layer) -> list[list[tuple[str, str]]]:
-    """What the page should show for each expert, found in the data in another way: (token, the words around it)."""
+    """Finds, independently of the page's code, the (token, words around it) to show for each expert."""
     side, vocabulary, width = data["sides"][layer["side"]], data["vocabulary"]["texts"], data["context_width"]
     tokens, positions, starts = (unpack(side[name]).tolist() for name in ("tokens", "positions", "starts"))
     texts = {position: vocabulary[token] for position, token in zip(positions, tokens)}
@@ -91,6 +91,6 @@ def contexts_of(data, layer) -> list[list[tuple[str, str]]]:
 
 
 def without_pictures(monkeypatch) -> None:
-    """Let reports write empty pictures, which cost more than all the rest of a tiny report."""
+    """Makes reports write empty pictures: real pictures cost more than the rest of a tiny report."""
     for name in ("plot_routing", "plot_curves"):
         monkeypatch.setattr(routing_report, name, lambda data, file: Path(file).touch())

@@ -1,4 +1,4 @@
-"""The arguments of training runs of four steps, of a language model and of a translation model, and text for one."""
+"""The arguments of training runs of four steps, for a language model and a translation model, and text for a run."""
 
 import json
 
@@ -24,7 +24,7 @@ use_cpu: true
 disable_tqdm: true
 """
 
-# Without any data.
+# Arguments without data.
 TRANSLATION_CONFIG = """
 vocab_size: 290
 tokens_per_batch: 40
@@ -49,7 +49,7 @@ disable_tqdm: true
 
 
 def write_config(folder) -> None:
-    """Write train.txt, valid.txt, and the configuration `config.yaml` of a run in `run`."""
+    """Writes train.txt, valid.txt, and `config.yaml`, the configuration of a run into `run`."""
     write_demo_corpus(folder, num_train_lines=40, num_valid_lines=8)
     paths = {"train_files": [f"{folder}/train.txt"], "validation_files": [f"{folder}/valid.txt"]}
     paths |= {"cache_dir": f"{folder}/cache", "output_dir": f"{folder}/run"}
@@ -57,7 +57,7 @@ def write_config(folder) -> None:
 
 
 def write_translation_config(folder, texts: dict[str, list[str]], **own):
-    """Write a text for each language, and of a run in `run` the file `config.yaml`, which is returned."""
+    """Writes a text for each language and the file `config.yaml` of a run into `run`; returns the file's path."""
     for language, lines in texts.items():
         (folder / f"text.{language}").write_text("\n".join(lines * 8) + "\n", encoding="utf-8")
     pairs = [{"parallel_files": {language: str(folder / f"text.{language}") for language in texts}}]

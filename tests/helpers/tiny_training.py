@@ -26,7 +26,7 @@ class ArrayStream:
 
 
 def noiseless_lm(dtype=torch.float64, seed: int = 0, **config) -> LstmMoeForCausalLM:
-    """A noiseless model without dropout and without balancing, unless told otherwise; its gates are not zero."""
+    """A model by default without noise, dropout and balancing; its gates are not zero."""
     values = dict(vocab_size=VOCAB_SIZE, hidden_size=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
     values |= dict(dropout=0.0, gating="softmax_top_k", importance_loss_coef=0.0, load_loss_coef=0.0)
     config = LstmMoeConfig(**(values | config))
@@ -61,7 +61,7 @@ def tiny_trainer(
 
 
 def losses_of(trainer) -> list[float]:
-    """The logged training losses."""
+    """Returns the logged training losses."""
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 

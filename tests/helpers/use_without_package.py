@@ -1,8 +1,8 @@
-"""What someone does with a repository of the Hub who has not installed the package: load, generate, fine-tune, save.
+"""Uses a Hub repository without the package, as a user would: loads, generates, fine-tunes and saves.
 
 python use_without_package.py AUTO_CLASS REPOSITORY WORK_FOLDER [AUTO_CLASS REPOSITORY WORK_FOLDER ...]
 
-WORK_FOLDER/expected.pt has inputs and their logits.
+WORK_FOLDER/expected.pt contains inputs and their logits.
 """
 
 import sys

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Put the models through Transformers' own common model tests, taken from the source package of the installed version.
+"""Runs Transformers' common model tests on the models; the tests come from the installed version's source package.
 
     python tests/hf_suite/run.py [arguments of pytest]
 
-The source package holds tests/test_*.py but not the folders beside them, so the generation and the export tests are
-replaced by empty classes; the distributed ones are not run here. The tests compare two forward passes in training
-mode, so the models have neither dropout nor gating noise (noiseless.json); both are tested in tests/.
+The source package contains tests/test_*.py, but not the folders beside these files. Empty classes therefore replace
+the generation and export tests; the distributed tests are not run here. The tests compare two forward passes in
+training mode, so the models have neither dropout nor gating noise (noiseless.json). tests/ covers dropout and noise.
 """
 
 import inspect
@@ -84,7 +84,7 @@ FAMILIES = (
 
 
 def obtain_tests() -> None:
-    """Unpack the library's tests into the cache, once."""
+    """Unpacks the library's tests into the cache, once."""
     if not HOME.is_dir():
         requirement = f"transformers=={transformers.__version__}"
         options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--quiet", "--dest", str(CACHE)]
@@ -100,7 +100,7 @@ def obtain_tests() -> None:
 
 
 class Tester:
-    """One tiny configuration and one batch, under the names by which the library's tests ask for them."""
+    """One tiny configuration and one batch, under the names that the library's tests use."""
 
     def __init__(self, parent, family: Family):
         self.parent, self.family = parent, family
@@ -124,10 +124,11 @@ class Tester:
 
 
 def suite(family: Family) -> type:
-    """The library's test classes, put to work on the models of a family."""
+    """Returns the library's test classes, applied to the models of a family."""
     from tests import test_configuration_common, test_modeling_common, test_training_mixin
 
-    # The tests know a base model from one with a head by these tables, which `AutoModel.register` leaves alone.
+    # The tests distinguish base models from models with a head by these tables. `AutoModel.register` does not change
+    # the tables.
     modeling_auto.MODEL_MAPPING_NAMES[family.config.model_type] = family.base.__name__
     family.head_names[family.config.model_type] = family.head.__name__
 
@@ -148,12 +149,12 @@ def suite(family: Family) -> type:
         "has_attentions": False,
         "test_all_params_have_gradient": False,  # a batch this small leaves experts idle
         "test_can_init_all_missing_weights_before_2023": True,
-        # It asks for the mixin that is replaced by an empty one here.
+        # This test requires the mixin that an empty class replaces here.
         "test_generation_tester_mixin_inheritance": None,
     }
     mixins = [test_modeling_common.ModelTesterMixin]
     if not family.is_seq2seq:
-        mixins.append(test_training_mixin.TrainingTesterMixin)  # it generates from a bare prompt
+        mixins.append(test_training_mixin.TrainingTesterMixin)  # its tests generate from a bare prompt
     return type(f"{family.base.__name__}Suite", (*mixins, unittest.TestCase), body)
 
 

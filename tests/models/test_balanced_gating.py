@@ -1,4 +1,4 @@
-"""The strictly balanced gate against the per-token reference, and what it promises beyond it."""
+"""The strictly balanced gate against the per-token reference, and its further guarantees."""
 
 from contextlib import nullcontext
 
@@ -29,7 +29,7 @@ def draw(seed, *shape):
 
 
 def check(gate, hidden, mask=None, on_device=False):
-    """Weights, statistics, loss and all gradients are the reference's on the real tokens alone."""
+    """Weights, statistics, loss and all gradients equal the reference's on only the real tokens."""
     num_experts, real = gate.num_experts, torch.ones(len(hidden), dtype=torch.bool) if mask is None else mask
     with device_path() if on_device else nullcontext():
         output = gate(hidden.requires_grad_(), mask)
@@ -101,7 +101,7 @@ def test_a_token_may_have_no_expert_or_more_than_k(training):
         (8, 4, 2, 4),
         (7, 5, 2, 3),  # 2.8
         (6, 5, 2, 2),  # 2.4
-        (5, 4, 2, 3),  # 2.5: a half goes up
+        (5, 4, 2, 3),  # 2.5: halves round up
         (3, 2, 1, 2),  # 1.5
         (3, 32, 4, 1),  # 0.375: at least 1
         (1, 3, 2, 1),
@@ -191,7 +191,7 @@ def test_a_new_gate_spreads_the_tokens():
     per_token = (gate(hidden).top_k_weights > 0).sum(dim=-1)
     assert (per_token > 0).float().mean() > 0.8
     assert_same(gate.threshold.detach(), torch.full((8,), 1 / 8))
-    gate.weight.data.zero_()  # what the start must not be: each expert with the same first tokens
+    gate.weight.data.zero_()  # a bad start: every expert chooses the same first tokens
     per_token = (gate(hidden).top_k_weights > 0).sum(dim=-1)
     assert per_token.tolist() == [8] * 100 + [0] * 300
 

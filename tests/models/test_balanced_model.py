@@ -1,4 +1,4 @@
-"""Models with strictly balanced gating: the block, padding, generation, checkpoints, and what training makes of T."""
+"""Models with strictly balanced gating: block, padding, generation, checkpoints, and the training of T."""
 
 from contextlib import nullcontext
 
@@ -202,7 +202,7 @@ def test_the_way_out_that_the_error_names_works():
 
 
 def agreement(model, ids):
-    """F1 of the (token, expert) pairs: those that the thresholds choose against those of the batchwise mask."""
+    """Returns the F1 score of the thresholds' (token, expert) pairs against the batchwise mask's pairs."""
     chosen = []
     hook = model.model.layers[1].gate.register_forward_hook(
         lambda gate, inputs, output: chosen.append(dense(output, gate.num_experts) > 0)

@@ -1,4 +1,4 @@
-"""The language model as a classifier: which token is read, the losses by hand, what is loaded, saved and trained."""
+"""The language model as a classifier: the token read, losses by hand, loading, saving and training."""
 
 import json
 
@@ -66,7 +66,7 @@ LOSSES = {
 
 
 def loss_by_hand(logits, labels, problem_type):
-    """The sum, and the number of what is summed."""
+    """Returns the sum of the losses, and the number of summands."""
     if problem_type == "single_label_classification":
         scored = [(row, int(label)) for row, label in zip(logits, labels) if label != -100]
         return sum(row.exp().sum().log() - row[label] for row, label in scored), len(scored)
@@ -90,7 +90,7 @@ def test_losses_are_those_of_the_library_and_of_the_balance(case, training):
     assert outputs.aux_loss > 0.01
     assert_same(outputs.loss, total / count + training * outputs.aux_loss)
     assert model.config.problem_type == problem_type
-    # Half a batch, as the Trainer tells it: the task's part by the whole, the balance by the share.
+    # Half a batch: the Trainer gives the whole batch's count for the task loss; balancing losses use the share.
     outputs = model(ids, attention_mask=mask, labels=labels, num_items_in_batch=torch.tensor(2 * count))
     assert_same(outputs.loss, total / count / 2 + training * outputs.aux_loss / 2)
 

@@ -1,4 +1,4 @@
-"""What both families do alike: the Auto classes, saving and loading, refusals by name, generation, repeatability."""
+"""Behaviour that both families share: Auto classes, saving and loading, refusals, generation, repeatability."""
 
 import pytest
 import torch
@@ -149,7 +149,7 @@ def test_an_impossible_value_is_refused_by_name(family, changes, message):
 
 @FAMILY
 def test_a_finished_row_does_not_disturb_the_others(family):
-    # Of weights with which a row ends before the others.
+    # The weights of this seed make one row end before the others.
     model = FAMILIES[family][0].model(seed=8)
     free = generate(model)
     end = free[0, 3].item()

@@ -1,4 +1,4 @@
-"""torch.compile takes the flat models as one graph, and torch.export a decoding step with its state."""
+"""torch.compile compiles the flat models as one graph; torch.export exports a decoding step with its state."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""A static cache keeps the addresses of the state, and generate() compiles a step with it as one graph."""
+"""A static cache keeps the addresses of its state, and generate() compiles a step with the cache as one graph."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def static_layer(batch=2):
 
 def test_only_a_static_cache_is_compileable():
     cache, layer = static_layer()
-    # By name: a test before may have loaded another copy of the code, whose classes the library then takes.
+    # Compares names: an earlier test may have loaded another copy of the code, whose classes the library then uses.
     assert type(layer).__name__ == "StaticLstmCacheLayer" and cache.is_compileable
     assert not DynamicCache(config=tiny_lm_config()).is_compileable
 

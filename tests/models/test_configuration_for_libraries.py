@@ -1,4 +1,4 @@
-"""What other libraries read of a configuration, and that none of it gets into config.json."""
+"""Attributes of a configuration that other libraries read; config.json contains none of them."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The configuration of the translation model: what it refuses, what follows from it, which matrices are shared."""
+"""The configuration of the translation model: refusals, derived values, and shared matrices."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The configuration: what it refuses, what follows from it, and the paper's parameter counts."""
+"""The configuration of the language model: refusals, derived values, and the paper's parameter counts."""
 
 import pytest
 import torch

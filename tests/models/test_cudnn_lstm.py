@@ -1,4 +1,4 @@
-"""The way through cuDNN, on a CPU: what is handed to it, and what the compiler sees."""
+"""The code path through cuDNN, on a CPU: the arguments that cuDNN gets, and the operations that the compiler sees."""
 
 import pytest
 import torch

@@ -296,7 +296,7 @@ def test_zero_rows_that_fill_segments_change_nothing(tokens, k, seed):
 
 
 def test_products_in_half_precision_have_few_different_shapes(monkeypatch):
-    """oneDNN generates code for each number of rows, which took over half of a bfloat16 training's time."""
+    """oneDNN generates code for each number of rows; this took over half of a bfloat16 training's time."""
     module = experts("moe_hf", torch.float32)
     hidden, index, weights = routing(400, dtype=torch.float32)
     products, mm = [], torch.mm

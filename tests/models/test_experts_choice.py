@@ -1,4 +1,4 @@
-"""Which implementation computes the experts, and what the library's grouped_mm is given."""
+"""Which implementation computes the experts, and the arguments of the library's grouped_mm."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ CHOICES = {
     (BF16, 65536, 256, True, True, AMPERE, True): "triton",  # grouped_mm would be a loop
     (BF16, 65536, 256, True, True, AMPERE, False): "grouped_mm",
     (BF16, 65536, 256, True, True, TURING, True): "grouped_mm",
-    (FP16, 65536, 256, True, True, TURING, True): "grouped_mm",  # Triton has no product of 16 bits there
+    (FP16, 65536, 256, True, True, TURING, True): "grouped_mm",  # Triton does not support 16-bit products on this GPU
     (FP32, 65536, 256, True, True, TURING, True): "triton",
     (FP32, 65536, 256, True, True, HOPPER, True): "triton",
     (FP32, 65536, 4096, True, True, HOPPER, False): "grouped_mm",

@@ -1,4 +1,4 @@
-"""Both families on fake CUDA tensors: devices, types, gradients and host reads of training and generation."""
+"""Both families on fake CUDA tensors: devices, dtypes, gradients and host reads of training and generation."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The two layouts of the product of few rows with a large weight."""
+"""The two weight layouts for multiplying a few rows by a large weight."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ WIDTH = 6
 
 @pytest.fixture
 def transposed(monkeypatch):
-    """The shapes that are multiplied as (W x')', which the faked measurement prefers up to 4 rows."""
+    """The shapes that are multiplied as (W x')'; the faked measurement prefers this layout up to 4 rows."""
     shapes = []
     product = module._transposed_product
     monkeypatch.setattr(module, "_transposed_product", lambda x, weight: shapes.append(x.shape) or product(x, weight))

@@ -1,4 +1,4 @@
-"""The experts of one or two tokens on a CPU."""
+"""The experts on one or two tokens on a CPU."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def experts_of(implementation, dtype):
 @pytest.mark.parametrize("num_tokens", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_few_tokens_get_what_the_reference_gives(num_tokens, dtype, monkeypatch):
-    """Also for a slot of weight 0, which is another's expert of expert parallelism or unused."""
+    """Also covers a slot of weight 0: an unused slot, or another rank's expert under expert parallelism."""
     monkeypatch.setattr(segment_experts, "_experts", None)  # not called
     x = torch.randn(num_tokens, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
     index, weights = (

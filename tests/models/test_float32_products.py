@@ -1,4 +1,4 @@
-"""The gates' products stay IEEE float32 where a run computes others in TF32: the setting, which a CPU does not use."""
+"""The gates' products stay IEEE float32 in a run with TF32; checks the setting, which does not affect a CPU."""
 
 import pytest
 import torch

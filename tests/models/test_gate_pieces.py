@@ -1,4 +1,4 @@
-"""The noisy gate of many experts, a piece of the tokens at a time, against plain torch."""
+"""The noisy gate of many experts, computed in pieces of the tokens, against plain torch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Gates against the per-token reference, and what they promise beyond it."""
+"""Gates against the per-token reference, and their further guarantees."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""generate() of the translation model: with and without the cache, padded or alone, and the state it carries."""
+"""generate() of the translation model: with and without the cache, padded or alone, and the cached state."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Generation: with and without the cache, in one call or several, padded or alone."""
+"""generate() of the language model: with and without the cache, in one call or several, padded or alone."""
 
 import pytest
 import torch

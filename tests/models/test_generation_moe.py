@@ -1,4 +1,4 @@
-"""What users ask of generate(), for both families: kinds of caches, filled caches, stop strings, and refusals."""
+"""Options of generate() for both families: kinds of caches, filled caches, stop strings, and refusals."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def new_cache(model, kind=DynamicCache, **sizes):
 
 
 def continue_from(model, text, **kwargs):
-    """generate() after the text: a language model's prompt, what a translation starts with."""
+    """Calls generate() after `text`: a language model's prompt, or the start of a translation."""
     if model.config.is_encoder_decoder:
         return generate(model, decoder_input_ids=text, **kwargs)
     return generate(model, text, **kwargs)

@@ -1,4 +1,4 @@
-"""The loss of the translation model: what is scored, smoothing, micro-batches, and the gradient under every mode."""
+"""The loss of the translation model: scored tokens, smoothing, micro-batches, and gradients in every mode."""
 
 import naive_gnmt
 import pytest

@@ -1,4 +1,4 @@
-"""The product of rows with the matrix of their group: both ways of computing it against a loop in float64."""
+"""Rows times the matrix of each row's group: both implementations against a loop in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The hierarchical gate against the per-token reference, and what it promises beyond it."""
+"""The hierarchical gate against the per-token reference, and its further guarantees."""
 
 import warnings
 from contextlib import nullcontext
@@ -47,9 +47,9 @@ def draw(seed, *shape):
 
 
 def naive(gate, hidden, mask, seed, on_device=False):
-    """The reference on the real tokens, with the noise that the gate draws: by token, then by (group, token).
+    """The reference on the real tokens, with the gate's noise: by token, then by (group, token).
 
-    On a device it draws for padding too, which comes last.
+    On a device the gate also draws noise for padding, which comes last.
     """
     real = list(range(len(hidden))) if mask is None else mask.nonzero().flatten().tolist()
     parameters, groups, k_groups = dict(gate.named_parameters()), len(gate.weight), gate.primary.num_experts_per_tok

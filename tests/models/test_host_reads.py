@@ -1,4 +1,4 @@
-"""How often a GPU would make the host wait: fixed numbers for a training step and for a generated token."""
+"""Host reads on a GPU: fixed numbers for a training step and for a generated token."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -9,9 +9,9 @@ from device_path import device_path
 from host_reads_counter import counted_host_reads
 from tiny_models import padded, random_ids, sentences, tiny_gnmt, tiny_lm
 
-LIBRARY = ("__bool__", "generation/utils.py")  # whether all texts are at their end
+LIBRARY = ("__bool__", "generation/utils.py")  # whether all texts have ended
 LENGTHS = ("cpu", "models/lstm.py")  # once for each stack, however many LSTMs it has
-CHOSEN = ("nonzero", "models/moe.py")  # how many experts the thresholds let pass
+CHOSEN = ("nonzero", "models/moe.py")  # how many experts pass the thresholds
 HIERARCHICAL = {"num_experts": 8, "num_expert_groups": 4, "num_experts_per_tok": 4}
 STRICT = {"gating": "strictly_balanced"}
 LAYERS = {"layer_pattern": ["lstm", "moe", "lstm", "moe", "lstm"]}
@@ -44,7 +44,7 @@ def as_on_a_gpu():
 
 
 def reads_of_a_token(model, **inputs):
-    """Those of two more tokens, halved."""
+    """Returns the host reads per token: the reads of two more tokens, halved."""
     counts = []
     for num_tokens in (3, 5):
         with as_on_a_gpu() as reads:

@@ -1,4 +1,4 @@
-"""Who may import whom in the model code, which Transformers copies to the Hub by a scan of the source text."""
+"""Imports of the model code: Transformers scans them in the source text to copy the code to the Hub."""
 
 import importlib
 import re
@@ -73,7 +73,7 @@ def test_the_two_families_never_import_each_other(name):
 
 
 def copy_of(module):
-    """The module's file, executed once more under another name, in a package of its own."""
+    """Executes the module's file again under another name, in a separate package."""
     package = types.ModuleType("copy_of_models")
     package.__path__ = [str(Path(module.__file__).parent)]
     sys.modules[package.__name__] = package

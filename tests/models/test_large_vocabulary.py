@@ -168,7 +168,7 @@ def test_lm_trainer_learns_with_sampling_what_it_learns_without(tmp_path):
 
 @pytest.fixture
 def one_process(tmp_path):
-    """A mesh of this process alone."""
+    """A mesh with only this process."""
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield dist.init_device_mesh("cpu", (1,))

@@ -104,7 +104,7 @@ def test_padding_anywhere_changes_neither_outputs_nor_states_nor_gradients(units
 @pytest.mark.parametrize("directions", [1, 2])
 @UNITS
 def test_our_kernel_and_torchs_agree_with_all_gradients(units, directions, bits):
-    """On a CPU nothing else runs torch's packed sequences, which a GPU uses."""
+    """Covers torch's packed sequences, which only a GPU uses otherwise."""
     mask = None if bits is None else torch.tensor([[bit == "1" for bit in bits], [True] * 3, [False] * 3])
     lstms = [randomize(Lstm(tiny_lm_config(lstm_hidden_size=units)), seed).double() for seed in range(directions)]
     x = draw(3, 3, 8).requires_grad_()

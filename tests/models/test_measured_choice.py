@@ -1,4 +1,4 @@
-"""Choices that are measured once and kept."""
+"""Choices that are measured once and then kept."""
 
 import pytest
 

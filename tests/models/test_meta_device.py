@@ -1,4 +1,4 @@
-"""A forward on the meta device, where nothing is computed: shapes, and so sizes, are known before weights are made."""
+"""A forward pass on the meta device gives shapes, and so sizes, without weights or computation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The language model against the per-token reference, and what a Transformers model promises."""
+"""The language model against the per-token reference, and the interface of a Transformers model."""
 
 import naive_moe
 import pytest

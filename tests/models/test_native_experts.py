@@ -33,7 +33,7 @@ def threads(request):
 
 @pytest.fixture
 def rows():
-    """90 experts with 0 to 19 rows, of which the kernels take those with 17 at most."""
+    """90 experts with 0 to 19 rows; the kernels compute experts with at most 17 rows."""
     counts = torch.randint(0, 20, (90,), generator=torch.Generator().manual_seed(1))
     return counts, Visited(counts, 17), torch.arange(len(counts)).repeat_interleave(counts)
 
@@ -133,7 +133,7 @@ def test_they_can_be_turned_off(monkeypatch):
 
 
 def test_a_forked_process_has_threads_of_its_own():
-    """A data loader's worker is forked, and has none of its parent's threads: it would wait for them for ever."""
+    """A data loader's worker is forked without its parent's threads, and would wait for those threads forever."""
     squared_norms()
     pid = os.fork()
     if not pid:

@@ -1,4 +1,4 @@
-"""Packed rows: every document starts from a zero state, by whatever a collator tells where it begins."""
+"""Packed rows: every document starts from a zero state, for each way in which a collator marks the starts."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ COEFS = {"importance_loss_coef": 0.3, "load_loss_coef": 0.2, "gating": "softmax_
 
 
 def flattened(documents, **options):
-    """What the library's collator makes of documents: one row of all of them, first labels -100."""
+    """Returns the library collator's output for documents: one row of all documents, first labels -100."""
     rows = [{"input_ids": document} for document in documents]
     return dict(DataCollatorWithFlattening(return_position_ids=False, **options)(rows))
 
@@ -102,7 +102,7 @@ def test_left_padding_with_its_positions_is_no_packing():
     model, ids = tiny_lm(), random_ids(2, 5)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     expected = model(ids, attention_mask=mask)
-    for padding in (0, 1):  # what generate() writes where there is nothing
+    for padding in (0, 1):  # the value that generate() writes for padding
         positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, padding)
         output = model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
         assert torch.equal(output.logits, expected.logits)
@@ -111,7 +111,7 @@ def test_left_padding_with_its_positions_is_no_packing():
 
 def test_a_hole_in_the_mask_is_no_boundary():
     model, ids, mask = tiny_lm(), random_ids(1, 5), torch.tensor([[1, 1, 0, 1, 1]])
-    positions = torch.tensor([[0, 1, 0, 2, 3]])  # what generate() makes of the mask
+    positions = torch.tensor([[0, 1, 0, 2, 3]])  # the positions that generate() derives from the mask
     output = model(ids, attention_mask=mask, position_ids=positions, labels=ids, use_cache=True)
     expected = model(ids, attention_mask=mask, labels=ids)
     assert torch.equal(output.logits, expected.logits) and torch.equal(output.loss, expected.loss)
@@ -167,7 +167,7 @@ def test_lanes_hold_every_document_once_and_whole(data, one_a_lane):
     assert not is_start[:, 0].any()
     found = []
     for places, real, new in zip(lanes.gather_NL.tolist(), is_real.tolist(), is_start.tolist()):
-        assert real == sorted(real, reverse=True)  # what fills a lane up stands at its end
+        assert real == sorted(real, reverse=True)  # padding is at the end of a lane
         pieces = []
         for place, is_there, is_new in zip(places, real, new):
             if is_there:
@@ -179,7 +179,7 @@ def test_lanes_hold_every_document_once_and_whole(data, one_a_lane):
     flat_places = lanes.place_BS.flatten()
     for place in sum(documents, []):
         assert lanes.gather_NL.flatten()[flat_places[place]] == place
-    if not one_a_lane:  # one document goes with another wherever there is room
+    if not one_a_lane:  # documents share a lane wherever they fit
         lengths, longest = sorted(map(len, documents), reverse=True), lanes.gather_NL.shape[1]
         rooms = []
         for length_ in lengths:

@@ -1,4 +1,4 @@
-"""Recomputing the experts in the backward pass (appendix D): the same gradients, less kept for them."""
+"""Recomputing the experts in the backward pass (appendix D) gives the same gradients with less memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The decoder's step of recurrent feeding: compiled it takes few launches, and computes the same."""
+"""The decoder's step with recurrent feeding: compiled, it needs few launches and gives the same results."""
 
 import re
 from unittest import mock
@@ -27,7 +27,7 @@ def step_arguments(layer, with_padding):
 
 
 def count_launches(function, *arguments) -> int:
-    """The kernels and library calls of the function's graph as inductor writes it for a CPU; none of it is built."""
+    """Returns the kernels and library calls of a function's graph in inductor's CPU code, without building it."""
     written = []
 
     class Written(Exception):
@@ -55,7 +55,7 @@ def test_a_step_takes_at_most_12_launches(attention_type):
 
 @pytest.mark.parametrize("feeding", ["recurrent", "input"])
 def test_the_compiled_step_gives_the_same_outputs_and_gradients(feeding, monkeypatch):
-    """All positions but the first, which computes the keys; a second graph serves all further lengths."""
+    """Compiles all positions except the first, which computes the keys; a second graph serves all further lengths."""
     model, graphs = tiny_gnmt(attention_feeding=feeding), []
     model.train()
 

@@ -1,7 +1,7 @@
-"""The sampler and its correction, statistically: what is unbiased, and what becomes so with a growing sample.
+"""Statistical tests of the sampler and its correction: what is unbiased, and what becomes unbiased in a large sample.
 
-Every draw is seeded, so that a failure repeats. z is an error in standard errors; of a thousand correct values about
-one exceeds 3.3, and the largest of those compared here stays below 4.5 but once in a few thousand seeds.
+Every draw is seeded, so that a failure repeats. z is an error in standard errors. Of a thousand correct values about
+one exceeds 3.3. The largest value compared here exceeds 4.5 only once in a few thousand seeds.
 
 Shape suffixes: R draws, T tokens, D width, V vocabulary, N sampled classes.
 """
@@ -81,15 +81,15 @@ def test_the_estimated_denominator_and_its_gradient_are_unbiased(token):
     concerns_token = expected != 0  # not the other tokens' hidden states
     assert concerns_token.sum() == 1 + 3 + 3 * VOCAB
     assert (estimates_R[:, ~concerns_token]).abs().max() < 1e-10
-    # The target's row and others that are in nearly every sample have next to no spread.
+    # Rows that are in nearly every sample, such as the target's, have almost no spread.
     varies = concerns_token & (estimates_R.std(0) > 1e-3 * expected.abs())
     assert varies.sum() > 100 and z_scores(estimates_R[:, varies], expected[varies]) < 4.5
 
 
 @pytest.fixture(scope="module")
 def errors_by_size():
-    """For each number of samples: the relative error of the mean gradient over 400 draws, its standard error, and by
-    how much the mean loss is off."""
+    """Returns for each number of samples: relative error of the mean gradient over 400 draws, its standard error, and
+    the error of the mean loss."""
     inputs, number = problem(LARGER), 400
 
     def loss_and_gradient(loss):

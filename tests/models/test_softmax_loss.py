@@ -1,4 +1,4 @@
-"""Losses without logits, for a given sample: against loops in float64, and in what they never keep in memory.
+"""Losses without logits, for a given sample: against loops in float64, and with limits on memory.
 
 Shape suffixes: T tokens, D width, V vocabulary, N sampled classes.
 """
@@ -19,7 +19,7 @@ TOKENS, WIDTH, VOCAB = 11, 4, 30
 ON_DEVICE = pytest.mark.parametrize("on_device", [False, True])
 SAMPLE = torch.tensor([0, 1, 4, 5, 12, 29])
 LOG_COUNT = torch.tensor([0.99, 0.9, 0.5, 0.4, 0.125, 0.05], dtype=torch.float64).log()
-# Classes in the sample, at its ends and outside of it, one of them several times; the third token is not scored.
+# Classes in the sample, at its ends and outside it, one of them several times. The third token is not scored.
 TARGETS = torch.tensor([0, 29, -100, 7, 7, 7, 4, 28, 1, 12, 3])
 
 
@@ -70,7 +70,7 @@ def test_loss_and_gradients_are_those_of_the_loops(kind, chunk_size, on_device):
     expected = naive(*inputs, TARGETS)
     assert actual.dtype == torch.float64
     assert_same(actual, expected)
-    # Not 1, as neither in gradient accumulation nor under a loss scale.
+    # Not 1, as in gradient accumulation and under a loss scale.
     actual_grads, expected_grads = (torch.autograd.grad(-0.3 * value, inputs) for value in (actual, expected))
     assert_same(actual_grads, expected_grads)
 

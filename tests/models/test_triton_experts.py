@@ -1,4 +1,4 @@
-"""The kernels in Triton against the float64 eager experts, in Triton's interpreter on a CPU (see conftest.py)."""
+"""The Triton kernels against the eager experts in float64, in Triton's interpreter on a CPU (see conftest.py)."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from moe_hf.models import triton_experts, triton_kernels  # noqa: E402
 
 pytestmark = pytest.mark.gpu_path
 DEVICE = "cpu" if triton_kernels.IS_INTERPRETED else "cuda"
-# Of the largest element. The interpreter cuts float32 to bfloat16 where a GPU rounds.
+# Relative to the largest element. The interpreter truncates float32 to bfloat16; a GPU rounds.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 3e-2}
 
 

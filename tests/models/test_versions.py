@@ -1,4 +1,4 @@
-"""The versions that the code works with: one statement of them, and a Transformers that is none of them is refused."""
+"""The supported versions are stated once, and another version of Transformers is refused."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""What the Trainer, generate() and others hand to a forward is used or refused, in both families."""
+"""Both families use or refuse each argument that the Trainer, generate() and other libraries pass to a forward."""
 
 import pytest
 import torch
@@ -203,7 +203,7 @@ def test_a_label_that_is_not_scored_masks_no_input_of_the_decoder():
 
 
 @pytest.mark.parametrize("scored", [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]])
-@pytest.mark.parametrize("start", [1, 0, 2])  # a start of its own, the padding, the end of sentence
+@pytest.mark.parametrize("start", [1, 0, 2])  # a separate start token, the padding, the end of sentence
 def test_unscored_labels_are_read_and_routed_as_without_labels(scored, start):
     model = tiny_gnmt(gating="softmax_top_k", decoder_start_token_id=start)
     inputs = SHIFTED.masked_fill(SHIFTED == 1, start)
@@ -229,7 +229,7 @@ def test_padding_that_a_collator_leaves_behind_a_target_is_masked():
 def test_a_hole_in_labels_alone_masks_nothing_around_it():
     model = tiny_gnmt(gating="softmax_top_k")
     labels = torch.tensor([[5, -100, 7, 2]])
-    inputs = torch.tensor([[1, 5, 0, 7]])  # what stood in the hole is not known
+    inputs = torch.tensor([[1, 5, 0, 7]])  # the token in the hole is unknown
     expected = model(TEXT[:1], labels=labels, decoder_input_ids=inputs, decoder_attention_mask=torch.ones(1, 4))
     assert torch.equal(model(TEXT[:1], labels=labels).loss, expected.loss)
 

@@ -93,7 +93,7 @@ class Page:
         element.click()
 
     def search(self, words: str) -> None:
-        """Type into the search field and wait until the table is that of the words."""
+        """Types into the search field and waits until the table shows the words."""
         box = self.driver.find_element("css selector", "#search")
         self.run("arguments[0].value = ''; state.found = null", box)
         box.send_keys(words or " ")
@@ -130,7 +130,7 @@ def open_page(driver, reports):
 
 @contextmanager
 def media(driver, **features):
-    """What the page believes of the reader's settings."""
+    """Sets the reader's settings that the page sees."""
     driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
         {"features": [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]},
@@ -264,7 +264,7 @@ def test_a_token_shows_its_experts_and_leads_to_them(open_page):
     page.click("#token li .link")
     assert page.text("#expert-title") == f"Expert {experts[20, 0]}"
     assert page.run("return document.querySelector('#token').hidden")
-    # The tokens of the passage that come to it are coloured.
+    # The passage's tokens that this expert gets are coloured.
     coloured = page.run(
         "return [...document.querySelectorAll('#passage .token')].map((e) => e.style.background !== '')"
     )
@@ -411,7 +411,7 @@ def test_text_stands_out_from_its_background(scheme, open_page, driver):
 @pytest.mark.parametrize("width", [360, 800, 1400])
 def test_nothing_is_wider_than_the_window(width, open_page, driver):
     page = open_page("many")
-    # A window has a least width; a telephone's is given to the page.
+    # A window has a minimum width; the page gets a telephone's width by emulation.
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     )

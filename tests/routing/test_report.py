@@ -1,4 +1,4 @@
-"""The routing report: which tokens are read, what the page holds, the command and its errors."""
+"""The routing report: the tokens it reads, the contents of the page, the command and its errors."""
 
 import gzip
 import os
@@ -153,7 +153,7 @@ def test_parts_of_a_character_are_read_together(tmp_path):
 
 @pytest.fixture(scope="module")
 def pages(lm, gnmt, tmp_path_factory):
-    """{family: what a report wrote}."""
+    """The files of a report, by family."""
     folder = tmp_path_factory.mktemp("pages")
     options = {"num_contexts": 3, "context_width": 2, "batch_size": 4, "window_length": 8}
     return {

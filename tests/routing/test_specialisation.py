@@ -1,4 +1,4 @@
-"""How much an expert tells about a token, in bits, beside what chance gives."""
+"""How much an expert tells about a token, in bits, compared with chance."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the gates do with a text, against a slow reference in float64: one token, one expert, one number at a time."""
+"""Routing statistics of a text against a slow reference in float64: one token, one expert, one number at a time."""
 
 import math
 from collections import Counter

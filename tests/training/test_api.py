@@ -1,4 +1,4 @@
-"""Training from Python by keywords, and what `moe_hf` exports."""
+"""Training from Python with keywords, and the exports of `moe_hf`."""
 
 import pytest
 

@@ -29,7 +29,7 @@ CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.glob("accelerate/*")))
 TEXTS = {path: path.read_text(encoding="utf-8") for path in CONFIGS}
 TRANSLATION_CONFIGS = [path for path in CONFIGS if re.search("encoder_layer_pattern|train_source_files", TEXTS[path])]
 BASELINE_CONFIGS = [path for path in TRANSLATION_CONFIGS if "\nbaselines:" in TEXTS[path]]
-OWN_TRANSLATION_CONFIGS = [  # a configuration of baselines need not have a model of ours
+OWN_TRANSLATION_CONFIGS = [  # a configuration of baselines may be without a model of this package
     path for path in TRANSLATION_CONFIGS if "encoder_layer_pattern" in TEXTS[path] or path not in BASELINE_CONFIGS
 ]
 LM_CONFIGS = [path for path in CONFIGS if path not in TRANSLATION_CONFIGS]
@@ -212,7 +212,7 @@ def test_shipped_configuration_describes_a_translation_model(path):
 def test_shipped_baselines_are_translation_models_of_transformers(path):
     parsed = parse_arguments([str(path), "--output_dir", "run", "--use_cpu", "true"], classes_of(path))
     _, data, training, sweep = parsed
-    runs = translation_baseline_runs(data, training, sweep.baselines, seeds=[1])  # raises for one that is none
+    runs = translation_baseline_runs(data, training, sweep.baselines, seeds=[1])  # refuses other models
     assert [run.name for run in runs] == list(sweep.baselines) and runs
 
 

@@ -1,4 +1,4 @@
-"""`AuxLossCallback`: what it reports is what the experts did, and its schedules set the coefficients."""
+"""`AuxLossCallback` reports what the experts did, and its schedules set the coefficients."""
 
 import csv
 import math
@@ -18,7 +18,7 @@ NUM_EXPERTS, STEPS, STEPS_PER_LOG = 16, 6, 3
 MODEL = dict(num_experts=NUM_EXPERTS, layer_pattern=["lstm", "moe", "moe"])
 MODEL |= dict(importance_loss_coef=0.3, load_loss_coef=0.2)
 LAYERS = ("layers.1", "layers.2")
-# Without learning the model of every step is the same.
+# Without learning, every step has the same model.
 ARGUMENTS = dict(max_steps=STEPS, logging_steps=STEPS_PER_LOG, learning_rate=0.0, per_device_train_batch_size=2)
 
 
@@ -127,7 +127,7 @@ def test_strictly_balanced_layers_report_their_threshold_loss_too(tmp_path):
     model.model.layers[2].register_forward_hook(lambda module, inputs, output: seen.append(output[4].item()))
     trainer = tiny_trainer(model, windows(), tmp_path, **ARGUMENTS)
     path = tmp_path / "history.csv"
-    path.write_text("step,layer,other columns\n3,layers.1,0\n")  # of an earlier run with another gating
+    path.write_text("step,layer,other columns\n3,layers.1,0\n")  # from an earlier run with another gate
     AuxLossCallback(path).attach_to(trainer)
     trainer.train()
     expected = [0.6 * sum(seen[first : first + STEPS_PER_LOG]) / STEPS_PER_LOG for first in (0, STEPS_PER_LOG)]

@@ -1,4 +1,4 @@
-"""Output folders are not overwritten; the last whole checkpoint is found, a broken one is named."""
+"""Output folders are never overwritten; the last complete checkpoint is found, and an error names a broken one."""
 
 import json
 import shutil
@@ -107,8 +107,10 @@ def test_other_names_are_no_checkpoints(run_folder):
     assert prepare_output_dir(str(run_folder), "last") == str(run_folder / "checkpoint-10")
 
 
-def test_last_starts_anew_when_there_is_no_checkpoint(tmp_path):
-    assert prepare_output_dir(str(tmp_path / "new"), "last") is None
+def test_last_starts_anew_when_there_is_no_checkpoint(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert prepare_output_dir(str(tmp_path / "new"), "last") is None
+    assert "new has no checkpoint: the run begins at step 0" in caplog.text
 
 
 @pytest.mark.parametrize("resume", [None, False])
@@ -141,7 +143,7 @@ class Killed(BaseException):
 
 
 def cut(write, file_of):
-    """`write`, after which the process is killed, with half of the file written."""
+    """Returns a `write` that writes half of the file and then kills the process."""
 
     def killed(*args, **kwargs):
         write(*args, **kwargs)

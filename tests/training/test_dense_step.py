@@ -1,4 +1,4 @@
-"""The compiled step of FactoredAdam against the one in plain torch, and sharded parameters."""
+"""The compiled step of FactoredAdam against the step in plain torch, and sharded parameters."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def state_after(param, gradients, **options):
     seed=st.integers(0, 999),
 )
 def test_the_kernel_makes_the_step_of_plain_torch(leading, rows, cols, weight_decay, threads, seed):
-    """In float64, which no kernel takes; the last expert has no token in the first step."""
+    """Runs in float64, which no kernel supports; the last expert does not get a token in the first step."""
     start = draw(*leading, rows, cols, seed=seed)
     gradients = [draw(*leading, rows, cols, seed=seed + t) for t in range(1, 4)]
     gradients[0].view(-1, rows, cols)[-1] = 0

@@ -1,4 +1,4 @@
-"""Experts whose gradients are rows against those with dense gradients, and against the formulas in float64."""
+"""Experts with row gradients against experts with dense gradients, and against the formulas in float64."""
 
 import copy
 
@@ -92,7 +92,7 @@ def test_hundred_clipped_and_accumulated_steps(gate, dtype):
 
 
 def test_kernels_take_the_same_hundred_steps():
-    """Widths of 16, which the compiled kernels take if there are any."""
+    """Widths of 16, which the compiled kernels support, if the kernels are installed."""
     models, optimizers = pair(tiny_lm(dtype=torch.float32, std=0.3, hidden_size=16, moe_intermediate_size=16))
     take_steps(models, optimizers, range(100), max_norm=0.5)
     assert_same_weights(models, TOLERANCE[torch.float32])

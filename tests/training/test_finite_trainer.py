@@ -1,4 +1,4 @@
-"""No checkpoint and no model with NaN or infinity is written, and the error says what is there."""
+"""A checkpoint or model with NaN or infinity is never written; the error says what was found."""
 
 import math
 
@@ -142,7 +142,7 @@ def test_an_evaluation_that_is_not_finite_is_told_and_never_the_best(tmp_path, m
     trainer = trainer_of(
         tmp_path, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="loss"
     )
-    values = {"perplexity_per_token": math.inf, "loss": -math.inf}  # which would be the least of all
+    values = {"perplexity_per_token": math.inf, "loss": -math.inf}  # the smallest loss of all
     monkeypatch.setattr("moe_hf.training.lm_trainer.perplexities", lambda *args: values)
     trainer.train()
     assert trainer.state.best_model_checkpoint is None

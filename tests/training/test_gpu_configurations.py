@@ -1,4 +1,4 @@
-"""The configurations for GPUs: the paper's models and steps, and one file for a GPU and for a CPU."""
+"""The configurations for GPUs: the paper's models and steps, and one file for both GPU and CPU."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The history of the experts does not show whether a run was killed, wherever that was, and resumed."""
+"""The history of the experts is the same for a run that was killed anywhere and resumed."""
 
 import json
 
@@ -44,7 +44,7 @@ class Killer(TrainerCallback):
 
 
 def train(folder, killer=None, dtype=torch.float32, trainer_class=None, model=None, **arguments) -> bytes | None:
-    """What the history of a run holds at its end; None if it was killed. Goes on from the last checkpoint."""
+    """Resumes a run from its last checkpoint; returns the history at the end, or None if the run was killed."""
     set_seed(3)
     changes = dict(gating="noisy_top_k", layer_pattern=["lstm", "moe", "moe"], importance_loss_coef=0.1)
     model = noiseless_lm(dtype, **(changes | dict(load_loss_coef=0.1, dropout=0.1) | (model or {})))

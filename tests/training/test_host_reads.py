@@ -1,4 +1,4 @@
-"""How often a GPU would make the host wait in a step of the Trainer, and that a loss read late still ends a run."""
+"""Host reads in a step of the Trainer on a GPU; a loss that is read late still stops a run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a training with a checkpoint that the same command goes on from."""
+"""Ctrl-C ends a training with a checkpoint from which the same command resumes."""
 
 import signal
 import threading
@@ -82,7 +82,7 @@ def test_saves_after_the_evaluation(save_strategy, tmp_path):
     )
     with pytest.raises(InterruptedRun):
         trainer.train()
-    # Whether the best model is saved is decided after the evaluation; if not, the next step is.
+    # The Trainer decides after the evaluation whether to save the best model; otherwise the next step is saved.
     assert list_checkpoints(tmp_path)[-1].name in ("checkpoint-4", "checkpoint-5")
     assert any("eval_loss" in log and log["step"] == 4 for log in trainer.state.log_history)
 

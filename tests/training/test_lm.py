@@ -1,4 +1,4 @@
-"""A whole training run in-process, fine-tuning from its folder, and what a user gets for bad input: one line."""
+"""A whole training run in this process, fine-tuning from its folder, and one-line errors for bad input."""
 
 import gzip
 import json
@@ -116,7 +116,7 @@ def full_folder(folder):
     return folder
 
 
-# Each: overrides, where a function makes a file and gives its path; and what the one line says.
+# Overrides, where a function creates a file and returns its path, and the words of the one-line error.
 BAD_INPUT = {
     "k exceeds n": (["--num_experts_per_tok", "5"], "num_experts_per_tok=5 exceeds num_experts=4"),
     "gating": (["--gating", "softmux"], "gating='softmux' is not known, use one of noisy_top_k, softmax_top_k"),
@@ -212,6 +212,6 @@ def test_a_changed_argument_on_resumption_is_one_line(capfd, corpus, tmp_path):
     folder = ["--output_dir", tmp_path / "run", "--max_steps", "2", "--save_strategy", "steps"]
     folder += ["--save_steps", "1"]
     train(corpus, *folder)
-    train(corpus, *folder, "--recompute_experts", "true", "--resume_from_checkpoint")  # this one changes no result
+    train(corpus, *folder, "--recompute_experts", "true", "--resume_from_checkpoint")  # keeps results
     values = [*folder, "--window_length", "5", "--resume_from_checkpoint"]
     assert_one_line_error(capfd, corpus, values, "window_length=5 differs from window_length=")

@@ -1,4 +1,4 @@
-"""`LmTrainer`: carried state, evaluation over a whole stream, the stop on NaN."""
+"""`LmTrainer`: carried state, evaluation over a whole stream, and the stop on NaN."""
 
 import math
 
@@ -25,7 +25,7 @@ def rows_of(stream, num_rows):
 
 
 def truncated_bptt(model, stream, num_rows, num_epochs=1, carry=True):
-    """Plain SGD, row by row: every row keeps its own state, which is detached between windows."""
+    """Plain SGD, row by row: every row keeps its own state, detached between windows."""
     rows = rows_of(stream, num_rows)
     losses = []
     for _ in range(num_epochs):

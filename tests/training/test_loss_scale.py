@@ -1,6 +1,6 @@
-"""The gradient does not depend on how a batch is cut into accumulation steps and processes.
+"""The gradient does not depend on how accumulation steps and processes divide a batch.
 
-Here each process balances its own batch; test_data_parallel.py has the global one.
+Here each process balances its own batch; test_data_parallel.py tests the global batch.
 
 Shape suffixes: T tokens, E experts.
 """
@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from moe_hf.data.windows import StreamWindows, collate_windows
 
-# On equal windows, and on ones of 1 to 7 tokens, so that micro-batches have different numbers of scored tokens.
+# On equal windows, and on windows of 1 to 7 tokens, so that micro-batches differ in their number of scored tokens.
 DATA = ("equal", "unequal")
 COEFS = {"importance_loss_coef": 0.3, "load_loss_coef": 0.2}
 
@@ -60,7 +60,7 @@ def task_gradient(data) -> dict[str, torch.Tensor]:
 def balancing_gradient(data, micro_batch_size) -> dict[str, torch.Tensor]:
     """Mean over the micro-batches, weighted by scored tokens, of the gradient of w CV(importance)^2 of each.
 
-    With softmax gating the load has no gradient.
+    With softmax gating the load does not have a gradient.
     """
     windows = windows_of(data)
     total = sum(len(window["input_ids"]) for window in windows)
@@ -107,7 +107,7 @@ CASES = [("equal", 16, 1, {}), ("unequal", 16, 1, {}), ("unequal", 16, 1, COEFS)
 
 
 def train_all_cases(folder: str) -> list[dict]:
-    """What each of the two processes runs."""
+    """Runs in each of the two processes."""
     gradients = [trained_gradient(folder, data, size, steps, **coefs) for data, size, steps, coefs in CASES]
     assert torch.distributed.get_world_size() == 2
     return gradients

@@ -91,7 +91,7 @@ def test_step_is_the_formula_for_every_matrix(leading, rows, cols, beta2, weight
 def test_squared_gradients_of_rank_one_make_it_adam_without_first_moment(seed, weight_decay):
     param, reference = parameter(3, 4, 5, seed=seed), parameter(3, 4, 5, seed=seed)
     rank_one = draw(3, 4, 1, seed=seed + 1) * draw(3, 1, 5, seed=seed + 2)
-    # Other signs and sizes at each step: the moving average of the squares stays of rank one.
+    # Signs and sizes change at each step, but the moving average of the squares keeps rank one.
     gradients = [[rank_one * draw(3, 4, 5, seed=t).sign() * draw(3, 1, 1, seed=t)] for t in range(6)]
     options = dict(lr=0.1, eps=1e-16, weight_decay=weight_decay)
     steps(FactoredAdam([param], betas=(0.9, 0.99), factored=True, **options), [param], gradients)
@@ -295,7 +295,7 @@ def test_trainer_builds_the_optimizer_that_is_named_and_says_how_large_it_is(tmp
     assert [group["params"] for group in seen.groups if group["factored"]] == [set(expert_parameters(model))]
     losses = losses_of(trainer)
     assert losses[-1] < 0.6 * losses[0]
-    # 2 * 4 matrices of 8 x 8: (8 + 8) / (8 * 8); the rest has Adam's two moments and counters of 4 bytes.
+    # 2 * 4 matrices of 8 x 8 need (8 + 8) / (8 * 8). All other weights have Adam's two moments and 4-byte counters.
     lines = [line for line in caplog.messages if line.startswith("optimizer state")]
     assert lines[0] == "optimizer state, experts: 0.00 MB, 25.00 % of the parameters' bytes"
     assert len(lines) == 2 and lines[1].startswith("optimizer state, rest: ")

@@ -1,4 +1,4 @@
-"""`predict` of the library's Trainers: logits or translations, and nothing beside them."""
+"""`predict` of the library's Trainers returns logits or translations, and nothing else."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed ends with the same bits as one that never was."""
+"""A run that is interrupted and resumed ends with the same bits as an uninterrupted run."""
 
 import json
 import signal

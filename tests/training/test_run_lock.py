@@ -1,4 +1,4 @@
-"""An output folder has one run at a time; a process that was killed holds nothing."""
+"""An output folder accepts one run at a time; a killed process does not keep the lock."""
 
 import errno
 import multiprocessing
@@ -47,7 +47,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(holder, tmp_path):
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
     assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
-    assert prepare_output_dir(str(folder), None) is None  # a lock left behind is not a run
+    assert prepare_output_dir(str(folder), None) is None  # a leftover lock is not a run
     with run_lock(arguments(folder)):
         pass
     assert not (folder / LOCK_FILE).exists()

@@ -1,4 +1,4 @@
-"""An evaluation in between: what it does to the noise of the later steps with the plain Trainer, and what mends it."""
+"""How an evaluation changes the noise of later steps with the plain Trainer, and how to avoid this."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def undisturbed(request, tmp_path_factory):
 
 def test_an_evaluation_changes_the_noise_of_later_steps(undisturbed, tmp_path):
     family, expected = undisturbed
-    for arguments in (EVERY_OTHER_STEP, EVERY_OTHER_STEP | {"data_seed": 1}):  # which orders the data, no more
+    for arguments in (EVERY_OTHER_STEP, EVERY_OTHER_STEP | {"data_seed": 1}):  # data_seed only orders the data
         actual = losses(family, tmp_path, **arguments)
         assert actual[:2] == expected[:2] and actual[2:] != expected[2:]
 

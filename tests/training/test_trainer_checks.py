@@ -1,4 +1,4 @@
-"""What `LmTrainer` refuses, what the plain Trainer gets from the models, and the paper's schedule."""
+"""Refusals of `LmTrainer`, what the plain Trainer gets from the models, and the paper's schedule."""
 
 import pytest
 import torch

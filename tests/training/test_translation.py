@@ -1,4 +1,4 @@
-"""Training a translation model in-process: what it learns, resumption, evaluation, scripts, and bad input."""
+"""Training a translation model in this process: learning, resumption, evaluation, scripts, and bad input."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def test_the_folder_has_an_output_length_and_every_later_folder_keeps_it(corpus,
 
 
 def test_predictions_of_the_official_recipe_can_be_decoded(corpus, trained, tmp_path):
-    """Its last steps: `predict` with batches of different length, and `batch_decode` of what it gives."""
+    """Runs the last steps: `predict` with batches of different length, and `batch_decode` of the predictions."""
     tokenizer = AutoTokenizer.from_pretrained(corpus / "run")
     model = AutoModelForSeq2SeqLM.from_pretrained(corpus / "run")
     arguments = Seq2SeqTrainingArguments(

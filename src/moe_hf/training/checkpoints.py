@@ -58,10 +58,13 @@ def prepare_output_dir(
         checkpoint = _last_whole_checkpoint(folder)
     else:
         checkpoint = _named_checkpoint(folder, str(resume_from_checkpoint))
-    if checkpoint is not None:
-        _check_family(checkpoint, model_type)
-        check_same_run(output_dir, str(checkpoint), arguments or {})
-    return None if checkpoint is None else str(checkpoint)
+    if checkpoint is None:
+        logger.info(f"{output_dir} has no checkpoint: the run begins at step 0")
+        return None
+    _check_family(checkpoint, model_type)
+    check_same_run(output_dir, str(checkpoint), arguments or {})
+    logger.info(f"resumed from {checkpoint}")
+    return str(checkpoint)
 
 
 def _last_whole_checkpoint(folder: Path) -> Path | None:
