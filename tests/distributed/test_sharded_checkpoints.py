@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_not_whole(killed, folder, tmp_path, part, damag
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(InputError, match="whole|broken"):
+    with pytest.raises(InputError, match="incomplete|broken"):
         check_checkpoint(checkpoint)
 
 

@@ -55,6 +55,9 @@ def test_it_runs(file, tmp_path, monkeypatch):
     notebook = nbformat.read(file, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=resources).execute()
+    # torchao, where it is installed, reports libraries that a CPU build of torch lacks.
+    for cell in code_cells(notebook):
+        cell["outputs"] = [output for output in cell["outputs"] if "torchao" not in output.get("text", "")]
     check_outputs(notebook)
     was = json.loads(file.read_text(encoding="utf-8"))
     assert [cell["source"] for cell in code_cells(notebook)] == ["".join(cell["source"]) for cell in code_cells(was)]
