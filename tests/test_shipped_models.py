@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from moe_hf.demo.shipped import SENTENCES, run_shipped_demo
 from moe_hf.evaluation.translation_model import evaluate_translation
+from moe_hf.model_code import add_code
 from moe_hf.translator import Translator
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +60,15 @@ def test_a_repository_is_small_and_complete():
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
     assert {"modeling_gnmt_moe.py", "expert_history.png"} <= names
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) <= LARGEST
+
+
+def test_the_code_is_the_packages(tmp_path):
+    """After a change in models/, `moe_hf.model_code.add_code(FOLDER)` copies it into the folder."""
+    shutil.copyfile(FOLDER / "config.json", tmp_path / "config.json")
+    add_code(tmp_path)
+    assert {path.name: path.read_text() for path in FOLDER.glob("*.py")} == {
+        path.name: path.read_text() for path in tmp_path.glob("*.py")
+    }
 
 
 def test_weights_take_two_bytes_and_load_as_float32(model):

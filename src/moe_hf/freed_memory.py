@@ -1,7 +1,7 @@
 """Keeps freed memory in the process, so that a training step does not fetch the same pages from the system again.
 
 glibc returns large freed blocks to the system. The next step's gradients and logits then wait for fresh pages, at
-about 1 to 2 GB/s on a CPU. benchmarks/results/memory.md compares the times with and without `keep_freed_memory`.
+about 1 to 2 GB/s on a CPU. docs/LOG.md (2026-11-30) compares the times with and without `keep_freed_memory`.
 """
 
 import ctypes

@@ -31,7 +31,7 @@ class TranslationPipeline:
             that they were trained on.
 
     Raises:
-        TypeError: neither `Translator` nor `generate()` has an argument.
+        TypeError: an argument is unknown to both `Translator` and `generate()`.
         ValueError: `target_language` and `tgt_lang` differ, or `Translator` or `move_to_device` raises it.
     """
 
