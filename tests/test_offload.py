@@ -96,8 +96,10 @@ def test_experts_alone_on_the_disk_change_nothing(family, gate, tmp_path):
     assert_same_outputs(model, loaded)
 
 
-@pytest.mark.parametrize("changes", [{"attention_feeding": "parallel"}, {"attention_type": "additive"}])
-def test_every_kind_of_attention_can_be_on_the_disk(changes, tmp_path):
+@pytest.mark.parametrize(
+    "changes", [{"attention_feeding": "parallel"}, {"attention_type": "additive"}, {"deep_output": True}]
+)
+def test_every_kind_of_attention_and_output_can_be_on_the_disk(changes, tmp_path):
     loaded = checkpoint(tmp_path, "gnmt_moe", lstm_hidden_size=6, share_embeddings=False, **changes)
     model = offloaded(tmp_path, "gnmt_moe", device_map="auto", max_memory={"cpu": 0})
     assert_same_outputs(model, loaded)

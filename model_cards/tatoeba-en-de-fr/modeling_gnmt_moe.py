@@ -25,7 +25,7 @@ from .cache import CACHE_NAME, cache_of, keeps_lstm_state, one_cache
 from .configuration_gnmt_moe import GnmtMoeConfig
 from .configuration_moe import EXPERTS_EP_PLAN, EXPERTS_TP_PLAN, FSDP_PLAN
 from .generation_moe import MoeGenerationMixin
-from .gnmt_layers import AttentionLstmLayer, BidirectionalLstmLayer, GnmtAttention
+from .gnmt_layers import AttentionLstmLayer, BidirectionalLstmLayer, DeepOutput, GnmtAttention
 from .lstm import LstmLayer, row_lengths
 from .moe import MoeBlock
 from .pretrained_moe import MoePreTrainedModel, TokenEmbedding, padding_mask
@@ -71,7 +71,7 @@ class GnmtMoePreTrainedModel(MoePreTrainedModel):
 
     config_class = GnmtMoeConfig
     base_model_prefix = "model"
-    _no_split_modules = ["LstmLayer", "BidirectionalLstmLayer", "AttentionLstmLayer", "MoeBlock"]
+    _no_split_modules = ["LstmLayer", "BidirectionalLstmLayer", "AttentionLstmLayer", "MoeBlock", "DeepOutput"]
     _can_record_outputs = MoePreTrainedModel._can_record_outputs | {
         "cross_attentions": OutputRecorder(AttentionLstmLayer, index=2),
     }
@@ -79,7 +79,7 @@ class GnmtMoePreTrainedModel(MoePreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, GnmtAttention):
+        if isinstance(module, (GnmtAttention, DeepOutput)):
             module.reset_parameters()
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
@@ -171,6 +171,8 @@ class GnmtMoeEncoder(GnmtMoeStack):
 class GnmtMoeDecoder(GnmtMoeStack):
     """The decoder: a first LSTM that queries the attention, further LSTM layers that read the context, MoE layers.
 
+    With `config.deep_output`, a `DeepOutput` follows the layers.
+
     The state is an `EncoderDecoderCache`. Its first part has h and c of every LSTM layer; h of the first layer is the
     attention's query. Layer 0 of its second part has the attention's keys and the encoder's output.
     """
@@ -186,6 +188,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         self.layers = nn.ModuleList([AttentionLstmLayer(config)])
         for name in config.decoder_layer_pattern[1:]:
             self.layers.append(LstmLayer(config, 2 * config.hidden_size) if name == "lstm" else MoeBlock(config))
+        self.deep_output = DeepOutput(config) if config.deep_output else None
         self.post_init()
 
     @capture_outputs
@@ -225,7 +228,7 @@ class GnmtMoeDecoder(GnmtMoeStack):
         keys, source = self._keys_and_source(past_key_values, encoder_hidden_states)
         states = self._states(past_key_values)
 
-        hidden_states = self.dropout(inputs_embeds)
+        hidden_states = embeddings = self.dropout(inputs_embeds)
         aux_loss = self._zero_aux_loss(hidden_states, output_statistics)
         h, c = states[0]
         # The attention weights are dropped here, because the library records them (`_can_record_outputs`).
@@ -239,6 +242,8 @@ class GnmtMoeDecoder(GnmtMoeStack):
                 inputs = torch.cat([hidden_states, context.to(hidden_states)], dim=-1)
                 hidden_states, h, c = layer(hidden_states, mask, *states[index], inputs, lengths=lengths)
                 states[index] = h, c
+        if self.deep_output is not None:
+            hidden_states = self.deep_output(hidden_states, embeddings, context)
         if past_key_values is not None:
             self._keep(past_key_values, states, keys, source, num_tokens=hidden_states.shape[1])
         return GnmtMoeDecoderOutput(

@@ -80,7 +80,8 @@ def layers_without_memory(config: MoeConfig) -> torch.nn.ModuleList:
     with torch.device("meta"):
         if isinstance(config, GnmtMoeConfig):
             model = GnmtMoeModel(config)
-            return torch.nn.ModuleList([*model.encoder.layers, *model.decoder.layers])
+            deep_output = [model.decoder.deep_output] if config.deep_output else []
+            return torch.nn.ModuleList([*model.encoder.layers, *model.decoder.layers, *deep_output])
         return LstmMoeModel(config).layers
 
 

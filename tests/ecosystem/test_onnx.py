@@ -7,14 +7,14 @@ import torch
 from tiny_models import assert_same
 from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 
-from tests.models.test_compile_and_export import FAMILIES, decoding_step
+from tests.models.test_compile_and_export import FAMILIES, MODELS, decoding_step
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("family", FAMILIES)
+@MODELS
 @torch.no_grad()
-def test_steps_are_those_of_the_model(family, tmp_path):
-    model = FAMILIES[family].model(torch.float32)
+def test_steps_are_those_of_the_model(family, changes, tmp_path):
+    model = FAMILIES[family].model(torch.float32, **changes)
     model.set_experts_implementation("batched_mm")  # uses only operations that ONNX supports
     OnnxExporter().export(model, decoding_step(family, model, 2), config=OnnxConfig()).save_pretrained(tmp_path)
     exported = ExportedModel.from_pretrained(tmp_path)

@@ -114,7 +114,8 @@ def translation_model(config, weights, sources, targets):
     head, weights = weights.get("lm_head.weight"), part(weights, "model.")
     encoded, aux_loss = encode(config, weights, sources)
     target_embedding = weights.get("decoder.embed_tokens.weight", weights["encoder.embed_tokens.weight"])
-    sentences = embed(config, target_embedding, targets)
+    embeddings = embed(config, target_embedding, targets)
+    sentences = list(embeddings)
     contexts, all_weights = [], []
     for index, name in enumerate(config.decoder_layer_pattern):
         layer = part(weights, f"decoder.layers.{index}.")
@@ -130,5 +131,10 @@ def translation_model(config, weights, sources, targets):
         else:
             sentences, loss = moe(sentences, layer, config)
             aux_loss = aux_loss + loss
+    if config.deep_output:
+        for b, xs in enumerate(sentences):
+            inputs = [torch.cat(parts) for parts in zip(xs, embeddings[b], contexts[b])]
+            weight, bias = weights["decoder.deep_output.weight"], weights["decoder.deep_output.bias"]
+            sentences[b] = [torch.tanh(weight @ x + bias) for x in inputs]
     head = target_embedding if head is None else head
     return TranslationOutput([[head @ x for x in xs] for xs in sentences], all_weights, aux_loss)

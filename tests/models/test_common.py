@@ -33,6 +33,7 @@ VARIANTS = {
         "own embeddings": {"share_embeddings": False},
         "own embeddings, tied": {"share_embeddings": False, "tie_word_embeddings": True},
         "parallel": {"attention_feeding": "parallel", "attention_type": "additive", "lstm_hidden_size": 12},
+        "deep output": {"deep_output": True, "tie_word_embeddings": True},
         "one direction": {"encoder_bidirectional_first": False, "label_smoothing": 0.1},
     },
 }

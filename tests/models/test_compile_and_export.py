@@ -11,6 +11,11 @@ from transformers.exporters import DynamoConfig, DynamoExporter
 pytestmark = pytest.mark.slow
 FAMILIES = {"lm": LM, "gnmt": GNMT}
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
+MODELS = pytest.mark.parametrize(
+    ("family", "changes"),
+    [*((family, {}) for family in FAMILIES), ("gnmt", {"deep_output": True})],
+    ids=[*FAMILIES, "gnmt with a deep output"],
+)
 
 
 def model_and_batch(family, with_padding=True, **changes):
@@ -70,10 +75,10 @@ def decoding_step(family, model, num_tokens):
 
 # Transformers 5.23 reads what torch 2.13 deprecates.
 @pytest.mark.filterwarnings("ignore:`treespec.children_specs` is deprecated:FutureWarning")
-@FAMILY
+@MODELS
 @torch.no_grad()
-def test_an_exported_step_goes_on_from_any_state(family):
-    model, _ = model_and_batch(family)
+def test_an_exported_step_goes_on_from_any_state(family, changes):
+    model, _ = model_and_batch(family, **changes)
     exported = DynamoExporter().export(model, decoding_step(family, model, 2), config=DynamoConfig())
     inputs = decoding_step(family, model, 5)
     expected = [model(**copy.deepcopy(inputs), use_cache=True)]

@@ -5,6 +5,7 @@ import torch
 from tiny_models import FEEDINGS, sentences, tiny_gnmt, tiny_gnmt_config
 
 from moe_hf import GnmtMoeConfig, GnmtMoeForConditionalGeneration
+from moe_hf.model_size import count_parameters, ops_per_timestep
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,13 @@ def test_defaults_are_the_papers_for_translation():
     assert (config.hidden_size, config.moe_intermediate_size, config.num_experts_per_tok) == (512, 2048, 4)
     assert (config.attention_type, config.attention_feeding) == ("product", "recurrent")
     assert config.is_encoder_decoder and config.share_embeddings and config.label_smoothing == 0
+
+
+def test_a_deep_output_counts_as_a_layer():
+    plain, deep = tiny_gnmt_config(), tiny_gnmt_config(deep_output=True)
+    assert not plain.deep_output  # the paper's
+    assert count_parameters(deep) - count_parameters(plain) == 8 * 24 + 8
+    assert ops_per_timestep(deep) - ops_per_timestep(plain) == 8 * 24
 
 
 def test_numbers_of_layers_follow_from_the_patterns():

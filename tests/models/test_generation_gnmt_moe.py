@@ -12,9 +12,10 @@ VARIANTS = pytest.mark.parametrize(
         {"attention_feeding": "parallel", "attention_type": "additive"},
         {"lstm_hidden_size": 12, "decoder_layer_pattern": ["lstm", "lstm", "moe", "lstm"], "share_embeddings": False},
         {"gating": "strictly_balanced"},
+        {"deep_output": True, "tie_word_embeddings": True},
         {"num_experts": 8, "num_expert_groups": 4, "num_experts_per_tok": 4},
     ],
-    ids=["recurrent", "parallel additive", "deep with projection", "strictly balanced", "hierarchical"],
+    ids=["recurrent", "parallel additive", "deep with projection", "strictly balanced", "deep output", "hierarchical"],
 )
 
 

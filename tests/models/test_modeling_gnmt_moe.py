@@ -17,6 +17,8 @@ VARIANTS = {
     "deep decoder": {"decoder_layer_pattern": ["lstm", "lstm", "moe", "lstm", "moe"]},
     "own embeddings": {"share_embeddings": False},
     "tied": {"tie_word_embeddings": True},
+    "deep output": {"deep_output": True},
+    "deep output, tied": {"deep_output": True, "tie_word_embeddings": True, "scale_embedding": True},
     "tied to the target's": {"tie_word_embeddings": True, "share_embeddings": False},
 }
 SIDES = pytest.mark.parametrize("side", ["none", "left", "right"])

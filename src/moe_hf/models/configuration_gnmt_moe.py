@@ -34,6 +34,9 @@ class GnmtMoeConfig(MoeConfig):
             the LSTMs above the bottom one read a context whose query is the bottom LSTM's output at the same step.
             "parallel": the query is the bottom LSTM's output at the same step, and only the LSTMs above it read the
             context, so the bottom layer runs as one call.
+        deep_output: whether the softmax reads tanh(W [h, y, context] + b), with the top layer's output h and the
+            embedding y of the preceding target token (Pascanu et al., 2014), instead of h. It is not in the paper.
+            With `tie_word_embeddings`, h then need not resemble an embedding.
         share_embeddings: whether source and target tokens share one embedding. With `tie_word_embeddings`, the softmax
             shares the target's embedding too.
         use_cache: whether to return the decoder's state outside of training.
@@ -72,6 +75,7 @@ class GnmtMoeConfig(MoeConfig):
     encoder_bidirectional_first: bool = True
     attention_type: str = "product"
     attention_feeding: str = "recurrent"
+    deep_output: bool = False
     share_embeddings: bool = True
     use_cache: bool = True
     is_encoder_decoder: bool = True

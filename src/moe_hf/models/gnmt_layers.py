@@ -134,6 +134,42 @@ class GnmtAttention(nn.Module):
         return torch.bmm(weights_BTS.to(source.dtype), source), weights_BTS, keys
 
 
+class DeepOutput(nn.Linear):
+    """dropout(tanh(W [h, y, context] + b)): a deep output (Pascanu et al., 2014; Bahdanau et al., 2015).
+
+    The softmax reads it instead of the top layer's output h. y is the embedding of the preceding target token. The
+    paper's models do not have it.
+
+    Args:
+        config: has hidden_size D and dropout.
+
+    Parameters: weight (D, 3D), W; bias (D,), b.
+    """
+
+    def __init__(self, config: GnmtMoeConfig):
+        super().__init__(3 * config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise W to keep the variance, and b to zero."""
+        init.normal_(self.weight, std=self.in_features**-0.5)
+        init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor, embeddings: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: (B, T, D), the top layer's output.
+            embeddings: (B, T, D), the bottom layer's input.
+            context: (B, T, D), the attention's context.
+
+        Returns:
+            (B, T, D), in the dtype of hidden_states.
+        """
+        inputs = torch.cat([hidden_states, embeddings, context.to(hidden_states)], dim=-1)
+        return self.dropout(torch.tanh(super().forward(inputs))).to(hidden_states.dtype)
+
+
 def recurrent_projection(context_weight: torch.Tensor, weight_hh: torch.Tensor, num_steps: int) -> Callable:
     """Return a function (context, h) -> context_weight context + weight_hh h, for `num_steps` calls.
 

@@ -109,6 +109,10 @@ class TranslationModelArguments(ModelArguments):
     )
     attention_type: str | None = field(default=None, metadata={"help": "product or additive"})
     attention_feeding: str | None = field(default=None, metadata={"help": "feeding: recurrent, input or parallel"})
+    deep_output: bool | None = field(
+        default=None,
+        metadata={"help": "let the softmax read state, embedding and context through a tanh layer"},
+    )
     share_embeddings: bool | None = field(default=None, metadata={"help": "share one embedding for source and target"})
 
 

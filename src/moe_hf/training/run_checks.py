@@ -26,7 +26,8 @@ TRANSLATION_METRICS = LM_METRICS | dict.fromkeys(("bleu", "bleu_lowercase", "chr
 FIXED_BY_WEIGHTS = (
     *("hidden_size", "lstm_hidden_size", "num_experts", "moe_intermediate_size", "num_expert_layers"),
     *("num_expert_groups", "layer_pattern", "encoder_layer_pattern", "decoder_layer_pattern"),
-    *("encoder_bidirectional_first", "attention_type", "attention_feeding", "share_embeddings"),
+    *("encoder_bidirectional_first", "attention_type", "attention_feeding", "deep_output"),
+    "share_embeddings",
 )
 
 
