@@ -156,9 +156,7 @@ class DeepOutput(nn.Linear):
         init.normal_(self.weight, std=self.in_features**-0.5)
         init.zeros_(self.bias)
 
-    def forward(
-        self, hidden_states: torch.Tensor, embeddings: torch.Tensor, context: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, embeddings: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """
         Args:
             hidden_states: (B, T, D), the top layer's output.
