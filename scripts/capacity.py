@@ -43,7 +43,7 @@ def run() -> None:
     runs += baseline_runs(data_args, training_args, sweep_args.baselines, sweep_args.seeds)
     rows = {}
     for trained in train_runs(runs, sweep_args.only):
-        add_run(rows, trained.name, trained.seed, trained.folder)
+        add_run(rows, trained.name, trained.seed, trained.folder, trained.tokens_per_step)
     if training_args.process_index == 0:
         write_report(list(rows.values()), Path(training_args.output_dir))
 

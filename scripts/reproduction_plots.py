@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
-"""Draw two plots of docs/reproduction/ that the experiments do not draw, from the numbers in its results folder.
+"""Draw three plots of docs/reproduction/ that the experiments do not draw, from the numbers in its results folder.
 
     python scripts/reproduction_plots.py [--folder docs/reproduction/results]
 
-Writes multi30k-published.png, from the CSV files of three comparisons, and specialisation.png, from specialisation.md.
+Writes multi30k-published.png, from the CSV files of three comparisons, specialisation.png, from specialisation.md, and
+pairs-per-weight.png, from the CSV files of the capacity comparisons and the paper's tables 7 and 8.
 """
 
 import argparse
 import csv
+import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from moe_hf.commands import run_command
+from moe_hf.commands.table import CONFIGS, read_config
+from moe_hf.experiments import paper_tables
+from moe_hf.experiments.text_per_expert import pairs_per_weight, tokens_per_expert
 from moe_hf.extra_packages import require_packages
 from moe_hf.writing import check_folder
 
@@ -34,6 +40,31 @@ SPECIALISATION = [
 ]
 GATES = ["trained", "trained model, gates drawn", "untrained model, gates drawn"]
 
+# (label, marker, file, file with MoE-1-Wide) of the capacity comparisons.
+CAPACITY = [
+    ("ours, 18 million tokens", "o", "capacity.csv", "capacity.csv"),
+    ("the same, second seed", "x", "capacity-seed2.csv", "capacity-seed2.csv"),
+    ("the same, without balancing losses", "v", "capacity-no-balancing.csv", "capacity.csv"),
+]
+# Models that differ in the number of experts only.
+EXPERTS = re.compile(r"MoE-(\d+)(-h)?")
+
+
+class Point(NamedTuple):
+    """A model's gain, and the text that its experts saw.
+
+    Attributes:
+        experts: the number of experts.
+        pairs: (token, expert) pairs per weight.
+        tokens: tokens per expert and step.
+        gain: how many percent the perplexity is below that of the model without more experts.
+    """
+
+    experts: int
+    pairs: float
+    tokens: float
+    gain: float
+
 
 def main() -> int:
     return run_command(run)
@@ -49,6 +80,7 @@ def run() -> None:
     check_folder(str(folder), "folder")
     plot_multi30k(folder)
     plot_specialisation(folder)
+    plot_pairs_per_weight(folder)
 
 
 def plot_multi30k(folder: Path) -> None:
@@ -60,8 +92,7 @@ def plot_multi30k(folder: Path) -> None:
         figure.subplots(1, 2), ("bleu", "perplexity_per_word"), ("validation BLEU", "validation perplexity per word")
     ):
         for file, labels in MULTI30K.items():
-            with open(folder / file, newline="", encoding="utf-8") as lines:
-                rows = [row for row in csv.DictReader(lines) if row[measure]]
+            rows = [row for row in csv_rows(folder / file) if row[measure]]
             for model, name in labels.items():
                 points = [(int(row["step"]), float(row[measure])) for row in rows if row["model"] == model]
                 axes.plot(*zip(*points), linewidth=1, marker=".", label=name)
@@ -102,6 +133,118 @@ def specialisation_rows(file: Path) -> list[dict[str, tuple[float, float]]]:
             assert cells[0].startswith(SPECIALISATION[len(layers) - 1][1]), line
         layers[-1][cells[1]] = (float(cells[3].split()[0]), float(cells[4].split()[0]))
     return layers
+
+
+def plot_pairs_per_weight(folder: Path) -> None:
+    """Plot the gain by experts against the text that an expert saw, for all capacity comparisons and the paper's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, place, name in zip(
+        panels, ("pairs", "tokens"), ("(token, expert) pairs per weight of an expert", "tokens per expert and step")
+    ):
+        panel.axhline(0, color="0.6", linewidth=1)
+        for number, (label, points) in enumerate(paper_points().items()):
+            plot_points(panel, place, points, color=f"C{number}", marker="s", label=label)
+        for label, marker, file, baseline_file in CAPACITY:
+            steps = measured_points(folder / file, folder / baseline_file)
+            last = max(steps)
+            plot_points(panel, place, steps.pop(last), color="C3", marker=marker, label=label)
+            if file != baseline_file or marker != "o":
+                continue
+            for step, points in steps.items():
+                earlier = f"the same, after {min(steps):,} to {max(steps):,} of {last:,} steps"
+                label = earlier if step == min(steps) else None
+                panel.plot(*coordinates(points, place), ".-", color="C3", alpha=0.3, linewidth=1, label=label)
+        panel.set_xscale("log")
+        panel.margins(x=0.1)
+        panel.set_xlabel(name)
+    panels[0].set_ylabel("perplexity below that of MoE-1-Wide, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside upper center", ncols=3)
+    figure.savefig(folder / "pairs-per-weight.png", dpi=110)
+
+
+def plot_points(panel, place: str, points: list[Point], color: str, marker: str, label: str) -> None:
+    """Plot points as a line, with the number of experts beside each; `place` is the attribute on the x axis.
+
+    Flat and hierarchical gates over as many experts share a label, and a single point goes without.
+    """
+    panel.plot(*coordinates(points, place), marker=marker, color=color, markersize=5, linewidth=1.2, label=label)
+    labelled = {point.experts: point for point in reversed(points)} if len(points) > 1 else {}
+    for experts, point in labelled.items():
+        is_leftmost = experts == max(labelled)
+        panel.annotate(
+            f"{experts:,}",
+            (getattr(point, place), point.gain),
+            xytext=(-6, -3) if is_leftmost else (0, 6),
+            textcoords="offset points",
+            ha="right" if is_leftmost else "center",
+            fontsize="x-small",
+            color=color,
+        )
+
+
+def coordinates(points: list[Point], place: str) -> tuple[list[float], list[float]]:
+    """Return the x and y of points, `place` being the attribute on the x axis."""
+    return [getattr(point, place) for point in points], [point.gain for point in points]
+
+
+def paper_points() -> dict[str, list[Point]]:
+    """Return {label: points} of the paper's tables 7 and 8.
+
+    Table 8 does not have MoE-1-Wide. Its baseline is 4xLSTM-512, which is level with MoE-1-Wide in table 7 (46.0 and
+    46.1).
+    """
+    sources = [
+        ("8.3 billion words", paper_tables.BILLION_WORDS_1, "MoE-1-Wide", "test_ppl", 1),
+        ("100 billion words", paper_tables.BILLION_WORDS_100, "4xLSTM-512", "test_ppl", 1),
+        ("10 billion words", paper_tables.BILLION_WORDS_100, "4xLSTM-512", "ppl_after_a_tenth", 0.1),
+    ]
+    words = {paper_tables.BILLION_WORDS_1: (paper_tables.WORDS_1, paper_tables.BATCH_WORDS_1)}
+    words[paper_tables.BILLION_WORDS_100] = (paper_tables.WORDS_100, paper_tables.BATCH_WORDS_100)
+    found = {}
+    for label, rows, baseline, measure, share in sources:
+        read, batch = words[rows]
+        base = next(getattr(row, measure) for row in rows if row.name == baseline)
+        found[f"the paper, {label}"] = [
+            Point(
+                config.num_experts,
+                pairs_per_weight(config, share * read),
+                tokens_per_expert(config, batch),
+                100 * (1 - getattr(row, measure) / base),
+            )
+            for row in rows
+            if EXPERTS.fullmatch(row.name) and (config := read_config(CONFIGS / "lm" / row.config))
+        ]
+    return found
+
+
+def measured_points(file: Path, baseline_file: Path) -> dict[int, list[Point]]:
+    """Return {step: points} of a comparison, by the perplexity per token.
+
+    Args:
+        file: CSV of `scripts/capacity.py`.
+        baseline_file: CSV with MoE-1-Wide of the same seeds, at the same steps.
+    """
+    base = {
+        (row["seed"], row["step"]): float(row["perplexity_per_token"])
+        for row in csv_rows(baseline_file)
+        if row["model"] == "MoE-1-Wide"
+    }
+    found: dict[int, list[Point]] = {}
+    for row in csv_rows(file):
+        if match := EXPERTS.fullmatch(row["model"]):
+            gain = 100 * (1 - float(row["perplexity_per_token"]) / base[row["seed"], row["step"]])
+            point = Point(int(match[1]), float(row["pairs_per_weight"]), float(row["tokens_per_expert"]), gain)
+            found.setdefault(int(row["step"]), []).append(point)
+    return dict(sorted(found.items()))
+
+
+def csv_rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
 
 
 if __name__ == "__main__":

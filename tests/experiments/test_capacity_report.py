@@ -57,7 +57,11 @@ def test_from_configuration_to_table(config, call):
     assert [(row["model"], row["step"]) for row in history] == [
         (m, s) for m in [*VARIANTS, "GPT-2"] for s in ("2", "4")
     ]
-    assert float(rows[0][3].replace(",", "")) == pytest.approx(float(history[1]["perplexity_per_word"]), rel=1e-3)
+    assert float(rows[0][5].replace(",", "")) == pytest.approx(float(history[1]["perplexity_per_word"]), rel=1e-3)
+    # MoE-4 routes the 28 tokens of a step to two of four experts, which have 2 * 8 * 8 weights.
+    assert [row[3:5] for row in rows] == [["-", "-"], ["0.4375", "14"], ["-", "-"]]
+    text = [(row["pairs_per_weight"], row["tokens_per_expert"]) for row in history]
+    assert text == [("", "")] * 2 + [("0.219", "14.000"), ("0.438", "14.000")] + [("", "")] * 2
     assert is_drawn(folder / "capacity.png")
 
 
@@ -106,13 +110,14 @@ def test_a_wrong_baseline_is_named(config, call, changes, named):
 
 def test_the_table_compares_means_with_the_baselines():
     rows = [
-        CapacityRow("MoE-1-Wide", 2_000_000, 131_072, [1], [50.0], [10.0], [0.25]),
-        CapacityRow("MoE-256", 40_000_000, 131_500, [1, 2], [39.0, 41.0], [9.0, 9.2], [0.5, 0.75]),
+        CapacityRow("4xLSTM", 2_000_000, 131_072, [1], [50.0], [10.0], [0.25]),
+        CapacityRow("MoE-256", 40_000_000, 131_500, [1, 2], [39.0, 41.0], [9.0, 9.2], [0.5, 0.75], [], 17.1875, 3.25),
     ]
-    lines = capacity_table(rows, "MoE-1-Wide").splitlines()
-    assert lines[2] == "| MoE-1-Wide | 2.00 M | 0.131 M | 50.00 | +0.0 % | 10.00 | +0.0 % | 0.25 |"
+    lines = capacity_table(rows, "4xLSTM").splitlines()
+    assert lines[2] == "| 4xLSTM | 2.00 M | 0.131 M | - | - | 50.00 | +0.0 % | 10.00 | +0.0 % | 0.25 |"
     assert lines[3] == (
-        "| MoE-256 | 40.00 M | 0.132 M | 40.00 (39.00 to 41.00) | -20.0 % | 9.100 (9.000 to 9.200) | -9.0 % | 0.62 |"
+        "| MoE-256 | 40.00 M | 0.132 M | 17.19 | 3.2 | 40.00 (39.00 to 41.00) | -20.0 % | 9.100 (9.000 to 9.200) | "
+        "-9.0 % | 0.62 |"
     )
 
 

@@ -5,11 +5,12 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..model_size import size_of_any
-from .numbers import mean_and_range
+from .numbers import mean_and_range, rounded
 from .run_curves import Curves, read_curves
+from .text_per_expert import pairs_per_weight, tokens_per_expert
 
 MEASURES = {"perplexity_per_word": "eval_perplexity_per_word", "perplexity_per_token": "eval_perplexity_per_token"}
 SIZES = {"parameters": "parameters without embedding and softmax", "ops": "operations per token"}
@@ -27,7 +28,9 @@ class CapacityRow:
         perplexities: for each seed, the last perplexity per word on the validation text.
         token_perplexities: for each seed, the last perplexity per token on the validation text.
         seconds: for each seed, the seconds per step.
-        curves: for each seed, `MEASURES` during training.
+        curves: for each seed, `MEASURES` during training, with the text that an expert has seen.
+        pairs_per_weight: (token, expert) pairs for each weight of an expert; None for a model without experts.
+        tokens_per_expert: tokens of a step for each expert on average; None for a model without experts.
     """
 
     name: str
@@ -38,9 +41,11 @@ class CapacityRow:
     token_perplexities: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     curves: list[Curves] = field(default_factory=list)
+    pairs_per_weight: float | None = None
+    tokens_per_expert: float | None = None
 
 
-def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path) -> None:
+def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Path, tokens_per_step: int) -> None:
     """Add a finished run to the row of its model.
 
     Args:
@@ -48,9 +53,13 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
         name: the model's name.
         seed: the run's seed.
         folder: the run's folder.
+        tokens_per_step: tokens of a step, of all processes.
     """
     config = AutoConfig.from_pretrained(folder)
     row = rows.setdefault(name, CapacityRow(name, *size_of_any(config)))
+    steps = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    row.pairs_per_weight = pairs_per_weight(config, steps * tokens_per_step)
+    row.tokens_per_expert = tokens_per_expert(config, tokens_per_step)
     # A resumed run reports its speed since the last checkpoint, which is enough for the time of a step.
     speed = json.loads((Path(folder) / "train_results.json").read_text(encoding="utf-8"))["train_steps_per_second"]
     curves = read_curves(folder, MEASURES)
@@ -58,7 +67,24 @@ def add_run(rows: dict[str, CapacityRow], name: str, seed: int, folder: str | Pa
     row.perplexities.append(curves["perplexity_per_word"][-1][1])
     row.token_perplexities.append(curves["perplexity_per_token"][-1][1])
     row.seconds.append(1 / speed if speed else float("nan"))
-    row.curves.append(curves)
+    row.curves.append(with_text_per_expert(curves, config, tokens_per_step))
+
+
+def with_text_per_expert(curves: Curves, config: PreTrainedConfig, tokens_per_step: int) -> Curves:
+    """Return the curves with two more, at the same steps: "pairs_per_weight" and "tokens_per_expert" of a step.
+
+    Args:
+        curves: {measure: [(step, value)]} of one run.
+        config: the model's configuration; both curves of a model without experts are empty.
+        tokens_per_step: tokens of a step, of all processes.
+    """
+    steps = sorted({step for points in curves.values() for step, _ in points})
+    if tokens_per_expert(config, tokens_per_step) is None:
+        return curves | {"pairs_per_weight": [], "tokens_per_expert": []}
+    return curves | {
+        "pairs_per_weight": [(step, pairs_per_weight(config, step * tokens_per_step)) for step in steps],
+        "tokens_per_expert": [(step, tokens_per_expert(config, tokens_per_step)) for step in steps],
+    }
 
 
 def capacity_table(rows: list[CapacityRow], compared_with: str) -> str:
@@ -70,12 +96,14 @@ def capacity_table(rows: list[CapacityRow], compared_with: str) -> str:
     """
     base = next(row for row in rows if row.name == compared_with)
     lines = [
-        f"| model | parameters | operations per token | perplexity per word | over {compared_with} | per token | "
-        f"over {compared_with} | s a step |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | parameters | operations per token | pairs per weight | tokens per expert and step | "
+        f"perplexity per word | over {compared_with} | per token | over {compared_with} | s a step |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         measured = [
+            "-" if row.pairs_per_weight is None else rounded(row.pairs_per_weight),
+            "-" if row.tokens_per_expert is None else f"{row.tokens_per_expert:,.1f}".removesuffix(".0"),
             *_compared(row.perplexities, base.perplexities),
             *_compared(row.token_perplexities, base.token_perplexities),
         ]

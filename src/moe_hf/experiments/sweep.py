@@ -149,6 +149,12 @@ class Run:
         """The run's folder."""
         return Path(self.training_args.output_dir)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of a step of a language model, of all processes."""
+        rows = self.training_args.per_device_train_batch_size * self.training_args.gradient_accumulation_steps
+        return rows * self.training_args.world_size * self.data_args.window_length
+
     def is_finished(self) -> bool:
         """Return whether the folder has the model and its final results.
 
