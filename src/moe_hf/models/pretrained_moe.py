@@ -207,6 +207,10 @@ class MoePreTrainedModel(PreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         return use_cache, self.training if output_statistics is None else output_statistics
 
+    def _needs_statistics(self, output_statistics: bool | None, has_labels: bool) -> bool:
+        """Return the given value; by default, whether there are labels or the model is training."""
+        return has_labels or self.training if output_statistics is None else output_statistics
+
     def _usable_cache(self, past_key_values: Cache | None, use_cache: bool) -> Cache | None:
         """Return the given cache, a new cache if one is to be returned, or None.
 
