@@ -101,26 +101,23 @@ class TrainingParser(HfArgumentParser):
             allow_abbrev=False,
             formatter_class=_Formatter,
         )
+        self.shows_all = False
         self.add_argument("--help-all", "--help_all", action=_HelpAll)
         self._describe_arguments()
 
-    def format_help(self, with_library: bool = False) -> str:
-        """Return the help.
-
-        Args:
-            with_library: also list the arguments of `TrainingArguments` that `TRAINING_GROUPS` does not name.
-        """
+    def format_help(self) -> str:
+        """Return the help; with `shows_all`, also the library's arguments that `TRAINING_GROUPS` does not name."""
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, [])
         for paragraph in [*(self.description or "").split("\n\n"), FILE_AND_COMMAND_LINE]:
             formatter.add_text(paragraph)
         groups = list(self._groups())
-        *shown, (rest_title, rest) = groups
-        for title, actions in groups if with_library else shown:
+        rest = groups[-1][1]
+        for title, actions in groups if self.shows_all else groups[:-1]:
             formatter.start_section(title)
             formatter.add_arguments(actions)
             formatter.end_section()
-        formatter.add_text(ALL_END if with_library else SHORT_END.format(prog=self.prog, number=len(rest)))
+        formatter.add_text(ALL_END if self.shows_all else SHORT_END.format(prog=self.prog, number=len(rest)))
         return formatter.format_help()
 
     def _describe_arguments(self) -> None:
@@ -161,7 +158,8 @@ class _HelpAll(argparse.Action):
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        print(parser.format_help(with_library=True), end="")
+        parser.shows_all = True
+        parser.print_help()
         parser.exit()
 
 
