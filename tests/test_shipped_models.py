@@ -120,6 +120,8 @@ def test_the_demo_begins_with_its_translations(caplog):
     translations = run_shipped_demo(str(FOLDER))
     assert translations.keys() == SENTENCES.keys()
     assert all(f"-> {text}" in caplog.text for texts in translations.values() for text in texts)
+    assert translations["en", "de"] == ["Wo ist der Bahnhof?", "Ich habe gestern den letzten Zug verpasst."]
+    assert translations["en", "fr"][0] == "Où est la gare la plus proche ?"
 
 
 def test_the_example_translates_there_and_back(monkeypatch, capsys):

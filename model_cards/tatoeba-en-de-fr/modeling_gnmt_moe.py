@@ -436,6 +436,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         cache: Cache | None = None,
+        output_statistics: bool | None = None,
         **kwargs: Any,
     ) -> GnmtMoeSeq2SeqLMOutput:
         """
@@ -458,6 +459,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
                 and processes. The task loss is divided by it, and the balancing losses are weighed by this
                 micro-batch's share of it: their gradient is the mean over the micro-batches.
             cache: another name of `past_key_values`.
+            output_statistics: whether to compute the balancing losses; by default with labels, and while training.
             **kwargs: `output_attentions`, `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
@@ -484,7 +486,7 @@ class GnmtMoeForConditionalGeneration(GnmtMoePreTrainedModel, MoeGenerationMixin
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
-            output_statistics=labels is not None or self.training,
+            output_statistics=self._needs_statistics(output_statistics, labels is not None),
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))

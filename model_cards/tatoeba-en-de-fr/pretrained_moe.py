@@ -17,7 +17,7 @@ from transformers.utils.output_capturing import OutputRecorder
 from .balanced_gating import StrictlyBalancedGate
 from .configuration_moe import MoeConfig
 from .experts import MoeExperts
-from .experts_choice import OWN_IMPLEMENTATION, TRITON_IMPLEMENTATION, has_triton
+from .experts_choice import OWN_IMPLEMENTATION, TRITON_IMPLEMENTATION, has_triton, why_only_eager
 from .finite import NonFiniteWeightsError, first_non_finite
 from .gating import NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
@@ -207,6 +207,10 @@ class MoePreTrainedModel(PreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         return use_cache, self.training if output_statistics is None else output_statistics
 
+    def _needs_statistics(self, output_statistics: bool | None, has_labels: bool) -> bool:
+        """Return the given value; by default, whether there are labels or the model is training."""
+        return has_labels or self.training if output_statistics is None else output_statistics
+
     def _usable_cache(self, past_key_values: Cache | None, use_cache: bool) -> Cache | None:
         """Return the given cache, a new cache if one is to be returned, or None.
 
@@ -305,19 +309,9 @@ class MoePreTrainedModel(PreTrainedModel):
         return {name: weight for name, weight in state_dict.items() if name not in self.all_tied_weights_keys}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        config, reason = self.config, None
-        if getattr(config, "quantization_config", None) is not None:
-            # "eager" can compute with quantized weights; this package's own implementation cannot.
-            requested_experts = None if requested_experts == OWN_IMPLEMENTATION else requested_experts
-            reason = "computes with float weights, but the model is quantized"
-        elif config.num_expert_layers > 1:
-            reason = f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"
-        elif requested_experts in (None, OWN_IMPLEMENTATION, TRITON_IMPLEMENTATION) and config.hidden_act != "relu":
-            reason = f"computes ReLU units, but hidden_act={config.hidden_act!r}"
-        elif requested_experts == "grouped_mm":
-            for name in ("hidden_size", "moe_intermediate_size"):
-                if getattr(config, name) % 8:
-                    reason = f"needs multiples of 8, but {name}={getattr(config, name)}"
+        if getattr(self.config, "quantization_config", None) is not None and requested_experts == OWN_IMPLEMENTATION:
+            requested_experts = None  # a quantized model may be saved with this name, and computes with "eager"
+        reason = why_only_eager(self.config, requested_experts)
         if reason is not None:
             if requested_experts not in (None, "eager"):
                 raise ValueError(f"experts_implementation={requested_experts!r} {reason}; use 'eager'")

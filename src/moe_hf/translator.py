@@ -24,6 +24,7 @@ from .generation import gnmt_beam_search
 from .value_checks import LENGTH_EXPONENT, LENGTH_WEIGHT, MOST_BEAMS, check_range, shown, typed
 
 # Types of the generate() arguments that this module computes with.
+NUM_BEAMS = 4  # default of the commands and of evaluate_translation
 GENERATE_TYPES = {
     **dict.fromkeys(("num_beams", "num_return_sequences"), int),
     **dict.fromkeys(("max_new_tokens", "max_length"), int | None),
@@ -174,7 +175,8 @@ class Translator:
         with_scores: whether translations have a score. With Transformers' beam search, scores need memory for the
             logits of all steps, about 4 * tokens_per_batch * vocabulary bytes. Other searches need no extra memory.
         **generate_arguments (Any): for `model.generate`, such as num_beams, num_return_sequences, do_sample. The
-            defaults are in the model's generation configuration.
+            defaults are in the model's generation configuration, where num_beams is usually 1 (greedy search).
+            `moe-hf translate` and `evaluate_translation` search with `NUM_BEAMS` = 4 beams by default.
 
     Raises:
         InputError: a number is out of range, or GNMT's score is combined with a single beam or another length penalty.

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import GNMT, LM, aligned, assert_same, random_ids, sentences
+from tiny_models import GNMT, LM, aligned, assert_same, random_ids, sentences, tiny_lm_config
 from transformers import AutoConfig, AutoModel
 
+from moe_hf import LstmMoeForSequenceClassification
 from moe_hf.families import LANGUAGE_MODELS, TRANSLATION_MODELS
 
 FAMILIES = {"lm": (LM, LANGUAGE_MODELS), "gnmt": (GNMT, TRANSLATION_MODELS)}
@@ -188,3 +189,22 @@ def test_every_gate_trains_and_the_seed_alone_decides_the_loss(family, gate):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         if "gate" in name and name.endswith(".weight"):
             assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_labels", [True, False])
+@pytest.mark.parametrize("head", ["lm", "gnmt", "classifier"])
+def test_a_given_output_statistics_wins_over_the_choice_by_labels(head, with_labels, training):
+    if head == "classifier":
+        model, labels = LstmMoeForSequenceClassification(tiny_lm_config(num_labels=3)), torch.tensor([0, 2])
+        inputs = {"attention_mask": torch.ones(2, 6, dtype=torch.int64)}
+    else:
+        tiny, labels = FAMILIES[head][0], random_ids(2, 5) if head == "gnmt" else random_ids(2, 6)
+        model, inputs = tiny.model(), {"decoder_input_ids": labels} if head == "gnmt" else {}
+    inputs |= {"input_ids": random_ids(2, 6)} | ({"labels": labels} if with_labels else {})
+    model.train(training)
+    assert (model(**inputs).aux_loss is not None) is (with_labels or training)
+    assert (model(**inputs, output_statistics=None).aux_loss is not None) is (with_labels or training)
+    assert model(**inputs, output_statistics=True).aux_loss is not None
+    without = model(**inputs, output_statistics=False)
+    assert without.aux_loss is None and (without.loss is not None) is with_labels

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import assert_same, gradients, randomize, tiny_lm_config
+from transformers.integrations import moe as moe_of_the_library
 
+from moe_hf import LstmMoeConfig, LstmMoeModel
 from moe_hf.models.balancing import balancing_loss
 from moe_hf.models.moe import MoeBlock
 
@@ -96,3 +98,26 @@ def test_statistics_are_left_out_when_not_needed():
     output, *statistics = module(hidden, None, False)
     assert statistics == [None] * 4
     assert torch.equal(output, module(hidden)[0])
+
+
+@pytest.mark.parametrize("changes, implementation", [({}, "moe_hf"), ({"num_expert_layers": 2}, "eager")])
+def test_block_alone_chooses_the_implementation_of_a_model_without_changing_the_configuration(
+    changes, implementation, monkeypatch
+):
+    warnings = []
+    monkeypatch.setattr(moe_of_the_library.logger, "warning_once", warnings.append)
+    config = LstmMoeConfig(hidden_size=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, **changes)
+    module = MoeBlock(config)
+    module(torch.randn(2, 3, 16))
+    assert not warnings
+    assert module.experts.config._experts_implementation == implementation
+    assert LstmMoeModel(config).config._experts_implementation == implementation
+
+
+def test_block_alone_leaves_the_configuration_and_a_given_implementation_as_they_are():
+    config = tiny_lm_config()
+    config._experts_implementation = None
+    MoeBlock(config)
+    assert config._experts_implementation is None
+    config._experts_implementation = "batched_mm"
+    assert MoeBlock(config).experts.config is config

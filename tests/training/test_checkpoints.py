@@ -107,6 +107,14 @@ def test_other_names_are_no_checkpoints(run_folder):
     assert prepare_output_dir(str(run_folder), "last") == str(run_folder / "checkpoint-10")
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_resumed_run_logs_its_checkpoint_and_step_in_one_line(run_folder, named, caplog):
+    checkpoint = run_folder / "checkpoint-10"  # a copy of the checkpoint of step 1
+    with caplog.at_level("INFO"):
+        prepare_output_dir(str(run_folder), str(checkpoint) if named else "last")
+    assert caplog.messages == [f"resumes from {checkpoint}, after step 1"]
+
+
 def test_last_starts_anew_when_there_is_no_checkpoint(tmp_path, caplog):
     with caplog.at_level("INFO"):
         assert prepare_output_dir(str(tmp_path / "new"), "last") is None

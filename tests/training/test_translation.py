@@ -18,16 +18,19 @@ from transformers import (
     TrainerCallback,
 )
 
+from moe_hf import cli
 from moe_hf.averaging import average_checkpoints, last_checkpoints
 from moe_hf.commands import train_translation as train_translation_command
 from moe_hf.commands import translate
 from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.errors import InputError
+from moe_hf.evaluation import translation_model
 from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.hub import export
 from moe_hf.training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
 from moe_hf.training.translation import load_pairs, train_translation
 from moe_hf.training.translation_trainer import TranslationTrainer
+from moe_hf.translator import Translator, on_one_line
 from tests.training.test_resume import assert_same_run
 
 CLASSES = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
@@ -90,6 +93,23 @@ def test_evaluation_of_the_saved_model_gives_the_same_numbers(corpus, trained):
         if "runtime" not in name and name != "epoch":
             assert metrics[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), name
     assert translations == trained[0].translations and len(translations) == 5
+
+
+def test_evaluation_from_python_and_by_command_both_use_4_beams(corpus, trained, monkeypatch):
+    used = []
+
+    class Recorded(Translator):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            used.append(self.num_beams)
+
+    monkeypatch.setattr(translation_model, "Translator", Recorded)
+    files = [str(corpus / name) for name in ("run", "valid.en", "valid.de")]
+    from_python = evaluate_translation(*files)[1]
+    assert cli.main(["evaluate-translation", *files, "--output", str(corpus / "by-command")]) == 0
+    assert used == [4, 4]
+    by_command = (corpus / "by-command").read_bytes().decode()
+    assert by_command == "".join(f"{on_one_line(text)}\n" for text in from_python)
 
 
 def test_the_longest_pair_is_told(corpus, caplog):

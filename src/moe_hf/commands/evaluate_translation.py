@@ -10,7 +10,7 @@ import sys
 
 from ..evaluation.records import check_recordable, record_evaluation
 from ..evaluation.translation_model import evaluate_translation
-from ..translator import on_one_line
+from ..translator import NUM_BEAMS, on_one_line
 from ..writing import check_file, check_not_input, write_file
 from . import command_parser, printed_on_error, run_command
 from .parser import beams, length_exponent, length_weight
@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         "--tokenize",
         help="sacrebleu's tokenizer for BLEU, such as 13a, zh or char (default: chosen by the target language)",
     )
-    parser.add_argument("--num_beams", type=beams, default=4, help="beam size; 1 is greedy search (default: 4)")
+    parser.add_argument(
+        "--num_beams", type=beams, default=NUM_BEAMS, help="beam size; 1 is greedy search (default: %(default)s)"
+    )
     parser.add_argument(
         "--length_alpha",
         type=length_weight,

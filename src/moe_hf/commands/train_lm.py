@@ -1,8 +1,9 @@
 """Train an LSTM-MoE language model.
 
     moe-hf train-lm CONFIG.yaml [--name value ...] [--resume_from_checkpoint]
+    moe-hf train-lm --train_files 'text/*.txt' --validation_files valid.txt --output_dir runs/mine
 
-Every argument of the YAML file can be given on the command line too; `--help` lists them.
+`--help` lists the arguments that are used most, `--help-all` lists all of them.
 """
 
 import sys
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def train() -> dict:
-        arguments = parse_arguments(argv, prog="moe-hf train-lm")
+        arguments = parse_arguments(argv, prog="moe-hf train-lm", description=__doc__)
         if arguments[-1].device.type == "cpu":
             keep_freed_memory()
         trainer, metrics = train_lm(*arguments)

@@ -1,8 +1,10 @@
 """Train a GNMT-MoE translation model.
 
     moe-hf train-translation CONFIG.yaml [--name value ...] [--resume_from_checkpoint]
+    moe-hf train-translation --train_files pairs.tsv --source_language en --target_language de \\
+        --output_dir runs/mine
 
-Every argument of the YAML file can be given on the command line too; `--help` lists them.
+`--help` lists the arguments that are used most, `--help-all` lists all of them.
 """
 
 import sys
@@ -20,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def train() -> dict:
-        arguments = parse_arguments(argv, CLASSES, prog="moe-hf train-translation")
+        arguments = parse_arguments(argv, CLASSES, prog="moe-hf train-translation", description=__doc__)
         if arguments[-1].device.type == "cpu":
             keep_freed_memory()
         trainer, metrics = train_translation(*arguments)

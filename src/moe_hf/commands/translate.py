@@ -17,7 +17,7 @@ from ..evaluation.attention_plot import check_plot_file, plot_attention
 from ..families import TRANSLATION_MODELS
 from ..loading import load_model_and_tokenizer
 from ..old_names import with_new_options
-from ..translator import Translator, move_to_device, on_one_line
+from ..translator import NUM_BEAMS, Translator, move_to_device, on_one_line
 from . import command_parser, run_command
 from .parser import beams, count, length_exponent, length_weight
 
@@ -29,7 +29,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "file", nargs="?", default="-", help="text file: plain, .gz or .xz; - for standard input (the default)"
     )
     parser.add_argument("--target_language", help="language to translate into, for a multilingual model")
-    parser.add_argument("--num_beams", type=beams, default=4, help="beam size; 1 is greedy search (default: 4)")
+    parser.add_argument(
+        "--num_beams", type=beams, default=NUM_BEAMS, help="beam size; 1 is greedy search (default: %(default)s)"
+    )
     parser.add_argument("--num_return_sequences", type=count, default=1, help="translations of each line (default: 1)")
     parser.add_argument(
         "--length_alpha",

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 # {(source language, target language): sentences}
 SENTENCES = {
-    ("en", "de"): ["Where is the nearest station?", "My sister has been learning German for two years."],
+    ("en", "de"): ["Where is the station?", "I missed the last train yesterday."],
     ("en", "fr"): ["Where is the nearest station?", "I would like a cup of coffee, please."],
     ("de", "en"): ["Ich habe gestern meinen Schlüssel verloren.", "Warum hast du mir nichts gesagt?"],
     ("fr", "en"): ["Il pleut depuis ce matin.", "Elle ne veut pas nous dire la vérité."],

@@ -18,7 +18,7 @@ from ..loading import load_model_and_tokenizer
 from ..model_files import ADVICE, read_run_file
 from ..routing.observe import RoutingTotals, routing_totals
 from ..run_folder import CONFIG_FILE
-from ..translator import Translator, move_to_device
+from ..translator import NUM_BEAMS, Translator, move_to_device
 from .bleu_tokenizers import DEFAULT_TOKENIZER, check_tokenizer, language_of_file, tokenizer_for
 from .held_out_pairs import EvaluationPairs, evaluation_batches, evaluation_pairs, score_translations
 from .metrics import load_metric
@@ -34,6 +34,7 @@ def evaluate_translation(
     *,
     target_language: str | None = None,
     tokenize: str | None = None,
+    num_beams: int = NUM_BEAMS,
     **translate_arguments,
 ) -> tuple[dict[str, float | str], list[str]]:
     """Evaluate a model on two aligned text files.
@@ -46,8 +47,8 @@ def evaluate_translation(
         tokenize: sacrebleu's tokenizer for BLEU, such as "13a" or "zh"; by default the tokenizer of the target
             language. The target language is `target_language`, or the language in the model's training, or the end of
             the target file's name (text.zh).
-        **translate_arguments (Any): arguments of `Translator`, such as num_beams. The default of num_beams is in the
-            model's generation configuration, otherwise 1.
+        num_beams: beam size; 1 is greedy search, as in evaluations during training.
+        **translate_arguments (Any): further arguments of `Translator`.
 
     Returns:
         the metrics of `TranslationTrainer.evaluate`, and a translation for each line, "" for a pair that is left out.
@@ -65,7 +66,9 @@ def evaluate_translation(
     loaded, tokenizer = load_model_and_tokenizer(model, TRANSLATION_MODELS)
     loaded = move_to_device(loaded)
     # Refuses wrong arguments before anything is read or computed.
-    translator = Translator(loaded, tokenizer, **({"num_return_sequences": 1} | translate_arguments))
+    translator = Translator(
+        loaded, tokenizer, num_beams=num_beams, **({"num_return_sequences": 1} | translate_arguments)
+    )
     pairs, held_out = _read_pairs(tokenizer, source_file, target_file, target_language, tokenize)
     start = time.time()
     metrics = _perplexities(loaded, tokenizer, held_out)

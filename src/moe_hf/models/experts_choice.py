@@ -4,6 +4,7 @@
 `fastest_on_gpu` on a GPU. "triton" has the kernels of triton_experts.py.
 """
 
+import copy
 import importlib.util
 import math
 from functools import cache
@@ -17,6 +18,7 @@ from transformers.integrations.moe import (
     grouped_mm_experts_forward,
 )
 
+from .configuration_moe import MoeConfig
 from .segment_experts import compute_dtype, segment_experts_forward
 
 OWN_IMPLEMENTATION = "moe_hf"
@@ -48,6 +50,38 @@ class Limits(NamedTuple):
 UNMEASURED = Limits(batched_mm_rows=16, grouped_mm_rows=64, segments_rows=math.inf)
 # {(compute capability, dtype): limits}. Each measurement adds a line with the GPU's name and the versions.
 MEASURED: dict[tuple[tuple[int, int], torch.dtype], Limits] = {}
+
+
+def why_only_eager(config: MoeConfig, requested: str | None) -> str | None:
+    """Return why only the "eager" implementation can compute these experts; None if the requested one can too.
+
+    Args:
+        config: has hidden_size, moe_intermediate_size, num_expert_layers, hidden_act and maybe quantization_config.
+        requested: the name of an implementation; None: this package's.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return "computes with float weights, but the model is quantized"
+    if config.num_expert_layers > 1:
+        return f"computes one hidden layer, but num_expert_layers={config.num_expert_layers}"
+    if requested in (None, OWN_IMPLEMENTATION, TRITON_IMPLEMENTATION) and config.hidden_act != "relu":
+        return f"computes ReLU units, but hidden_act={config.hidden_act!r}"
+    if requested == "grouped_mm":
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if getattr(config, name) % 8:
+                return f"needs multiples of 8, but {name}={getattr(config, name)}"
+    return None
+
+
+def with_experts_implementation(config: MoeConfig) -> MoeConfig:
+    """Return the configuration, or, if it has no `_experts_implementation`, a copy that has the default one.
+
+    Models set it before they build their layers. A layer outside of a model leaves its user's configuration unchanged.
+    """
+    if config._experts_implementation is not None:
+        return config
+    config = copy.copy(config)
+    config._experts_implementation = "eager" if why_only_eager(config, None) else OWN_IMPLEMENTATION
+    return config
 
 
 def experts_forward(

@@ -198,6 +198,7 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
         cu_seq_lens_q: torch.Tensor | None = None,
         skip_logits: bool | None = None,
         cache: Cache | None = None,
+        output_statistics: bool | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """
@@ -220,6 +221,7 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
             skip_logits: whether to leave out the logits where the loss needs none, see below; by default while
                 training only.
             cache: another name of `past_key_values`.
+            output_statistics: whether to compute the balancing losses; by default with labels, and while training.
             **kwargs: `shift_labels`, (B, S) int64, instead of `labels`: the token that follows each position; and what
                 else `LstmMoeModel` takes.
 
@@ -244,7 +246,7 @@ class LstmMoeForCausalLM(LstmMoePreTrainedModel, MoeGenerationMixin):
             past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_statistics=has_labels or self.training,
+            output_statistics=self._needs_statistics(output_statistics, has_labels),
             **boundaries,
             **kwargs,
         )
@@ -364,6 +366,7 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_statistics: bool | None = None,
         **kwargs: Any,
     ) -> LstmMoeSequenceClassifierOutput:
         """
@@ -377,6 +380,7 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
             num_items_in_batch: number of labels in the whole batch of an optimizer step, over all micro-batches and
                 processes. The task loss is divided by this number, and the balancing losses are weighted by this
                 micro-batch's share of it.
+            output_statistics: whether to compute the balancing losses; by default with labels, and while training.
             **kwargs: `output_hidden_states` and `output_router_logits`, whether to return them.
 
         Returns:
@@ -398,7 +402,7 @@ class LstmMoeForSequenceClassification(LstmMoePreTrainedModel):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             use_cache=False,
-            output_statistics=labels is not None or self.training,
+            output_statistics=self._needs_statistics(output_statistics, labels is not None),
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

@@ -12,6 +12,7 @@ from .balanced_gating import StrictlyBalancedGate
 from .balancing import balancing_loss, cv_squared
 from .configuration_moe import MoeConfig
 from .experts import MoeExperts
+from .experts_choice import with_experts_implementation
 from .gating import GateOutput, NoisyTopKGate, SoftmaxTopKGate
 from .hierarchical_gating import HierarchicalGate
 
@@ -71,14 +72,15 @@ class MoeBlock(GradientCheckpointingLayer):
     3. Sigmoid, dropout, residual.
 
     Args:
-        config: see `LstmMoeConfig`; `gating` chooses the gate, `_experts_implementation` how experts are computed.
+        config: see `LstmMoeConfig`. `gating` chooses the gate. `_experts_implementation` chooses how experts are
+            computed; None, its default outside of a model, chooses as the models do. The block does not change it.
     """
 
     def __init__(self, config: MoeConfig):
         super().__init__()
         self.gate = build_gate(config)
         self.is_strictly_balanced = config.gating == "strictly_balanced"
-        self.experts = MoeExperts(config)
+        self.experts = MoeExperts(with_experts_implementation(config))
         self.dropout = nn.Dropout(config.dropout)
         self.recompute_experts = config.recompute_experts
 

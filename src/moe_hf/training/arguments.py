@@ -5,11 +5,11 @@ import difflib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_type_hints
+from typing import ClassVar, get_type_hints
 
 import torch
 from accelerate.utils import GradientAccumulationPlugin
-from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..data.arguments import DataArguments
@@ -17,10 +17,14 @@ from ..data.paths import expand_path
 from ..errors import InputError
 from ..evaluation.held_out_pairs import TOKENS_PER_BATCH
 from ..evaluation.records import EVAL_NUM_BEAMS
+from ..models.configuration_gnmt_moe import GnmtMoeConfig
+from ..models.configuration_lstm_moe import LstmMoeConfig
+from ..models.configuration_moe import MoeConfig
 from ..old_names import with_new_names, with_new_options
 from ..value_checks import check_choice, read_json, shown, typed
 from ..yaml_file import read_yaml
 from .argument_checks import check_training_arguments, plain
+from .argument_help import TrainingParser
 from .optimizer import FACTORED_ADAM
 
 # Arguments in which `~` and `${VARIABLE}` are expanded, besides data files.
@@ -36,17 +40,22 @@ class ModelArguments:
     )
     hidden_size: int | None = field(default=None, metadata={"help": "width of embedding and layers"})
     lstm_hidden_size: int | None = field(
-        default=None, metadata={"help": "units of an LSTM cell; the output is projected"}
+        default=None,
+        metadata={"help": "units of an LSTM cell, whose output is projected to hidden_size; by default hidden_size"},
     )
     dropout: float | None = field(default=None, metadata={"help": "dropout on embedding and layer outputs"})
     num_experts: int | None = field(default=None, metadata={"help": "experts in each MoE layer (n)"})
-    num_experts_per_tok: int | None = field(default=None, metadata={"help": "experts per token (k)"})
+    num_experts_per_tok: int | None = field(
+        default=None, metadata={"help": "experts per token (k); with gating softmax, all experts"}
+    )
     moe_intermediate_size: int | None = field(default=None, metadata={"help": "hidden size of an expert (h)"})
     num_expert_layers: int | None = field(default=None, metadata={"help": "hidden layers of an expert"})
     gating: str | None = field(
         default=None, metadata={"help": "gate: noisy_top_k, softmax_top_k, softmax or strictly_balanced"}
     )
-    num_expert_groups: int | None = field(default=None, metadata={"help": "groups of a hierarchical gate"})
+    num_expert_groups: int | None = field(
+        default=None, metadata={"help": "groups of a hierarchical gate; by default the gate is flat"}
+    )
     num_groups_per_tok: int | None = field(
         default=None, metadata={"help": "groups per token, with a hierarchical gate"}
     )
@@ -65,14 +74,14 @@ class ModelArguments:
         default=None, metadata={"help": "multiply the embedding by sqrt(hidden_size)"}
     )
     initializer_range: float | None = field(
-        default=None, metadata={"help": "initial standard deviation of the embedding"}
+        default=None, metadata={"help": "initial standard deviation of the embedding; by default hidden_size ** -0.5"}
     )
     recompute_experts: bool | None = field(
         default=None, metadata={"help": "recompute the experts' hidden activations in the backward pass"}
     )
     experts_implementation: str | None = field(
         default=None,
-        metadata={"help": "moe_hf (default: the fastest for the device), eager, triton, batched_mm or grouped_mm"},
+        metadata={"help": "moe_hf (the default: the fastest for the device), eager, triton, batched_mm or grouped_mm"},
     )
 
     def config_arguments(self) -> dict:
@@ -85,9 +94,11 @@ class ModelArguments:
 class LmModelArguments(ModelArguments):
     """The arguments of a language model's `LstmMoeConfig`."""
 
+    config_class: ClassVar[type[MoeConfig]] = LstmMoeConfig
+
     layer_pattern: list[str] | None = field(default=None, metadata={"help": "the layers in order, each lstm or moe"})
     num_sampled: int | None = field(
-        default=None, metadata={"help": "classes of the sampled softmax while training; fewer than the vocabulary"}
+        default=None, metadata={"help": "classes of the sampled softmax while training; by default the full softmax"}
     )
     loss_chunk_size: int | None = field(
         default=None, metadata={"help": "tokens whose logits are in memory at once in the loss; by default all"}
@@ -97,6 +108,8 @@ class LmModelArguments(ModelArguments):
 @dataclass
 class TranslationModelArguments(ModelArguments):
     """The arguments of a translation model's `GnmtMoeConfig`."""
+
+    config_class: ClassVar[type[MoeConfig]] = GnmtMoeConfig
 
     encoder_layer_pattern: list[str] | None = field(
         default=None, metadata={"help": "the encoder's layers in order, each lstm or moe"}
@@ -228,6 +241,7 @@ def parse_arguments(
     dataclasses_: tuple = (LmModelArguments, DataArguments, MoeTrainingArguments),
     *,
     prog: str | None = None,
+    description: str | None = None,
     keywords: dict | None = None,
 ) -> tuple:
     """Read `CONFIG.yaml [--name value ...]` into the argument classes; the command line overrides the file.
@@ -238,6 +252,7 @@ def parse_arguments(
         argv: the command line, without the program's name.
         dataclasses_: the argument classes.
         prog: the program's name in the help.
+        description: paragraphs at the start of the help.
         keywords: {argument: Python value}; keywords override the file.
 
     Returns:
@@ -246,7 +261,7 @@ def parse_arguments(
     Raises:
         InputError: the file is missing or is not a mapping, an argument is not known, or a value is not allowed.
     """
-    parser = _parser(dataclasses_, prog)
+    parser = _parser(dataclasses_, prog, description)
     argv = with_new_options(argv, parser)
     if argv and not argv[0].startswith("-"):
         parser.set_defaults(**_known_arguments(read_yaml(argv[0]), dataclasses_, where=f"{argv[0]}: "))
@@ -292,18 +307,15 @@ def changed_arguments(*parsed) -> dict:
     return changed
 
 
-def _parser(dataclasses_: tuple, prog: str | None) -> HfArgumentParser:
+def _parser(dataclasses_: tuple, prog: str | None, description: str | None) -> TrainingParser:
     """Return a parser without types and choices: `_built` checks values from the command line, file and keywords."""
-    usage = "%(prog)s [CONFIG.yaml] [--name value ...]"
-    parser = HfArgumentParser(dataclasses_, prog=prog, usage=usage, allow_abbrev=False)
+    parser = TrainingParser(dataclasses_, prog=prog, description=description)
     defaults = {field_.name: _default(field_) for cls in dataclasses_ for field_ in dataclasses.fields(cls)}
     for action in parser._actions:
         if action.default is None:  # the library drops the default of list arguments
             action.default = defaults.get(action.dest)
         if action.dest == "resume_from_checkpoint":  # without a value, it means the last checkpoint
             action.nargs, action.const = "?", "last"
-        if action.choices is not None and action.metavar is None:
-            action.metavar = f"{{{','.join(map(str, action.choices))}}}"  # shown in the help
         action.type = action.choices = None
     parser.error = _refuse
     return parser

@@ -63,7 +63,8 @@ def prepare_output_dir(
         return None
     _check_family(checkpoint, model_type)
     check_same_run(output_dir, str(checkpoint), arguments or {})
-    logger.info(f"resumed from {checkpoint}")
+    step = read_map(checkpoint / "trainer_state.json")["global_step"]
+    logger.info(f"resumes from {checkpoint}, after step {step}")
     return str(checkpoint)
 
 
