@@ -252,6 +252,7 @@ TOGETHER = [
     lm(("train_sampling_strategy", "carry_state"), carry_state=True, train_sampling_strategy="group_by_length"),
     lm(("auto_find_batch_size", "carry_state"), carry_state=True, auto_find_batch_size=True),
     translation(("per_device_train_batch_size=4", "tokens_per_batch"), per_device_train_batch_size=4),
+    translation(("per_device_eval_batch_size=4", "eval_tokens_per_batch"), per_device_eval_batch_size=4),
     translation(("constant_steps=1", "inverse_sqrt"), lr_scheduler_type="cosine"),
     lm(("bf16", "fp16"), bf16=True, fp16=True),
     lm(("fp16=True", "bf16=True"), fp16=True),

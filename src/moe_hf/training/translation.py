@@ -125,6 +125,7 @@ def _train(
 # {argument of the library that has no effect here: advice}.
 UNUSED = {
     "per_device_train_batch_size": "set tokens_per_batch instead",
+    "per_device_eval_batch_size": "set eval_tokens_per_batch instead",
     "train_sampling_strategy": "batches already have sentences of similar length",
     "sortish_sampler": "batches already have sentences of similar length",
     "generation_num_beams": "set eval_num_beams instead",
