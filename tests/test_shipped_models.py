@@ -1,4 +1,4 @@
-"""The trained models in model_cards/ load in both ways, translate, and have the scores that their cards state."""
+"""The trained models in model_cards/ load in both ways, and have the scores that their cards state."""
 
 import os
 import re
@@ -11,22 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from moe_hf.demo.shipped import SENTENCES, run_shipped_demo
+from moe_hf.evaluation.language_model import evaluate_lm
 from moe_hf.evaluation.translation_model import evaluate_translation
 from moe_hf.model_code import add_code
 from moe_hf.translator import Translator
 
 ROOT = Path(__file__).parents[1]
-NAME = "model_cards/tatoeba-en-de-fr"
-FOLDER, SAMPLE = ROOT / NAME, ROOT / "tests" / "tatoeba_sample"
+NAME, LM_NAME = "model_cards/tatoeba-en-de-fr", "model_cards/wikipedia-moe-48"
+FOLDER, LM_FOLDER = ROOT / NAME, ROOT / LM_NAME
+NAMES = pytest.mark.parametrize("name", [NAME, LM_NAME])
 DIRECTIONS = [("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en")]
 LARGEST = 8_000_000  # bytes: it is part of every clone
 WITHOUT_PACKAGE = """
 import sys
 sys.modules["moe_hf"] = None
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 {example}
 """
 
@@ -55,31 +56,37 @@ def sample_files(source, target):
     return f"tests/tatoeba_sample/{pair}.{source}", f"tests/tatoeba_sample/{pair}.{target}"
 
 
-def test_a_repository_is_small_and_complete():
-    names = {path.name for path in FOLDER.iterdir()}
+@NAMES
+def test_a_repository_is_small_and_complete(name):
+    names = {path.name for path in (ROOT / name).iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
-    assert {"modeling_gnmt_moe.py", "expert_history.png"} <= names
-    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) <= LARGEST
+    assert {"modeling_gnmt_moe.py" if name == NAME else "modeling_lstm_moe.py", "expert_history.png"} <= names
+    assert sum(path.stat().st_size for path in (ROOT / name).iterdir() if path.is_file()) <= LARGEST
 
 
-def test_the_code_is_the_packages(tmp_path):
+@NAMES
+def test_the_code_is_the_packages(name, tmp_path):
     """After a change in models/, `moe_hf.model_code.add_code(FOLDER)` copies it into the folder."""
-    shutil.copyfile(FOLDER / "config.json", tmp_path / "config.json")
+    shutil.copyfile(ROOT / name / "config.json", tmp_path / "config.json")
     add_code(tmp_path)
-    assert {path.name: path.read_text() for path in FOLDER.glob("*.py")} == {
+    assert {path.name: path.read_text() for path in (ROOT / name).glob("*.py")} == {
         path.name: path.read_text() for path in tmp_path.glob("*.py")
     }
 
 
-def test_weights_take_two_bytes_and_load_as_float32(model):
+@NAMES
+def test_weights_take_two_bytes_and_load_as_float32(name):
+    auto_class = AutoModelForSeq2SeqLM if name == NAME else AutoModelForCausalLM
+    model = auto_class.from_pretrained(ROOT / name)
     assert model.dtype == torch.float32
-    assert (FOLDER / "model.safetensors").stat().st_size < 2.1 * model.num_parameters()
+    assert (ROOT / name / "model.safetensors").stat().st_size < 2.1 * model.num_parameters()
     assert all(torch.equal(weight, weight.bfloat16().float()) for weight in model.state_dict().values())
 
 
-def test_the_cards_example_runs_without_the_package(card, tmp_path):
-    example = card.text.split("```python\n")[1].split("```")[0]
-    assert f'"{NAME}", trust_remote_code=True' in example
+@pytest.mark.parametrize(("name", "part_of_output"), [(NAME, "Satz"), (LM_NAME, "The ")])
+def test_the_cards_example_runs_without_the_package(name, part_of_output, tmp_path):
+    example = ModelCard.load(ROOT / name / "README.md").text.split("```python\n")[1].split("```")[0]
+    assert f'"{name}", trust_remote_code=True' in example
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_PACKAGE.format(example=example)],
         cwd=ROOT,
@@ -89,7 +96,7 @@ def test_the_cards_example_runs_without_the_package(card, tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "Satz" in result.stdout
+    assert part_of_output in result.stdout
 
 
 def test_the_command_translates(monkeypatch, call_command, tmp_path):
@@ -154,6 +161,32 @@ def test_odd_lines_get_an_answer_of_bounded_length(model, tokenizer):
         assert len(tokenizer(outputs[name]).input_ids) <= 3 * len(tokenizer(line).input_ids) + 14, name
 
 
-def test_attribution_is_on_the_card(card):
+def test_the_card_of_the_language_model_states_the_perplexity_of_the_sample(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, sample = (LM_FOLDER / "README.md").read_text(), "tests/english_sample.txt"
+    assert f"moe-hf evaluate-lm {LM_NAME} {sample}\n" in text
+    [names] = re.findall(r"^\| files (\|.*\|)$", text, re.M)
+    [values] = re.findall(rf"^\| {Path(sample).name} (\|.*\|)$", text, re.M)
+    row = dict(zip(names.strip("| ").split(" | "), (float(x.replace(",", "")) for x in values.strip("| ").split(" | "))))
+    metrics = evaluate_lm(LM_NAME, [sample])
+    assert metrics["eval_perplexity_per_word"] == pytest.approx(row["perplexity per word"], rel=1e-3)
+
+
+def test_the_language_model_prefers_english_in_order():
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(LM_FOLDER), AutoTokenizer.from_pretrained(LM_FOLDER)
+    sentences = (ROOT / "tests" / "english_sample.txt").read_text().splitlines()
+    for sentence in sentences:
+        shuffled = " ".join(reversed(sentence.split()))
+        losses = []
+        for text in (sentence, shuffled):
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            losses.append(model(ids, labels=ids).loss.item())
+        assert losses[0] < losses[1] - 0.5, sentence
+
+
+def test_attribution_is_on_the_cards(card):
     assert card.data.license == "cc-by-2.0" and card.data.language == ["en", "de", "fr"]
     assert "tatoeba.org" in card.text and "manythings.org/anki" in card.text
+    lm_card = ModelCard.load(LM_FOLDER / "README.md")
+    assert lm_card.data.license == "cc-by-sa-3.0" and lm_card.data.language == ["en"]
+    assert "en.wikipedia.org" in lm_card.text
