@@ -60,7 +60,7 @@ class StoredFacts:
 def facts_text(num_symbols: int, seed: int) -> str:
     """Return all facts as lines, in the order of their symbols.
 
-    The order makes the symbol after each fact predictable from the fact, so that it has no bits to store.
+    In this order a fact's first symbol predicts the next line's, which then costs a model no memory.
     """
     draw = random.Random(seed)
     numbers = range(num_symbols)
