@@ -167,7 +167,9 @@ def test_the_card_of_the_language_model_states_the_perplexity_of_the_sample(monk
     assert f"moe-hf evaluate-lm {LM_NAME} {sample}\n" in text
     [names] = re.findall(r"^\| files (\|.*\|)$", text, re.M)
     [values] = re.findall(rf"^\| {Path(sample).name} (\|.*\|)$", text, re.M)
-    row = dict(zip(names.strip("| ").split(" | "), (float(x.replace(",", "")) for x in values.strip("| ").split(" | "))))
+    row = dict(
+        zip(names.strip("| ").split(" | "), (float(x.replace(",", "")) for x in values.strip("| ").split(" | ")))
+    )
     metrics = evaluate_lm(LM_NAME, [sample])
     assert metrics["eval_perplexity_per_word"] == pytest.approx(row["perplexity per word"], rel=1e-3)
 

@@ -67,7 +67,12 @@ class MoeConfig(PreTrainedConfig):
         scale_embedding: whether the embedding's output is multiplied by hidden_size ** 0.5, so that the layers get
             inputs of unit variance from the start.
         initializer_range: initial standard deviation of embedding and softmax; None: hidden_size ** -0.5. LSTMs and
-            experts are scaled by their number of inputs. Gates start at zero, strictly balanced gates close to zero.
+            experts are scaled by their number of inputs. Gates start as `gate_std` says, strictly balanced gates close
+            to zero.
+        gate_std: standard deviation of a new gate's logits, for an input of unit variance. 0 (the paper's): the gates
+            start at zero, and at first only the noise chooses experts. With many experts and little text, the logits
+            may never rise above the noise (docs/reproduction/capacity.md); then 2 to 6, well above the initial noise
+            of 0.7, gives every token its own experts from the start.
 
     Raises:
         StrictDataclassClassValidationError: a value is not allowed; the message names the argument, the value and what
@@ -99,6 +104,7 @@ class MoeConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     scale_embedding: bool = True
     initializer_range: float | int | None = None
+    gate_std: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         if self.num_experts_per_tok is None:
@@ -143,6 +149,11 @@ class MoeConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act={self.hidden_act!r} is not known, use one of {', '.join(ACT2FN)}")
         if self.num_experts_per_tok > self.num_experts >= 1:
             raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} exceeds num_experts={self.num_experts}")
+        if self.gating == "strictly_balanced" and self.gate_std:
+            raise ValueError(
+                f"gate_std={self.gate_std} has no effect with gating='strictly_balanced', which ranks the tokens of "
+                "each expert: leave it out"
+            )
         if self.gating == "softmax" and self.num_experts_per_tok != self.num_experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} must be num_experts={self.num_experts} (or left out) "
@@ -182,7 +193,7 @@ class MoeConfig(PreTrainedConfig):
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
-        for name in ("noise_epsilon", "importance_loss_coef", "load_loss_coef", "threshold_loss_coef"):
+        for name in ("gate_std", "noise_epsilon", "importance_loss_coef", "load_loss_coef", "threshold_loss_coef"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be finite, and must not be negative")
         if self.initializer_range is not None and not 0 < self.initializer_range < math.inf:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from .autocast import autocast_dtype
 from .balancing import importance, probability_in_top_k, tokens_per_expert
@@ -51,6 +52,15 @@ def linear_in_float32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torc
         return nn.functional.linear(hidden_states.to(dtype), weight.to(dtype))
 
 
+@torch.no_grad()
+def reset_gate(weight: torch.Tensor, gate_std: float) -> None:
+    """Initialise W_g (..., D): zeros, or at random with logits of standard deviation `gate_std` for unit variance."""
+    if gate_std:
+        init.normal_(weight, std=gate_std * weight.shape[-1] ** -0.5)
+    else:
+        init.zeros_(weight)
+
+
 def noisy_top_k(
     clean_logits: torch.Tensor, noise_stddev: torch.Tensor | None, k: int, need_probability: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -80,14 +90,15 @@ def noisy_top_k(
 class NoisyTopKGate(nn.Module):
     """Noisy top-k gating (equations 3 to 5): G(x) = softmax(keep_top_k(x W_g + N(0, 1) * stddev(x), k)).
 
-    stddev(x) = softplus(x W_noise) + noise_epsilon. Both matrices start at zero, so that the experts' load starts
-    equal. Noise is used only in training; evaluation is deterministic.
+    stddev(x) = softplus(x W_noise) + noise_epsilon. Both matrices start at zero by default, so that the experts' load
+    starts equal. Noise is used only in training; evaluation is deterministic.
 
     Args:
         hidden_size: D.
         num_experts: E.
         num_experts_per_tok: K, at most E.
         noise_epsilon: the minimal standard deviation of the noise (not in the paper; the authors' code has 1e-2).
+        gate_std: initial standard deviation of the logits x W_g, for an input of unit variance.
         names: the arguments' names for E and K in errors and warnings.
     """
 
@@ -97,6 +108,7 @@ class NoisyTopKGate(nn.Module):
         num_experts: int,
         num_experts_per_tok: int,
         noise_epsilon: float = 1e-2,
+        gate_std: float = 0.0,
         names: tuple[str, str] = ("num_experts", "num_experts_per_tok"),
     ):
         super().__init__()
@@ -104,8 +116,15 @@ class NoisyTopKGate(nn.Module):
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok
         self.noise_epsilon = noise_epsilon
-        self.weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
-        self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
+        self.gate_std = gate_std
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.noise_weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise W_g by `reset_gate`, and W_noise to zero."""
+        reset_gate(self.weight, self.gate_std)
+        init.zeros_(self.noise_weight)
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True
@@ -149,12 +168,18 @@ class SoftmaxTopKGate(nn.Module):
     `NoisyTopKGate`.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int):
+    def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int, gate_std: float = 0.0):
         super().__init__()
         check_top_k(num_experts, num_experts_per_tok)
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok
-        self.weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
+        self.gate_std = gate_std
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise W_g by `reset_gate`."""
+        reset_gate(self.weight, self.gate_std)
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True

@@ -6,9 +6,10 @@ token, Q = K / P experts per chosen group, R rows. A row is a pair (token, chose
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from .balancing import importance, tokens_per_expert
-from .gating import GateOutput, NoisyTopKGate, check_top_k, noisy_top_k
+from .gating import GateOutput, NoisyTopKGate, check_top_k, noisy_top_k, reset_gate
 from .grouped_linear import grouped_linear
 from .host_reads import host_reads_are_free
 
@@ -25,8 +26,9 @@ class HierarchicalGate(nn.Module):
         num_expert_groups: G, a divisor of E.
         num_groups_per_tok: P, at most G.
         noise_epsilon: as for `NoisyTopKGate`, for both levels.
+        gate_std: as for `NoisyTopKGate`, for both levels.
 
-    Parameters: primary.weight and primary.noise_weight (G, D), weight and noise_weight (G, M, D); all start at zero.
+    Parameters: primary.weight and primary.noise_weight (G, D), weight and noise_weight (G, M, D).
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class HierarchicalGate(nn.Module):
         num_expert_groups: int,
         num_groups_per_tok: int = 2,
         noise_epsilon: float = 1e-2,
+        gate_std: float = 0.0,
     ):
         super().__init__()
         if num_experts % num_expert_groups:
@@ -46,6 +49,7 @@ class HierarchicalGate(nn.Module):
             num_expert_groups,
             num_groups_per_tok,
             noise_epsilon,
+            gate_std,
             names=("num_expert_groups", "num_groups_per_tok"),
         )
         if num_experts_per_tok % num_groups_per_tok:
@@ -60,9 +64,16 @@ class HierarchicalGate(nn.Module):
         names = ("num_experts / num_expert_groups", "num_experts_per_tok / num_groups_per_tok")
         check_top_k(self.num_experts_per_group, self.num_chosen_per_group, names)
         self.noise_epsilon = noise_epsilon
+        self.gate_std = gate_std
         shape = (num_expert_groups, self.num_experts_per_group, hidden_size)
-        self.weight = nn.Parameter(torch.zeros(shape))
-        self.noise_weight = nn.Parameter(torch.zeros(shape))
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.noise_weight = nn.Parameter(torch.empty(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise both matrices of the secondary gates as `NoisyTopKGate` does; the primary gate does so itself."""
+        reset_gate(self.weight, self.gate_std)
+        init.zeros_(self.noise_weight)
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, output_statistics: bool = True

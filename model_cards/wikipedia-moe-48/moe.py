@@ -21,12 +21,13 @@ def build_gate(config: MoeConfig) -> nn.Module:
     """Return the gate that `config.gating` and `config.num_expert_groups` choose."""
     sizes = (config.hidden_size, config.num_experts, config.num_experts_per_tok)
     if config.num_expert_groups is not None:
-        return HierarchicalGate(*sizes, config.num_expert_groups, config.num_groups_per_tok, config.noise_epsilon)
+        groups = (config.num_expert_groups, config.num_groups_per_tok)
+        return HierarchicalGate(*sizes, *groups, config.noise_epsilon, config.gate_std)
     if config.gating == "noisy_top_k":
-        return NoisyTopKGate(*sizes, noise_epsilon=config.noise_epsilon)
+        return NoisyTopKGate(*sizes, config.noise_epsilon, config.gate_std)
     if config.gating == "strictly_balanced":
         return StrictlyBalancedGate(*sizes)
-    return SoftmaxTopKGate(*sizes)  # for "softmax", K = E
+    return SoftmaxTopKGate(*sizes, config.gate_std)  # for "softmax", K = E
 
 
 def layer_balancing_loss(

@@ -108,6 +108,9 @@ RANGES = [
     lm(("load_loss_coef=inf",), load_loss_coef=INF),
     lm(("initializer_range=-1.0",), initializer_range=-1.0),
     lm(("initializer_range=nan",), initializer_range=NAN),
+    lm(("gate_std=-1.0",), gate_std=-1.0),
+    lm(("gate_std=nan",), gate_std=NAN),
+    lm(("gate_std=2.0", "strictly_balanced"), gate_std=2.0, gating="strictly_balanced"),
     lm(("num_sampled=0", "at least 1"), num_sampled=0),
     lm(("num_sampled=50", "vocab_size=50"), num_sampled=50),
     lm(("loss_chunk_size=0", "at least 1"), loss_chunk_size=0),
@@ -245,6 +248,10 @@ TOGETHER = [
     translation(("max_train_pairs", "5.5"), max_train_pairs=5.5),
     lm(("num_groups_per_tok=1", "num_expert_groups"), num_groups_per_tok=1),
     lm(("load_best_model_at_end", "eval_strategy"), load_best_model_at_end=True),
+    lm(("early_stopping_patience=2", "eval_strategy"), early_stopping_patience=2),
+    lm(("early_stopping_threshold=0.5", "early_stopping_patience"), early_stopping_threshold=0.5),
+    lm(("warmup_steps=5", "constant_with_warmup"), lr_scheduler_type="constant", warmup_steps=5),
+    lm(("warmup_steps=5", "reduce_lr_on_plateau"), lr_scheduler_type="reduce_lr_on_plateau", warmup_steps=5),
     lm(("save_strategy", "eval_strategy"), save_strategy="best", metric_for_best_model="loss"),
     lm(("eval_strategy", "validation_files"), eval_strategy="steps", validation_files=None),
     translation(("eval_strategy", "validation"), eval_strategy="steps"),
@@ -286,6 +293,14 @@ def _changed_width(place):
 
 
 NOT_HERE.append(Case("hidden_size beside a checkpoint", _changed_width, ("hidden_size=16", "hidden_size=8")))
+for name in ("initializer_range", "gate_std"):
+    NOT_HERE.append(
+        Case(
+            f"{name} beside a checkpoint",
+            lambda place, name=name: ["train-lm", place.lm_config(model_name_or_path=str(place.lm()), **{name: 0.5})],
+            (f"{name}=0.5 has no effect with model_name_or_path",),
+        )
+    )
 CASES = [*NOT_HERE, *TYPES, *EMPTY, *YAML, *RANGES, *CHOICES, *JSON, *TOGETHER]
 
 

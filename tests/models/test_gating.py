@@ -1,5 +1,6 @@
 """Gates against the per-token reference, and their further guarantees."""
 
+import functools
 import warnings
 
 import naive_moe
@@ -7,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import assert_same, dense, gradients, naive_dense, randomize
+from tiny_models import assert_same, dense, gradients, naive_dense, randomize, tiny_lm_config
 
+from moe_hf import LstmMoeForCausalLM, MoeBlock
 from moe_hf.models.balancing import balancing_loss, cv_squared
 from moe_hf.models.gating import NoisyTopKGate, SoftmaxTopKGate
+from moe_hf.models.hierarchical_gating import HierarchicalGate
 
 EPSILON = 0.05
 
@@ -192,3 +195,36 @@ def test_statistics_are_left_out_when_not_needed():
     output = gate(hidden, None, False)
     assert (output.importance, output.load, output.tokens_per_expert) == (None, None, None)
     assert torch.equal(output.top_k_weights, gate(hidden).top_k_weights)
+
+
+@pytest.mark.parametrize("gate_std", [0.0, 3.0])
+@pytest.mark.parametrize(
+    "gate_class", [NoisyTopKGate, SoftmaxTopKGate, functools.partial(HierarchicalGate, num_expert_groups=8)]
+)
+def test_gate_std_is_the_deviation_of_the_first_logits(gate_class, gate_std):
+    torch.manual_seed(0)
+    gate = gate_class(100, 64, 4, gate_std=gate_std)
+    weights = [gate.weight.flatten(0, -2), *([gate.primary.weight] if hasattr(gate, "primary") else [])]
+    for weight in weights:
+        logits = torch.randn(500, 100) @ weight.T
+        assert logits.std().item() == pytest.approx(gate_std, rel=0.1)
+    assert all(weight.eq(0).all() for name, weight in gate.named_parameters() if "noise" in name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gating": "softmax_top_k"}, {"num_experts": 16, "num_expert_groups": 4}])
+def test_a_new_models_gates_start_as_gate_std_says(changes):
+    for gate_std in (0.0, 2.0):
+        config = tiny_lm_config(num_experts_per_tok=4, gate_std=gate_std, **changes)
+        for block in (LstmMoeForCausalLM(config).model.layers[1], MoeBlock(config)):
+            assert bool(block.gate.weight.any()) == bool(gate_std)
+
+
+def test_a_gate_that_starts_decided_chooses_the_same_experts_with_noise_and_without():
+    torch.manual_seed(0)
+    x, chosen_again = torch.randn(200, 32), {}
+    for gate_std in (0.0, 6.0):
+        gate = HierarchicalGate(32, 1024, 4, 16, gate_std=gate_std)
+        without = gate.eval()(x).top_k_index
+        noisy = gate.train()(x).top_k_index
+        chosen_again[gate_std] = (without[:, :, None] == noisy[:, None]).any(-1).float().mean().item()
+    assert chosen_again[0.0] < 0.1 and chosen_again[6.0] > 0.6

@@ -28,6 +28,7 @@ from .quantization import embedding, int8_quantization
 from .sharding_checks import check_sharding
 from .task_loss import loss_of_batch
 
+GATES = (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate, StrictlyBalancedGate)
 # Keywords that the library's `capture_outputs` reads around forwards that record outputs.
 RECORDING_KEYWORDS = ("output_hidden_states", "output_router_logits", "output_attentions")
 
@@ -256,11 +257,8 @@ class MoePreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Embedding, nn.Linear)):
             std = self.config.initializer_range
             init.normal_(module.weight, std=self.config.hidden_size**-0.5 if std is None else std)
-        elif isinstance(module, (Lstm, MoeExperts, StrictlyBalancedGate)):
+        elif isinstance(module, (Lstm, MoeExperts, *GATES)):
             module.reset_parameters()
-        elif isinstance(module, (NoisyTopKGate, SoftmaxTopKGate, HierarchicalGate)):
-            for weight in module.parameters():
-                init.zeros_(weight)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

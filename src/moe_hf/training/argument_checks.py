@@ -46,6 +46,14 @@ RANGES = {
     "eval_tokens_per_batch": Range(least=1, most=LARGEST_FACTOR),
     **dict.fromkeys(("generation_num_beams", "eval_num_beams"), Range(least=1, most=MOST_BEAMS)),
     "constant_steps": NOT_NEGATIVE,
+    "early_stopping_patience": COUNT,
+    "early_stopping_threshold": NOT_NEGATIVE,
+}
+# Schedules for which the library ignores warmup_steps.
+_WITHOUT_WARMUP = {
+    "constant": "use constant_with_warmup",
+    "reduce_lr_on_plateau": "leave it out",
+    "greedy": 'leave it out, or give lr_scheduler_kwargs={"warmup": ...}',
 }
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -111,8 +119,18 @@ def _check_together(args: TrainingArguments) -> None:
         raise InputError("fp16=True needs an accelerator: on a CPU use bf16=True, or neither")
     if args.dataloader_persistent_workers and not args.dataloader_num_workers:
         raise InputError("dataloader_persistent_workers=True needs dataloader_num_workers of at least 1, got 0")
+    schedule = plain(args.lr_scheduler_type)
+    if args.warmup_steps and schedule in _WITHOUT_WARMUP:
+        advice = _WITHOUT_WARMUP[schedule]
+        raise InputError(f"warmup_steps={args.warmup_steps} has no effect with lr_scheduler_type={schedule}: {advice}")
+    if args.early_stopping_threshold and args.early_stopping_patience is None:
+        threshold = args.early_stopping_threshold
+        raise InputError(f"early_stopping_threshold={threshold} has no effect without early_stopping_patience")
     if plain(args.eval_strategy) == "no":
         if args.load_best_model_at_end:
             raise InputError("load_best_model_at_end=True needs an eval_strategy, not eval_strategy=no")
+        if args.early_stopping_patience is not None:
+            patience = args.early_stopping_patience
+            raise InputError(f"early_stopping_patience={patience} needs an eval_strategy, not eval_strategy=no")
         if plain(args.save_strategy) == "best":
             raise InputError("save_strategy=best needs an eval_strategy, not eval_strategy=no")

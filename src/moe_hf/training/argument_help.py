@@ -63,6 +63,8 @@ TRAINING_GROUPS: dict[str, dict[str, str | None]] = {
         "eval_num_beams": None,
         "tokenize": None,
         "metric_for_best_model": "metric that chooses the best checkpoint; by default the loss",
+        "early_stopping_patience": None,
+        "early_stopping_threshold": None,
         "load_best_model_at_end": "end with the weights of the best checkpoint instead of the last step",
     },
 }

@@ -76,6 +76,13 @@ class ModelArguments:
     initializer_range: float | None = field(
         default=None, metadata={"help": "initial standard deviation of the embedding; by default hidden_size ** -0.5"}
     )
+    gate_std: float | None = field(
+        default=None,
+        metadata={
+            "help": "initial standard deviation of the gates' logits; with hundreds of experts and more, 2 to 6 lets "
+            "the gates decide from the start"
+        },
+    )
     recompute_experts: bool | None = field(
         default=None, metadata={"help": "recompute the experts' hidden activations in the backward pass"}
     )
@@ -152,6 +159,16 @@ class MoeTrainingArguments(TrainingArguments):
     load_loss_coef_schedule: dict | str | None = field(
         default=None, metadata={"help": 'w_load by step, with linear interpolation: {"0": 0.1, "10000": 0.01}'}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "stop after this many evaluations in a row without a better metric_for_best_model; by default "
+            "train to the end"
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "change of the metric above which an evaluation counts as better"}
+    )
     expert_parallel_size: int = field(
         default=1,
         metadata={
@@ -183,6 +200,8 @@ class MoeTrainingArguments(TrainingArguments):
             self.use_cpu = self.use_cpu or self.bf16 or self.bf16_full_eval or is_launched
             self.tf32 = None
         check_training_arguments(self)
+        if self.early_stopping_patience is not None and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
         # The library's default is True for all metrics except a loss.
         if self.greater_is_better is None and "per_" in (self.metric_for_best_model or ""):
             self.greater_is_better = False
@@ -192,6 +211,9 @@ class MoeTrainingArguments(TrainingArguments):
         super().__post_init__()
         if optim == FACTORED_ADAM:
             self.optim = FACTORED_ADAM
+        if plain(self.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy") and self.greater_is_better:
+            # The library would take a rising metric for a worse one.
+            self.lr_scheduler_kwargs = {"mode": "max"} | (self.lr_scheduler_kwargs or {})
         if self.expert_gradients not in ("dense", "factored"):
             raise InputError(f"expert_gradients={self.expert_gradients!r} must be dense or factored")
         if self.expert_gradients == "factored":

@@ -29,6 +29,8 @@ FIXED_BY_WEIGHTS = (
     *("encoder_bidirectional_first", "attention_type", "attention_feeding", "deep_output"),
     "share_embeddings",
 )
+# Arguments of the initial weights.
+ONLY_FOR_NEW_WEIGHTS = ("initializer_range", "gate_std")
 
 
 def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, training_args, metrics) -> None:
@@ -160,6 +162,12 @@ def _check_changes(model_args) -> None:
     """Check the model arguments given with a checkpoint: they must be allowed, and must not contradict its weights."""
     given, path = model_args.config_arguments(), model_args.model_name_or_path
     own = load_config(path)
+    for name in ONLY_FOR_NEW_WEIGHTS:
+        if name in given:
+            raise InputError(
+                f"{name}={given[name]} has no effect with model_name_or_path={path}, whose weights are trained: leave "
+                "it out"
+            )
     for name in FIXED_BY_WEIGHTS:
         if name in given and hasattr(own, name) and given[name] != getattr(own, name):
             raise InputError(

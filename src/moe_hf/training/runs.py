@@ -24,6 +24,7 @@ from ..writing import whole_files
 from .arguments import ModelArguments, MoeTrainingArguments, changed_arguments
 from .callbacks import AuxLossCallback
 from .checkpoints import check_same_run
+from .early_stopping import ResumableEarlyStopping
 from .interrupt import InterruptCallback
 from .moe_trainer import GO_ON
 from .optimizer import OptimizerSizeCallback
@@ -118,6 +119,8 @@ def run_training(trainer: Trainer, checkpoint: str | None, model_args, data_args
         config = yaml.safe_dump(changed_arguments(model_args, data_args, args), sort_keys=False, allow_unicode=True)
         with whole_files(args.output_dir, "output_dir") as folder:
             (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(ResumableEarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
     interrupt = InterruptCallback()
     trainer.add_callback(interrupt)
     try:
