@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from light_package import LIGHT_PACKAGE
@@ -11,7 +12,14 @@ from tiny_models import tiny_gnmt, tiny_lm
 from tqdm import tqdm
 
 from moe_hf import __version__, cli
-from moe_hf.commands import evaluate_lm, evaluate_translation, run_command
+from moe_hf.commands import (
+    PACKAGE,
+    evaluate_lm,
+    evaluate_translation,
+    print_metrics,
+    printed_messages,
+    run_command,
+)
 
 TEXT = ["--train_files", __file__, "--output_dir", "unused"]
 
@@ -131,3 +139,16 @@ def test_a_message_does_not_share_a_line_with_a_progress_bar(capsys):
     assert run_command(command) == 0
     before, after = capsys.readouterr().err.split("a warning\n")
     assert before.endswith("\r") and not before.split("\r")[-2].strip() and after.startswith("\r")
+
+
+def test_a_warning_of_this_package_is_one_line_and_another_keeps_its_place():
+    with printed_messages():
+        ours = warnings.formatwarning("a warning", UserWarning, f"{PACKAGE}/models/moe.py", 7)
+        others = warnings.formatwarning("a warning", UserWarning, "/elsewhere/library.py", 7)
+    assert ours == "warning: a warning\n" and others == "/elsewhere/library.py:7: UserWarning: a warning\n"
+    assert warnings.formatwarning("a", UserWarning, f"{PACKAGE}/a.py", 7).startswith(f"{PACKAGE}/a.py:7: ")
+
+
+def test_a_count_is_printed_without_decimals(capsys):
+    print_metrics({"dead_experts": 3, "eval_loss": 1.5, "note": "text"})
+    assert capsys.readouterr().out == "dead_experts = 3\neval_loss = 1.5000\nnote = text\n"

@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
+from pathlib import Path
 
 from tqdm import tqdm
 
 from ..errors import InputError
 from .exit_status import exit_status_of
 from .parser import command_parser as command_parser
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def run_command(command: Callable[[], dict | None]) -> int:
@@ -31,10 +34,10 @@ def run_command(command: Callable[[], dict | None]) -> int:
     return exit_status_of(run)
 
 
-def print_metrics(metrics: dict[str, float | str]) -> None:
-    """Print one line for each metric."""
+def print_metrics(metrics: dict[str, float | int | str]) -> None:
+    """Print one line for each metric; a count has no decimals."""
     for name, value in metrics.items():
-        print(f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:.4f}")
+        print(f"{name} = {value}" if isinstance(value, str | int) else f"{name} = {value:.4f}")
     sys.stdout.flush()
 
 
@@ -80,11 +83,24 @@ def _others_clear_of_bars() -> Iterator[None]:
         return clear_and_write
 
     with ExitStack() as stack:
+        stack.callback(setattr, warnings, "formatwarning", warnings.formatwarning)
+        warnings.formatwarning = _short_if_ours(warnings.formatwarning)
         for owner, name in writers:
             before = getattr(owner, name)
             stack.callback(setattr, owner, name, before)
             setattr(owner, name, clear_of_bars(before))
         yield
+
+
+def _short_if_ours(format_warning: Callable) -> Callable:
+    """Return `format_warning`, except for this package's warnings: their message alone, without a line of code."""
+
+    def short_or_whole(message, category, filename, lineno, line=None) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
+            return f"warning: {message}\n"
+        return format_warning(message, category, filename, lineno, line)
+
+    return short_or_whole
 
 
 class _PrintHandler(logging.Handler):

@@ -112,6 +112,7 @@ def load_or_train_tokenizer(
         InputError: the tokenizer cannot be loaded or has no eos token, or `train_tokenizer` raises it.
     """
     if name_or_path is None:
+        logger.info(f"tokenizer: training on {len(dataset):,} lines, for at most {vocab_size:,} tokens")
         return train_tokenizer(
             _iterate_text(dataset),
             kind=kind,

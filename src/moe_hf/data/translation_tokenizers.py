@@ -1,5 +1,6 @@
 """The subword tokenizer of translation models, with one vocabulary for all languages, and language tags."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ..errors import InputError
 from .encoding import encode_as_text
 from .tokenizers import load_tokenizer, require_text, train_bpe
+
+logger = logging.getLogger(__name__)
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<s>", "</s>"
 
@@ -98,6 +101,7 @@ def load_or_train_translation_tokenizer(
         InputError: `load_translation_tokenizer` or `train_translation_tokenizer` raises it.
     """
     if name_or_path is None:
+        logger.info(f"tokenizer: training on both sides of all pairs, for at most {vocab_size:,} tokens")
         return train_translation_tokenizer(lines, vocab_size=vocab_size, languages=languages)
     return load_translation_tokenizer(name_or_path, languages, argument)
 

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 from pathlib import Path
 
 from ..errors import InputError
@@ -79,7 +80,9 @@ def plot_curves(layers: dict[str, dict[str, list[float]]], file: str | Path) -> 
         axes.set_xlabel(f"layer, at step {min(steps)}" if logged_once else "training step")
         if not logged_once:
             axes.locator_params(axis="x", nbins=5)
-        axes.set_ylim(bottom=0)
+        values = [value for curves in layers.values() for value in curves[name]]
+        highest = max(filter(math.isfinite, values), default=0)
+        axes.set_ylim(0, 1.05 * highest if highest > 0 else None)
     if not logged_once:
         axes.legend(fontsize="small")
     figure.savefig(file, dpi=100)

@@ -51,6 +51,7 @@ def _plot_pairs(figure, axes, layer: LayerRouting) -> None:
             picture = axes.imshow(np.clip(np.log2(matrix), -3, 3), cmap="PRGn", vmin=-3, vmax=3)
         figure.colorbar(picture, label="log2(tokens shared / by chance)")
         axes.set(title="experts that share tokens", xlabel="expert", ylabel="expert")
+        axes.locator_params(integer=True)
         return
     first, second, counts = layer.pairs.pairs()
     expected = layer.pairs.expected(first, second, layer.load)

@@ -9,7 +9,7 @@ from typing import ClassVar, get_type_hints
 
 import torch
 from accelerate.utils import GradientAccumulationPlugin
-from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers import SchedulerType, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..data.arguments import DataArguments
@@ -151,7 +151,13 @@ class MoeTrainingArguments(TrainingArguments):
         default=TrainingArguments.default_optim,
         metadata={"help": "optimizer: factored_adam (the paper's, appendix D), or one of Transformers' optimizers"},
     )
-    lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "schedule; inverse_sqrt is the paper's"})
+    lr_scheduler_type: str = field(
+        default="inverse_sqrt",
+        metadata={
+            "help": "schedule of the learning rate: inverse_sqrt (the paper's: warm-up, then 1/sqrt(step)), "
+            + ", ".join(schedule.value for schedule in SchedulerType if schedule.value != "inverse_sqrt")
+        },
+    )
     use_cache: bool = field(default=True, metadata={"help": "value of use_cache in the saved configuration"})
     importance_loss_coef_schedule: dict | str | None = field(
         default=None, metadata={"help": 'w_importance by step, with linear interpolation: {"0": 0.1, "10000": 0.01}'}

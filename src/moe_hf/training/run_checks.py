@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+import warnings
 
 import torch
 from transformers import PreTrainedModel, Trainer, get_scheduler
@@ -152,7 +153,8 @@ def _check_new_model(model_class, model_args, data_args, training_args) -> None:
     check_memory(config, training_args.world_size if is_sharded else 1)
     config._experts_implementation = model_args.experts_implementation
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the training builds the model again, and warns then
             model_class(config)
     except (ValueError, ImportError) as error:
         raise InputError(first_line(error)) from error
