@@ -28,9 +28,9 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Returns the input and the arguments of each `moe-hf` command in the README."""
+    """Returns the input and the arguments of each `moe-hf` command in the README, without `> FILE`."""
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    found = [re.match(r'(?:echo "(.*)" \| )?moe-hf (.*)', line) for line in lines]
+    found = [re.match(r'(?:echo "(.*)" \| )?moe-hf (.*?)(?: > [\w.]+.*)?$', line) for line in lines]
     return [(match[1] or "", shlex.split(match[2], comments=True)) for match in found if match]
 
 
@@ -44,6 +44,7 @@ def folder(tmp_path_factory):
         (folder / name).write_text(english, encoding="utf-8")
     for name in ("train.de", "valid.de", "test.de"):
         (folder / name).write_text(german, encoding="utf-8")
+    (folder / "english.txt").write_text("A dog runs.\n", encoding="utf-8")
     (folder / "model_cards").symlink_to(ROOT / "model_cards")
     return folder
 
@@ -61,11 +62,22 @@ def test_commands_and_programs(folder, monkeypatch, capsys):
         assert status == 0, (arguments, printed.err)
         if arguments[0] == "translate":
             assert printed.out.count("\n") == 1
-    assert named == ["--help", "translate", "train-lm", "train-translation", "translate", "evaluate-translation"]
+    assert named == [
+        "--help",
+        "translate",
+        "translate",
+        "train-lm",
+        "train-translation",
+        "translate",
+        "evaluate-translation",
+    ]
 
     generate, translate, layer = blocks("python")
-    exec(generate, {})
-    assert capsys.readouterr().out.startswith("['The first of")
+    shipped = 'folder = "model_cards/wikipedia-moe-48"'
+    assert shipped in generate
+    for program in (generate, generate.replace(shipped, 'folder = "runs/lm"')):
+        exec(program, {})
+        assert capsys.readouterr().out.startswith("['The first of")
     exec(translate, {})
     assert capsys.readouterr().out.count("translation_text") == 2
     names = {}

@@ -7,6 +7,7 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 INDEX = DOCS / "reproduction" / "index.md"
+README = DOCS.parent / "README.md"
 PAGES = sorted(path for path in (DOCS / "reproduction").glob("*.md") if path != INDEX)
 LOG = DOCS / "LOG.md"
 ENTRY = re.compile(r"^## ((\d{4}-\d\d-\d\d) \[(\w+)\] (.+))$", re.M)
@@ -41,8 +42,16 @@ def test_the_overview_has_four_short_columns_and_every_page():
     (table,) = tables(text)
     assert {len(row) for row in table} == {4}
     assert max(len(cell.split()) for row in table for cell in row) <= 15
-    linked = [re.search(r"\((.+)\)", row[3]) for row in table[1:]]
-    assert sorted(match[1] for match in linked) == [page.name for page in PAGES]
+    assert all(re.search(r"\(.+\.md\)", row[3]) for row in table[1:])
+    # The page of an aim that is not the paper's is linked below the table.
+    assert sorted(set(re.findall(r"\]\(([\w-]+\.md)\)", text))) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("path", [INDEX, README], ids=["index.md", "README.md"])
+def test_a_verdict_is_one_of_three_with_a_condition(path):
+    (table,) = [table for table in tables(path.read_text(encoding="utf-8")) if " verdict " in table[0]]
+    for row in table[1:]:
+        assert re.fullmatch(r"holds|holds in part \(.+\)|does not hold", row[2].strip()), row
 
 
 @pytest.mark.parametrize("page", [*PAGES, INDEX, LOG], ids=lambda page: page.name)
