@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tiny_runs import write_translation_config
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from moe_hf.data.translation_tokenizers import train_translation_tokenizer
+from moe_hf.evaluation.records import record_evaluation
 from moe_hf.hub import export
 from moe_hf.model_card_run import directions, evaluation_files, read_run, without_folders
 from moe_hf.models.versions import TESTED_WITH, TRANSFORMERS
@@ -113,6 +115,16 @@ def test_a_dataset_of_the_hub_is_named_with_its_split(runs, tmp_path):  # noqa: 
     assert card.data.eval_results[0].dataset_type == "someone/texts"
     assert card.data.eval_results[0].dataset_name == "someone/texts (validation)"
     assert sample_of(card.text)[0] == "The"
+
+
+@pytest.mark.parametrize(("file", "has_variable"), [("${DATA}/a.txt", True), ("a.txt", False)])
+def test_a_card_says_who_replaces_a_variable_of_its_commands(file, has_variable, runs, tmp_path):  # noqa: F811
+    folder = shutil.copytree(runs["lstm_moe"], tmp_path / "run")
+    metrics = {"eval_perplexity_per_word": 2.0}
+    record_evaluation(str(folder), "evaluate-lm", [str(folder), file], [file], metrics)
+    commands = card_of(folder, tmp_path).split("```bash\n")[1].split("```")[0].splitlines()
+    assert commands[-1] == shlex.join(["moe-hf", "evaluate-lm", "me/model", file])
+    assert [line.startswith("# moe-hf itself replaces ${...}") for line in commands[:-1]] == [True] * has_variable
 
 
 @pytest.mark.parametrize(
