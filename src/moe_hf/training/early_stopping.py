@@ -18,6 +18,9 @@ class ResumableEarlyStopping(EarlyStoppingCallback):
         early_stopping_threshold: change of the metric above which an evaluation counts as better.
     """
 
+    def __init__(self, early_stopping_patience: int, early_stopping_threshold: float = 0.0):
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
         kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
