@@ -45,9 +45,10 @@ CAPACITY = [
     ("ours, 18 million tokens", "o", "capacity.csv", "capacity.csv"),
     ("the same, second seed", "x", "capacity-seed2.csv", "capacity-seed2.csv"),
     ("the same, without balancing losses", "v", "capacity-no-balancing.csv", "capacity.csv"),
+    ("the same, gates that start decided", "D", "capacity-pilots.csv", "capacity.csv"),
 ]
-# Models that differ in the number of experts only.
-EXPERTS = re.compile(r"MoE-(\d+)(-h)?")
+# Models that differ in the number of experts, and in how their gates start.
+EXPERTS = re.compile(r"MoE-(\d+)(-h)?(-decided)?")
 
 
 class Point(NamedTuple):

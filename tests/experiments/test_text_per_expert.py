@@ -82,6 +82,7 @@ def test_the_papers_models(name, words, batch, pairs, tokens):
         ("capacity.csv", "capacity"),
         ("capacity-seed2.csv", "capacity"),
         ("capacity-no-balancing.csv", "capacity"),
+        ("capacity-pilots.csv", "capacity-pilots"),
         ("computation.csv", "computation"),
     ],
 )

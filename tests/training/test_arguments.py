@@ -13,6 +13,7 @@ from moe_hf.data.arguments import DataArguments, TranslationDataArguments
 from moe_hf.data.tokenizers import train_tokenizer
 from moe_hf.demo.text_corpus import generate_lines
 from moe_hf.errors import InputError
+from moe_hf.experiments.stored_facts import FactsArguments
 from moe_hf.experiments.sweep import SweepArguments, translation_baseline_runs
 from moe_hf.training.arguments import (
     LmModelArguments,
@@ -39,7 +40,8 @@ TRANSLATION_CLASSES = (TranslationModelArguments, TranslationDataArguments, Tran
 
 def classes_of(path) -> tuple[type, ...]:
     classes = TRANSLATION_CLASSES if path in TRANSLATION_CONFIGS else LM_CLASSES
-    return classes + (SweepArguments,) * bool(re.search("^(variants|baselines):", TEXTS[path], flags=re.M))
+    classes += (SweepArguments,) * bool(re.search("^(variants|baselines):", TEXTS[path], flags=re.M))
+    return classes + (FactsArguments,) * (path.name == "stored-facts.yaml")
 
 
 @pytest.fixture
