@@ -9,7 +9,7 @@ from typing import ClassVar, get_type_hints
 
 import torch
 from accelerate.utils import GradientAccumulationPlugin
-from transformers import SchedulerType, Seq2SeqTrainingArguments, TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..data.arguments import DataArguments
@@ -154,8 +154,9 @@ class MoeTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(
         default="inverse_sqrt",
         metadata={
-            "help": "schedule of the learning rate: inverse_sqrt (the paper's: warm-up, then 1/sqrt(step)), "
-            + ", ".join(schedule.value for schedule in SchedulerType if schedule.value != "inverse_sqrt")
+            "help": "schedule of the learning rate: inverse_sqrt (the paper's: warm-up, then 1/sqrt(step)), linear, "
+            "cosine, cosine_with_min_lr, polynomial, constant, constant_with_warmup, warmup_stable_decay, "
+            "reduce_lr_on_plateau or another of Transformers"
         },
     )
     use_cache: bool = field(default=True, metadata={"help": "value of use_cache in the saved configuration"})
