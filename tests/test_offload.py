@@ -112,12 +112,15 @@ def test_gnmt_beam_search_with_the_model_on_the_disk(tmp_path):
     assert torch.equal(generate(model, **options), generate(loaded, **options))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_no_layer_is_split_between_devices(family, tmp_path):
-    loaded = checkpoint(tmp_path, family)
+@pytest.mark.parametrize(
+    ("family", "changes", "number"), [("lstm_moe", {}, 3), ("gnmt_moe", {}, 7), ("gnmt_moe", {"deep_output": True}, 8)]
+)
+def test_no_layer_is_split_between_devices(family, changes, number, tmp_path):
+    loaded = checkpoint(tmp_path, family, **changes)
     split = [name for name, module in loaded.named_modules() if type(module).__name__ in loaded._no_split_modules]
-    pattern = loaded.config.layer_pattern if family == "lstm_moe" else range(7)
-    assert len(split) == len(pattern)
+    assert len(split) == number and {type(loaded.get_submodule(name)).__name__ for name in split} == set(
+        loaded._no_split_modules
+    )
     for budget in budgets(loaded):
         placed = offloaded(tmp_path, family, device_map="auto", max_memory={"cpu": budget}).hf_device_map
         assert not [key for key in placed for name in split if key.startswith(f"{name}.")]

@@ -71,7 +71,7 @@ class GnmtMoePreTrainedModel(MoePreTrainedModel):
 
     config_class = GnmtMoeConfig
     base_model_prefix = "model"
-    _no_split_modules = ["LstmLayer", "BidirectionalLstmLayer", "AttentionLstmLayer", "MoeBlock", "DeepOutput"]
+    _no_split_modules = ["LstmLayer", "BidirectionalLstmLayer", "AttentionLstmLayer", "MoeBlock"]
     _can_record_outputs = MoePreTrainedModel._can_record_outputs | {
         "cross_attentions": OutputRecorder(AttentionLstmLayer, index=2),
     }
@@ -188,7 +188,11 @@ class GnmtMoeDecoder(GnmtMoeStack):
         self.layers = nn.ModuleList([AttentionLstmLayer(config)])
         for name in config.decoder_layer_pattern[1:]:
             self.layers.append(LstmLayer(config, 2 * config.hidden_size) if name == "lstm" else MoeBlock(config))
-        self.deep_output = DeepOutput(config) if config.deep_output else None
+        self.deep_output = None
+        if config.deep_output:
+            self.deep_output = DeepOutput(config)
+            # Not for the whole class: accelerate's FSDP plugin refuses a name that the model does not have.
+            self._no_split_modules = [*self._no_split_modules, "DeepOutput"]
         self.post_init()
 
     @capture_outputs

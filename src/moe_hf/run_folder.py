@@ -96,8 +96,12 @@ def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
 
 
 def was_saved(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was once complete: a run that is killed while saving does not write these files."""
-    return (checkpoint / "trainer_state.json").exists() or (checkpoint / CHECKSUM_FILE).exists()
+    """Return whether a checkpoint was once complete.
+
+    A run that is killed while saving does not write the checksums, and leaves trainer_state.json missing or empty.
+    """
+    state = checkpoint / "trainer_state.json"
+    return (checkpoint / CHECKSUM_FILE).exists() or (state.exists() and state.stat().st_size > 0)
 
 
 def _check_states(folder: Path, carries_state: bool, is_verified: bool) -> int:

@@ -208,6 +208,12 @@ def killed_while_saving_the_first(place: Place) -> list:
     return arguments
 
 
+def killed_while_writing_the_first_state(place: Place) -> list:
+    arguments = killed_while_saving_the_first(place)
+    (place / STEP_2 / "trainer_state.json").touch()
+    return arguments
+
+
 def evaluated_with_record(place: Place) -> list:
     lm(place)
     text = place.file("text.txt", "the cat saw a dog\n" * 40)
@@ -453,6 +459,12 @@ CASES = [
     Case("every checkpoint broken", every_checkpoint_broken, ("checkpoint-4", "output_dir="), check=stays),
     Case("killed before the first checkpoint", killed_before_the_first, "no complete checkpoint", ends="recovers"),
     Case("killed while saving the first", killed_while_saving_the_first, "no complete checkpoint", ends="recovers"),
+    Case(
+        "killed while writing the first state",
+        killed_while_writing_the_first_state,
+        "no complete checkpoint",
+        ends="recovers",
+    ),
     Case("killed while writing", leaves(".unfinished-a/file"), ends="recovers"),
     Case("failed at once", leaves("run.lock", "run.yaml", "run_arguments.json"), ends="recovers"),
     Case("evaluated with --record", evaluated_with_record, ends="recovers", check=nothing_passed_over),

@@ -6,6 +6,7 @@ from parallel_runs import assert_same_training, train
 from processes import on_processes
 
 pytestmark = pytest.mark.distributed
+TIED = {"tie_word_embeddings": True}
 # name: (family, keyword arguments of `train`); DDP without find_unused_parameters, which is the default here
 CASES = {
     "lm noisy": ("lm", {"gate": "noisy"}),
@@ -16,8 +17,9 @@ CASES = {
     "gnmt recomputed layers": ("gnmt", {"gate": "noisy", "activation_checkpointing": True}),
     "lm all tokens to two experts": ("lm", {"gate": "hierarchical", "crowd": True}),
     "lm processes without a token": ("lm", {"gate": "noisy", "empty_from": 4}),
-    "lm tied": ("lm", {"tied": True}),
-    "gnmt tied": ("gnmt", {"tied": True}),
+    "lm tied": ("lm", {"changes": TIED}),
+    "gnmt tied": ("gnmt", {"changes": TIED}),
+    "gnmt tied, with a deep output": ("gnmt", {"changes": TIED | {"deep_output": True}}),
 }
 IN_BFLOAT16 = {
     "lm bfloat16": ("lm", {"gate": "softmax", "bf16": True, "activation_checkpointing": True}),

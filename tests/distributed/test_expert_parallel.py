@@ -10,7 +10,7 @@ FAMILIES = ("lm", "gnmt")
 FACTORED = {"optim": "factored_adam", "expert_gradients": "factored", "weight_decay": 0.1}
 # name: (family, keyword arguments of `train`)
 CASES = {f"{family} {gate}": (family, {"gate": gate}) for family in FAMILIES for gate in GATES}
-CASES |= {f"{family} tied": (family, {"tied": True}) for family in FAMILIES}
+CASES |= {f"{family} tied": (family, {"changes": {"tie_word_embeddings": True}}) for family in FAMILIES}
 CASES |= {
     "lm accumulated": ("lm", {"gate": "noisy", "gradient_accumulation_steps": 2}),
     "lm recomputed layers": ("lm", {"gate": "noisy", "activation_checkpointing": True}),

@@ -128,13 +128,14 @@ def to_the_first_experts(gate, inputs, routed):
     return routed._replace(top_k_index=torch.arange(top_k_index.shape[1]).expand_as(top_k_index))
 
 
-def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tied=False, **arguments) -> dict:
+def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, changes=None, **arguments) -> dict:
     """Runs five steps on the same 40 rows; one process of several uses its part of each step's rows.
 
     Args:
         layout: expert_parallel_size, or "fsdp" for accelerate's FSDP2.
         empty_from: first empty row of each step, as in `rows_of`.
         crowd: whether every token goes to the first experts.
+        changes: further arguments of the model's configuration.
     """
     transformers.utils.logging.disable_progress_bar()
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -151,7 +152,7 @@ def train(family, gate="softmax", layout=None, empty_from=None, crowd=False, tie
         args = TranslationTrainingArguments(**(own | {"output_dir": str(folder)} | arguments))
         trainer_class, collate = TranslationTrainer, collate_pairs
         args.remove_unused_columns = False
-    model = make_model(family, tie_word_embeddings=tied, **GATES[gate])
+    model = make_model(family, **GATES[gate], **(changes or {}))
     if layout == "fsdp":
         accelerate_fsdp_on_cpu(args)
     elif sharding := distributed_config(args):
