@@ -201,6 +201,9 @@ def test_product_with_a_large_matrix(width, outputs, rows):
     """Few rows are rounded to bfloat16, whose 8 bits have an error up to 2**-9; so has the result.
 
     torch's kernel for few rows reads beyond the end of a matrix of unsupported width, and ends the process.
+
+    A gradient sums over the outputs. On some processors, torch's own float32 product of one row sums 33,278 of them one
+    after the other, with an error of 3e-6. The gradient must be as exact as 1e-6 or as that product.
     """
     generator = torch.Generator().manual_seed(0)
     precision = 4e-3 if rows <= 16 and width == 512 else 1e-6
@@ -215,8 +218,11 @@ def test_product_with_a_large_matrix(width, outputs, rows):
     x.requires_grad_()
     y = int8_linear(x, qdata, scale, bias)
     grad = torch.randn(y.shape, generator=generator)
-    for actual, expected in ((y, expected), (torch.autograd.grad(y, x, grad)[0], grad.double() @ weight)):
-        assert (actual.double() - expected).norm() <= 1e-6 * expected.norm()
+    assert (y.double() - expected).norm() <= 1e-6 * expected.norm()
+    expected = grad.double() @ weight
+    (gradient,) = torch.autograd.grad(y, x, grad)
+    error, of_float = ((product.double() - expected).norm() for product in (gradient, grad @ weight.float()))
+    assert error <= max(1e-6 * expected.norm(), of_float)
 
 
 OTHERS = {
