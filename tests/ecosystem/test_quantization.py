@@ -202,8 +202,8 @@ def test_product_with_a_large_matrix(width, outputs, rows):
 
     torch's kernel for few rows reads beyond the end of a matrix of unsupported width, and ends the process.
 
-    A gradient sums over the outputs. On some processors, torch's own float32 product of one row sums 33,278 of them one
-    after the other, with an error of 3e-6. The gradient must be as exact as 1e-6 or as that product.
+    A gradient sums over the outputs. On some processors, torch's own float32 product of one row sums 33,278 of them
+    one after the other, with an error of 3e-6. The gradient must be as exact as 1e-6 or as that product.
     """
     generator = torch.Generator().manual_seed(0)
     precision = 4e-3 if rows <= 16 and width == 512 else 1e-6
