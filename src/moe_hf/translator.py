@@ -23,8 +23,8 @@ from .errors import InputError, first_line
 from .generation import gnmt_beam_search
 from .value_checks import LENGTH_EXPONENT, LENGTH_WEIGHT, MOST_BEAMS, check_range, shown, typed
 
-# Types of the generate() arguments that this module computes with.
 NUM_BEAMS = 4  # default of the commands and of evaluate_translation
+# Types of the generate() arguments that this module computes with.
 GENERATE_TYPES = {
     **dict.fromkeys(("num_beams", "num_return_sequences"), int),
     **dict.fromkeys(("max_new_tokens", "max_length"), int | None),

@@ -27,7 +27,7 @@ def run_shipped_demo(folder: str) -> dict[tuple[str, str], list[str]]:
     Returns:
         {(source language, target language): translations}.
     """
-    logger.info(f"== A trained translator, {folder}: English to and from German and French")
+    logger.info(f"== A trained translator, {folder}: between English and German, and English and French")
     model, tokenizer = load_model_and_tokenizer(folder, TRANSLATION_MODELS)
     config = model.config
     logger.info(

@@ -71,7 +71,7 @@ class MoeConfig(PreTrainedConfig):
             to zero.
         gate_std: standard deviation of a new gate's logits, for an input of unit variance. 0 (the paper's): the gates
             start at zero, and at first only the noise chooses experts. With many experts and little text, the logits
-            may never rise above the noise (docs/reproduction/capacity.md); then 2 to 6, well above the initial noise
+            may never rise above the noise (docs/reproduction/capacity.md); then 3 to 6, well above the initial noise
             of 0.7, gives every token its own experts from the start.
 
     Raises:

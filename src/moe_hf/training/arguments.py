@@ -79,7 +79,7 @@ class ModelArguments:
     gate_std: float | None = field(
         default=None,
         metadata={
-            "help": "initial standard deviation of the gates' logits; with hundreds of experts and more, 2 to 6 lets "
+            "help": "initial standard deviation of the gates' logits; with hundreds of experts and more, 3 to 6 lets "
             "the gates decide from the start"
         },
     )

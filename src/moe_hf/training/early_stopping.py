@@ -20,16 +20,20 @@ class ResumableEarlyStopping(EarlyStoppingCallback):
 
     def __init__(self, early_stopping_patience: int, early_stopping_threshold: float = 0.0):
         super().__init__(early_stopping_patience, early_stopping_threshold)
+        self._has_said = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
+        self._has_said = False
         kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         self.early_stopping_patience_counter = kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         super().on_evaluate(args, state, control, metrics, **kwargs)
         count = self.early_stopping_patience_counter
-        if count >= self.early_stopping_patience and state.global_step < state.max_steps:
+        is_early = count >= self.early_stopping_patience and state.global_step < state.max_steps
+        if is_early and not self._has_said:  # the run evaluates once more at its end
+            self._has_said = True
             logger.info(
                 f"stops after step {state.global_step} of {state.max_steps}: no better {args.metric_for_best_model} "
                 f"than {state.best_metric:.4g} in {count} evaluations in a row"
