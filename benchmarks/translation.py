@@ -29,7 +29,7 @@ def main() -> None:
     add_placement(parser)
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
-    models = {"GNMT-MoE": gnmt_moe(), "MarianMT": marian()}
+    models = {"GNMT-MoE": gnmt_moe(), "GNMT-MoE, deep output": gnmt_moe(deep_output=True), "MarianMT": marian()}
     models = {name: model.to(**placement(arguments)) for name, model in models.items()}
     active = ", ".join(f"{name} {active_parameters(model) / 1e6:.2f} M" for name, model in models.items())
     facts = (
@@ -38,8 +38,8 @@ def main() -> None:
     )
     lines = [
         *heading("Translation: sentences per second", facts, arguments),
-        "| batch | GNMT-MoE | MarianMT | ratio |",
-        "|---|---|---|---|",
+        f"| batch | {' | '.join(models)} | ratio | ratio, deep output |",
+        "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for batch in arguments.batches:
@@ -49,13 +49,16 @@ def main() -> None:
         variants = {name: lambda model=model: model.generate(source, **options) for name, model in models.items()}
         times = median_seconds(variants, arguments.rounds, arguments.device)
         cells = " | ".join(f"{batch / seconds:.2f}" for seconds in times.values())
-        lines.append(f"| {batch} | {cells} | {times['MarianMT'] / times['GNMT-MoE']:.2f} |")
+        ratios = [times["MarianMT"] / times[name] for name in models if name != "MarianMT"]
+        lines.append(f"| {batch} | {cells} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
         print(lines[-1], flush=True)
     save(lines, arguments.output)
 
 
-def gnmt_moe() -> GnmtMoeForConditionalGeneration:
-    config = GnmtMoeConfig(hidden_size=512, moe_intermediate_size=1024, tie_word_embeddings=True, **TOKENS)
+def gnmt_moe(deep_output: bool = False) -> GnmtMoeForConditionalGeneration:
+    config = GnmtMoeConfig(
+        hidden_size=512, moe_intermediate_size=1024, tie_word_embeddings=True, deep_output=deep_output, **TOKENS
+    )
     return GnmtMoeForConditionalGeneration(config).eval()
 
 
