@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Draw three plots of docs/reproduction/ that the experiments do not draw, from the numbers in its results folder.
+"""Draw four plots of docs/reproduction/ that the experiments do not draw, from the numbers in its results folder.
 
     python scripts/reproduction_plots.py [--folder docs/reproduction/results]
 
 Writes multi30k-published.png, from the CSV files of three comparisons, specialisation.png, from specialisation.md, and
-pairs-per-weight.png, from the CSV files of the capacity comparisons and the paper's tables 7 and 8.
+capacity-experts.png and pairs-per-weight.png, from the CSV files of the capacity comparisons and the paper's tables 7
+and 8.
 """
 
 import argparse
@@ -81,6 +82,7 @@ def run() -> None:
     check_folder(str(folder), "folder")
     plot_multi30k(folder)
     plot_specialisation(folder)
+    plot_experts(folder)
     plot_pairs_per_weight(folder)
 
 
@@ -134,6 +136,34 @@ def specialisation_rows(file: Path) -> list[dict[str, tuple[float, float]]]:
             assert cells[0].startswith(SPECIALISATION[len(layers) - 1][1]), line
         layers[-1][cells[1]] = (float(cells[3].split()[0]), float(cells[4].split()[0]))
     return layers
+
+
+def plot_experts(folder: Path) -> None:
+    """Plot the gain against the number of experts, ours and the paper's: figure 2 (left) in percent.
+
+    Of two models with as many experts, the one with the hierarchical gate is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    curves = {"the paper, 8.3 billion words": paper_points()["the paper, 8.3 billion words"]}
+    for label, _, file, baseline_file in CAPACITY:
+        steps = measured_points(folder / file, folder / baseline_file)
+        curves[label] = steps[max(steps)]
+    for (label, points), marker in zip(curves.items(), ["s", *(marker for _, marker, _, _ in CAPACITY)], strict=True):
+        gains = {point.experts: point.gain for point in points}  # the hierarchical gate follows the flat one
+        if 4 in gains:
+            gains[1] = 0.0
+        if len(gains) > 1:
+            axes.plot(*zip(*sorted(gains.items())), marker=marker, linewidth=1.2, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks := [1, 4, 32, 256, 1024, 4096], [f"{experts:,}" for experts in ticks])
+    axes.set_xlabel("experts")
+    axes.set_ylabel("perplexity below that of MoE-1-Wide, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(folder / "capacity-experts.png", dpi=110)
 
 
 def plot_pairs_per_weight(folder: Path) -> None:

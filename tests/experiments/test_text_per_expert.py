@@ -123,8 +123,11 @@ def test_the_points_of_the_plot(script):
     assert late.gain == pytest.approx(100 * (1 - 29.2 / 47.0)) and early.gain == pytest.approx(100 * (1 - 39.8 / 54.5))
 
 
-def test_the_plot_is_drawn_from_the_committed_results(script, tmp_path):
+@pytest.mark.parametrize(
+    ("function", "name"), [("plot_pairs_per_weight", "pairs-per-weight.png"), ("plot_experts", "capacity-experts.png")]
+)
+def test_the_plot_is_drawn_from_the_committed_results(script, tmp_path, function, name):
     for file in RESULTS.glob("capacity*.csv"):
         shutil.copy(file, tmp_path)
-    script["plot_pairs_per_weight"](tmp_path)
-    assert is_drawn(tmp_path / "pairs-per-weight.png")
+    script[function](tmp_path)
+    assert is_drawn(tmp_path / name)
