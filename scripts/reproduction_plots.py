@@ -41,15 +41,16 @@ SPECIALISATION = [
 ]
 GATES = ["trained", "trained model, gates drawn", "untrained model, gates drawn"]
 
-# (label, marker, file, file with MoE-1-Wide) of the capacity comparisons.
+# (label, marker, file, file with MoE-1-Wide, ending of the models' names) of the capacity comparisons.
 CAPACITY = [
-    ("ours, 18 million tokens", "o", "capacity.csv", "capacity.csv"),
-    ("the same, second seed", "x", "capacity-seed2.csv", "capacity-seed2.csv"),
-    ("the same, without balancing losses", "v", "capacity-no-balancing.csv", "capacity.csv"),
-    ("the same, gates that start decided", "D", "capacity-pilots.csv", "capacity.csv"),
+    ("ours, 18 million tokens", "o", "capacity.csv", "capacity.csv", ""),
+    ("the same, second seed", "x", "capacity-seed2.csv", "capacity-seed2.csv", ""),
+    ("the same, without balancing losses", "v", "capacity-no-balancing.csv", "capacity.csv", ""),
+    ("the same, gates that start decided", "D", "capacity-pilots.csv", "capacity.csv", "-decided"),
+    ("the same, decided, and fine experts", "*", "capacity-pilots.csv", "capacity.csv", "-fine-decided"),
 ]
-# Models that differ in the number of experts, and in how their gates start.
-EXPERTS = re.compile(r"MoE-(\d+)(-h)?(-decided)?")
+# Models that differ in the number of experts; the rest of the name says how the gates start, and the experts' size.
+EXPERTS = re.compile(r"MoE-(\d+)(?:-h)?((?:-fine)?(?:-decided)?)")
 
 
 class Point(NamedTuple):
@@ -148,15 +149,14 @@ def plot_experts(folder: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     curves = {"the paper, 8.3 billion words": paper_points()["the paper, 8.3 billion words"]}
-    for label, _, file, baseline_file in CAPACITY:
-        steps = measured_points(folder / file, folder / baseline_file)
+    for label, _, file, baseline_file, ending in CAPACITY:
+        steps = measured_points(folder / file, folder / baseline_file, ending)
         curves[label] = steps[max(steps)]
-    for (label, points), marker in zip(curves.items(), ["s", *(marker for _, marker, _, _ in CAPACITY)], strict=True):
+    for (label, points), marker in zip(curves.items(), ["s", *(marker for _, marker, *_ in CAPACITY)], strict=True):
         gains = {point.experts: point.gain for point in points}  # the hierarchical gate follows the flat one
         if 4 in gains:
             gains[1] = 0.0
-        if len(gains) > 1:
-            axes.plot(*zip(*sorted(gains.items())), marker=marker, linewidth=1.2, label=label)
+        axes.plot(*zip(*sorted(gains.items())), marker=marker, linewidth=1.2, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks := [1, 4, 32, 256, 1024, 4096], [f"{experts:,}" for experts in ticks])
     axes.set_xlabel("experts")
@@ -178,11 +178,11 @@ def plot_pairs_per_weight(folder: Path) -> None:
         panel.axhline(0, color="0.6", linewidth=1)
         for number, (label, points) in enumerate(paper_points().items()):
             plot_points(panel, place, points, color=f"C{number}", marker="s", label=label)
-        for label, marker, file, baseline_file in CAPACITY:
-            steps = measured_points(folder / file, folder / baseline_file)
+        for label, marker, file, baseline_file, ending in CAPACITY:
+            steps = measured_points(folder / file, folder / baseline_file, ending)
             last = max(steps)
             plot_points(panel, place, steps.pop(last), color="C3", marker=marker, label=label)
-            if file != baseline_file or marker != "o":
+            if marker != "o":
                 continue
             for step, points in steps.items():
                 earlier = f"the same, after {min(steps):,} to {max(steps):,} of {last:,} steps"
@@ -251,12 +251,13 @@ def paper_points() -> dict[str, list[Point]]:
     return found
 
 
-def measured_points(file: Path, baseline_file: Path) -> dict[int, list[Point]]:
+def measured_points(file: Path, baseline_file: Path, ending: str = "") -> dict[int, list[Point]]:
     """Return {step: points} of a comparison, by the perplexity per token.
 
     Args:
         file: CSV of `scripts/capacity.py`.
         baseline_file: CSV with MoE-1-Wide of the same seeds, at the same steps.
+        ending: ending of the models' names, after the number of experts and `-h`.
     """
     base = {
         (row["seed"], row["step"]): float(row["perplexity_per_token"])
@@ -265,7 +266,7 @@ def measured_points(file: Path, baseline_file: Path) -> dict[int, list[Point]]:
     }
     found: dict[int, list[Point]] = {}
     for row in csv_rows(file):
-        if match := EXPERTS.fullmatch(row["model"]):
+        if (match := EXPERTS.fullmatch(row["model"])) and match[2] == ending:
             gain = 100 * (1 - float(row["perplexity_per_token"]) / base[row["seed"], row["step"]])
             point = Point(int(match[1]), float(row["pairs_per_weight"]), float(row["tokens_per_expert"]), gain)
             found.setdefault(int(row["step"]), []).append(point)

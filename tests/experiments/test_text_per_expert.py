@@ -77,16 +77,17 @@ def test_the_papers_models(name, words, batch, pairs, tokens):
 
 
 @pytest.mark.parametrize(
-    ("file", "name"),
+    ("file", "name", "step_tokens"),
     [
-        ("capacity.csv", "capacity"),
-        ("capacity-seed2.csv", "capacity"),
-        ("capacity-no-balancing.csv", "capacity"),
-        ("capacity-pilots.csv", "capacity-pilots"),
-        ("computation.csv", "computation"),
+        ("capacity.csv", "capacity", 4096),
+        ("capacity-seed2.csv", "capacity", 4096),
+        ("capacity-no-balancing.csv", "capacity", 4096),
+        ("capacity-pilots.csv", "capacity-pilots", 4096),
+        ("capacity-long.csv", "capacity-long", 16384),
+        ("computation.csv", "computation", 4096),
     ],
 )
-def test_the_committed_results_have_the_numbers_of_their_configuration(file, name):
+def test_the_committed_results_have_the_numbers_of_their_configuration(file, name, step_tokens):
     path = ROOT / "configs" / "reproduction" / f"{name}.yaml"
     model, data, training, sweep = parse_arguments([str(path), "--use_cpu", "true"], CLASSES)
     runs = variant_runs(model, data, training, sweep.variants, [1])
@@ -94,7 +95,7 @@ def test_the_committed_results_have_the_numbers_of_their_configuration(file, nam
         run.name: LstmMoeConfig(vocab_size=data.vocab_size, **run.model_args.config_arguments()) for run in runs
     }
     per_step = {run.name: run.tokens_per_step for run in runs + baseline_runs(data, training, sweep.baselines, [1])}
-    assert set(per_step.values()) == {4096}
+    assert set(per_step.values()) == {step_tokens}
     with (RESULTS / file).open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             config = configs.get(row["model"])  # None for GPT-2
