@@ -118,6 +118,9 @@ def test_the_points_of_the_plot(script):
     assert set(last) == {4, 32, 1024, 4096}  # the models with one expert are not points
     assert last[4096].gain == pytest.approx(0.13, abs=0.01)
     assert (last[4096].pairs, last[4096].tokens) == (1.074, 4)
+    pilots = script["measured_points"](RESULTS / "capacity-pilots.csv", RESULTS / "capacity.csv", "-fine-decided")
+    (fine,) = pilots[4400]
+    assert fine.experts == 4096 and fine.gain == pytest.approx(100 * (1 - 48.134 / 58.31), abs=0.01)
     late, early = (script["paper_points"]()[f"the paper, {words} billion words"][-1] for words in (100, 10))
     assert late.experts == early.experts == 131072 and late.tokens == early.tokens
     assert late.pairs == pytest.approx(10 * early.pairs)
