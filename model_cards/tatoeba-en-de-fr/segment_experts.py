@@ -5,6 +5,7 @@ It sorts once, works on contiguous segments, and has a backward pass written by 
 - Idle experts cost nothing in the forward pass, and slots of weight 0 (padding) are not computed.
 - A gate's gradient is computed in the hidden space, w' = <dE/dh, h>, so expert outputs are not stored or scaled.
 - Gradients are written into memory that is not cleared first, except the part of idle experts.
+- In the backward pass, experts of few rows share the calls that work on each element.
 - `embedding_bag` sums the k results of a token, once in the forward pass and once in the backward pass.
 - In bfloat16 or float16 on a CPU, zero rows fill long segments up to a multiple of 32. oneDNN generates code for each
   new number of rows, which takes longer than the product.
@@ -26,6 +27,7 @@ from .native_experts import Visited, few_rows
 _NAMESPACE = __name__.replace(".", "_")
 _ROWS_MULTIPLE = 32
 _MIN_ROWS_TO_FILL = 128  # rows per expert, on average; shorter segments have few different lengths
+_GROUP_ELEMENTS = 2**19  # in the inputs and hidden units of a group's rows; 2**17 to 2**21 take the same time
 
 
 def compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
@@ -135,6 +137,26 @@ def _segments(counts: list[int], limit: int, *tensors: torch.Tensor) -> Iterator
             yield expert, *rows
 
 
+def _groups(counts: list[int], limit: int, max_rows: int) -> Iterator[tuple[list[int], range]]:
+    """Yield the ids and the rows of successive experts, for operations on their rows at once.
+
+    A group has at most `max_rows` rows, or one expert. All its experts have more than `limit` rows, or none has. Idle
+    experts are left out.
+    """
+    experts, start, stop = [], 0, 0
+    for expert, count in enumerate(counts):
+        if not count:
+            continue
+        is_alike = experts and (counts[experts[0]] > limit) == (count > limit)
+        if experts and not (is_alike and stop + count - start <= max_rows):
+            yield experts, range(start, stop)
+            experts, start = [], stop
+        experts.append(expert)
+        stop += count
+    if experts:
+        yield experts, range(start, stop)
+
+
 @torch.library.custom_op(f"{_NAMESPACE}::segment_experts_backward", mutates_args=())
 def _experts_backward(
     grad: torch.Tensor,
@@ -173,33 +195,37 @@ def _backward_loop(
     grad_rows_RD[num_rows:] = 0
     is_factored = grad_up is None
     limit = _rows_for_kernels(x, up, down)
-    grad_RH = x.new_empty(num_rows if is_factored or limit else max(counts, default=0), up.shape[1])
+    groups = list(_groups(counts, limit, _GROUP_ELEMENTS // (up.shape[1] + up.shape[2])))
+    keeps_all = is_factored or limit > 0
+    grad_RH = x.new_empty(num_rows if keeps_all else max((len(rows) for _, rows in groups), default=0), up.shape[1])
     if limit:
         outputs = (grad_RD, grad_RH, grad_weights_R, grad_rows_RD)
         Visited(counts_E, limit).backward(up, down, hidden_RH, weights_R, *outputs)
-    start = 0
-    for expert, count in enumerate(counts):
-        if count <= limit and is_factored:
-            start += count
+    up_EHD, down_EDH = (_matrices(stack, counts, limit) for stack in (up, down))
+    if not is_factored:
+        idle = (counts_E == 0).nonzero()[:, 0]
+        of_up, of_down = (_matrices(grads.index_fill_(0, idle, 0), counts, 0) for grads in (grad_up, grad_down))
+    for experts, rows in groups:
+        is_done = counts[experts[0]] <= limit  # by the kernels
+        if is_done and is_factored:
             continue
-        if not count:
+        here, sizes = slice(rows.start, rows.stop), [counts[expert] for expert in experts]
+        grad_GH, hidden_GH = grad_RH[here if keeps_all else slice(len(rows))], hidden_RH[here]
+        tensors = (grad_GH, grad_RD[here], grad_rows_RD[here], hidden_GH, rows_RD[here])
+        segments = list(zip(experts, *(tensor.split(sizes) for tensor in tensors)))
+        if not is_done:
+            for expert, grad_hidden, grads, *_ in segments:
+                torch.mm(grads, down_EDH[expert].to(x.dtype), out=grad_hidden)
+            torch.sum(grad_GH * hidden_GH, dim=1, out=grad_weights_R[here])
+            grad_RD[here].mul_(weights_R[here, None])
+            grad_GH.mul_(weights_R[here, None])
+            torch.ops.aten.threshold_backward.grad_input(grad_GH, hidden_GH, 0, grad_input=grad_GH)
+        for expert, grad_hidden, grads, grad_rows, hidden, inputs in segments:
+            if not is_done:
+                torch.mm(grad_hidden, up_EHD[expert].to(x.dtype), out=grad_rows)
             if not is_factored:
-                grad_up[expert] = 0
-                grad_down[expert] = 0
-            continue
-        here, start = slice(start, start + count), start + count
-        hidden, grad_hidden = hidden_RH[here], grad_RH[here] if is_factored or limit else grad_RH[:count]
-        rows, grads, scale = rows_RD[here], grad_RD[here], weights_R[here, None]
-        if count > limit:
-            torch.mm(grads, down[expert].to(x.dtype), out=grad_hidden)
-            torch.sum(grad_hidden * hidden, dim=1, out=grad_weights_R[here])
-            grads.mul_(scale)
-            grad_hidden.mul_(scale)
-            torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
-            torch.mm(grad_hidden, up[expert].to(x.dtype), out=grad_rows_RD[here])
-        if not is_factored:
-            torch.mm(grads.t(), hidden, out=grad_down[expert])
-            torch.mm(grad_hidden.t(), rows, out=grad_up[expert])
+                torch.mm(grads.t(), hidden, out=of_down[expert])
+                torch.mm(grad_hidden.t(), inputs, out=of_up[expert])
     grad_weights.view(-1)[order_R[:num_rows]] = grad_weights_R.to(weights.dtype)
     return _sum_slots(grad_rows_RD, order_R, weights, weigh=False), grad_weights, grad_RD, grad_RH, rows_RD
 

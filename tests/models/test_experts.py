@@ -10,13 +10,14 @@ from tiny_models import assert_same, gradients, randomize, tiny_lm, tiny_lm_conf
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf import LstmMoeForCausalLM
-from moe_hf.models import segment_experts
+from moe_hf.models import native_experts, segment_experts
 from moe_hf.models.experts import MoeExperts
 from moe_hf.models.segment_experts import _experts, _fill_segments
 
 LIBRARY_IMPLEMENTATIONS = ["batched_mm", "grouped_mm"]
 IMPLEMENTATIONS = ["eager", "moe_hf", *LIBRARY_IMPLEMENTATIONS]
 OURS = pytest.mark.parametrize("implementation", ["eager", "moe_hf"])
+NATIVE = pytest.mark.skipif(native_experts.library() is None, reason="the package was installed without a compiler")
 
 
 def experts(implementation="eager", dtype=torch.float64, seed=0, **changes):
@@ -75,6 +76,28 @@ def test_segments_are_the_papers_with_many_and_with_few_of_the_experts_visited(n
     assert_same(run(module, hidden, index, weights)[0], expected)
     with torch.no_grad():
         assert_same(module(hidden, index, weights), expected)
+
+
+@pytest.mark.parametrize("limit", [0, pytest.param(4, marks=NATIVE)], ids=["products", "kernels for up to 4 rows"])
+@pytest.mark.parametrize("elements", [1, 32 * 12, 2**19], ids=["one expert", "up to 12 rows", "all"])
+def test_gradients_are_the_papers_in_groups_of_any_size(elements, limit, monkeypatch):
+    monkeypatch.setattr(segment_experts, "_GROUP_ELEMENTS", elements)
+    monkeypatch.setattr(segment_experts, "few_rows", lambda *_: limit)
+    module = experts("moe_hf", torch.float32, num_experts=8, hidden_size=16, moe_intermediate_size=16)
+    hidden, _, weights = routing(20, k=2, dtype=torch.float32)
+    hidden = torch.cat([hidden, hidden.square()], dim=1).detach().requires_grad_()
+    # 4, 8, 5, 0, 1, 13, 7 and 2 rows
+    index = torch.tensor([[0, 1]] * 4 + [[1, 2]] * 4 + [[2, 4]] + [[5, 6]] * 7 + [[5, 7]] * 2 + [[5, 8]] * 2)
+    weights = weights.detach().masked_fill(index == 8, 0).requires_grad_()
+    output, grads = run(module, hidden, index, weights)
+    module, hidden, weights = module.double(), hidden.detach().double(), weights.detach().double()
+    inputs = hidden.requires_grad_(), index.masked_fill(index == 8, 0), weights.requires_grad_()
+    expected = naive(module, *inputs)
+    probe = torch.linspace(-1, 1, output.numel()).view_as(output)
+    expected_grads = gradients((expected * probe).sum(), inputs_of(module, inputs[0], inputs[2]))
+    expected_grads["weights"] = expected_grads["weights"] * (inputs[2] != 0)  # a slot of weight 0 is skipped
+    assert_same(output.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_same({name: grad.double() for name, grad in grads.items()}, expected_grads, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", LIBRARY_IMPLEMENTATIONS)
