@@ -48,6 +48,7 @@ CAPACITY = [
     ("the same, without balancing losses", "v", "capacity-no-balancing.csv", "capacity.csv", ""),
     ("the same, gates that start decided", "D", "capacity-pilots.csv", "capacity.csv", "-decided"),
     ("the same, decided, and fine experts", "*", "capacity-pilots.csv", "capacity.csv", "-fine-decided"),
+    ("ours, 64 million tokens, decided gates", "P", "capacity-long.csv", "capacity-long.csv", ""),
 ]
 # Models that differ in the number of experts; the rest of the name says how the gates start, and the experts' size.
 EXPERTS = re.compile(r"MoE-(\d+)(?:-h)?((?:-fine)?(?:-decided)?)")

@@ -121,6 +121,9 @@ def test_the_points_of_the_plot(script):
     pilots = script["measured_points"](RESULTS / "capacity-pilots.csv", RESULTS / "capacity.csv", "-fine-decided")
     (fine,) = pilots[4400]
     assert fine.experts == 4096 and fine.gain == pytest.approx(100 * (1 - 48.134 / 58.31), abs=0.01)
+    long_run = script["measured_points"](*[RESULTS / "capacity-long.csv"] * 2)[3900]
+    gains = {point.experts: point.gain for point in long_run}
+    assert gains[1024] == pytest.approx(100 * (1 - 39.477 / 51.603), abs=0.01)
     late, early = (script["paper_points"]()[f"the paper, {words} billion words"][-1] for words in (100, 10))
     assert late.experts == early.experts == 131072 and late.tokens == early.tokens
     assert late.pairs == pytest.approx(10 * early.pairs)
