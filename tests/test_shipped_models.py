@@ -21,10 +21,11 @@ from moe_hf.translator import Translator
 
 ROOT = Path(__file__).parents[1]
 NAME, LM_NAME = "model_cards/tatoeba-en-de-fr", "model_cards/wikipedia-moe-48"
-FOLDER, LM_FOLDER = ROOT / NAME, ROOT / LM_NAME
-NAMES = pytest.mark.parametrize("name", [NAME, LM_NAME])
+CAPTIONS_NAME = "model_cards/multi30k-en-de"
+FOLDER, LM_FOLDER, CAPTIONS_FOLDER = ROOT / NAME, ROOT / LM_NAME, ROOT / CAPTIONS_NAME
 DIRECTIONS = [("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en")]
-LARGEST = 8_000_000  # bytes: it is part of every clone
+LARGEST = {NAME: 8_000_000, LM_NAME: 8_000_000, CAPTIONS_NAME: 24_000_000}  # bytes: they are part of every clone
+NAMES = pytest.mark.parametrize("name", LARGEST)
 WITHOUT_PACKAGE = """
 import sys
 sys.modules["moe_hf"] = None
@@ -60,8 +61,8 @@ def sample_files(source, target):
 def test_a_repository_is_small_and_complete(name):
     names = {path.name for path in (ROOT / name).iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
-    assert {"modeling_gnmt_moe.py" if name == NAME else "modeling_lstm_moe.py", "expert_history.png"} <= names
-    assert sum(path.stat().st_size for path in (ROOT / name).iterdir() if path.is_file()) <= LARGEST
+    assert {"modeling_lstm_moe.py" if name == LM_NAME else "modeling_gnmt_moe.py", "expert_history.png"} <= names
+    assert sum(path.stat().st_size for path in (ROOT / name).iterdir() if path.is_file()) <= LARGEST[name]
 
 
 @NAMES
@@ -76,14 +77,14 @@ def test_the_code_is_the_packages(name, tmp_path):
 
 @NAMES
 def test_weights_take_two_bytes_and_load_as_float32(name):
-    auto_class = AutoModelForSeq2SeqLM if name == NAME else AutoModelForCausalLM
+    auto_class = AutoModelForCausalLM if name == LM_NAME else AutoModelForSeq2SeqLM
     model = auto_class.from_pretrained(ROOT / name)
     assert model.dtype == torch.float32
     assert (ROOT / name / "model.safetensors").stat().st_size < 2.1 * model.num_parameters()
     assert all(torch.equal(weight, weight.bfloat16().float()) for weight in model.state_dict().values())
 
 
-@pytest.mark.parametrize(("name", "part_of_output"), [(NAME, "Satz"), (LM_NAME, "The ")])
+@pytest.mark.parametrize(("name", "part_of_output"), [(NAME, "Satz"), (LM_NAME, "The "), (CAPTIONS_NAME, "Ein")])
 def test_the_cards_example_runs_without_the_package(name, part_of_output, tmp_path):
     example = ModelCard.load(ROOT / name / "README.md").text.split("```python\n")[1].split("```")[0]
     assert f'"{name}", trust_remote_code=True' in example
@@ -112,14 +113,31 @@ def test_the_card_states_the_scores_of_the_sample(source, target, card, monkeypa
     monkeypatch.chdir(ROOT)
     files = sample_files(source, target)
     assert f"moe-hf evaluate-translation {NAME} {files[0]} {files[1]} --target_language {target}\n" in card.text
+    metrics, translations = evaluate_translation(NAME, *files, target_language=target, num_beams=4)
+    assert_scores_are_stated(card, files, metrics)
+    assert len(translations) == 16
+
+
+def test_the_card_of_the_captions_states_the_scores_of_the_sample(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    card = ModelCard.load(CAPTIONS_FOLDER / "README.md")
+    files = "tests/caption_sample/en-de.en", "tests/caption_sample/en-de.de"
+    search = "--num_beams 8 --length_alpha 0.6 --coverage_beta 0.2"
+    assert f"moe-hf evaluate-translation {CAPTIONS_NAME} {files[0]} {files[1]} {search}\n" in card.text
+    metrics, translations = evaluate_translation(
+        CAPTIONS_NAME, *files, num_beams=8, length_alpha=0.6, coverage_beta=0.2
+    )
+    assert_scores_are_stated(card, files, metrics)
+    assert translations[1] == "Zwei Kinder spielen am Strand im Sand."
+
+
+def assert_scores_are_stated(card, files, metrics):
     [names] = re.findall(r"^\| files (\|.*\|)$", card.text, re.M)
     [values] = re.findall(rf"^\| {Path(files[0]).name} → {Path(files[1]).name} (\|.*\|)$", card.text, re.M)
     row = dict(zip(names.strip("| ").split(" | "), map(float, values.strip("| ").split(" | "))))
     stated = {name: row[name] for name in ("BLEU", "chrF")}
-    metrics, translations = evaluate_translation(NAME, *files, target_language=target, num_beams=4)
     measured = {"BLEU": metrics["eval_bleu"], "chrF": metrics["eval_chrf"]}
     assert measured == pytest.approx(stated, abs=0.5)  # another processor may round a tie the other way
-    assert len(translations) == 16
 
 
 def test_the_demo_begins_with_its_translations(caplog):
@@ -192,3 +210,5 @@ def test_attribution_is_on_the_cards(card):
     lm_card = ModelCard.load(LM_FOLDER / "README.md")
     assert lm_card.data.license == "cc-by-sa-3.0" and lm_card.data.language == ["en"]
     assert "en.wikipedia.org" in lm_card.text
+    captions_card = ModelCard.load(CAPTIONS_FOLDER / "README.md")
+    assert captions_card.data.license == "other" and "non-commercial research" in captions_card.text
