@@ -24,6 +24,7 @@ from moe_hf.writing import check_folder
 
 MULTI30K = {
     "multi30k-en-de-recipe.csv": {"dense": "dense LSTM", "MoE-32": "MoE-32"},
+    "multi30k-en-de-deep-output.csv": {"MoE-32": "MoE-32, width 256, deep output"},
     "multi30k-en-de-transformer.csv": {"Transformer-Tiny": "Transformer-Tiny"},
     "multi30k-en-de-transformer-untied.csv": {"Transformer-Tiny": "Transformer-Tiny, untied (stopped)"},
 }
@@ -49,9 +50,11 @@ CAPACITY = [
     ("the same, gates that start decided", "D", "capacity-pilots.csv", "capacity.csv", "-decided"),
     ("the same, decided, and fine experts", "*", "capacity-pilots.csv", "capacity.csv", "-fine-decided"),
     ("ours, 64 million tokens, decided gates", "P", "capacity-long.csv", "capacity-long.csv", ""),
+    ("the same, fine experts", "X", "capacity-long.csv", "capacity-long.csv", "-fine"),
 ]
 # Models that differ in the number of experts; the rest of the name says how the gates start, and the experts' size.
-EXPERTS = re.compile(r"MoE-(\d+)(?:-h)?((?:-fine)?(?:-decided)?)")
+# 4,096 experts of half the size belong to the curve of full-sized ones.
+EXPERTS = re.compile(r"MoE-(\d+)(?:-h)?(?:-half)?((?:-fine)?(?:-decided)?)")
 
 
 class Point(NamedTuple):

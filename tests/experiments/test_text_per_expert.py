@@ -124,6 +124,7 @@ def test_the_points_of_the_plot(script):
     long_run = script["measured_points"](*[RESULTS / "capacity-long.csv"] * 2)[3900]
     gains = {point.experts: point.gain for point in long_run}
     assert gains[1024] == pytest.approx(100 * (1 - 39.477 / 51.603), abs=0.01)
+    assert gains[4096] == pytest.approx(100 * (1 - 38.348 / 51.603), abs=0.01)  # of half the size
     late, early = (script["paper_points"]()[f"the paper, {words} billion words"][-1] for words in (100, 10))
     assert late.experts == early.experts == 131072 and late.tokens == early.tokens
     assert late.pairs == pytest.approx(10 * early.pairs)
