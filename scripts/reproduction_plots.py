@@ -49,7 +49,7 @@ CAPACITY = [
     ("the same, without balancing losses", "v", "capacity-no-balancing.csv", "capacity.csv", ""),
     ("the same, gates that start decided", "D", "capacity-pilots.csv", "capacity.csv", "-decided"),
     ("the same, decided, and fine experts", "*", "capacity-pilots.csv", "capacity.csv", "-fine-decided"),
-    ("ours, 64 million tokens, decided gates", "P", "capacity-long.csv", "capacity-long.csv", ""),
+    ("ours, 64 million tokens, decided (4,096: half-sized)", "P", "capacity-long.csv", "capacity-long.csv", ""),
     ("the same, fine experts", "X", "capacity-long.csv", "capacity-long.csv", "-fine"),
 ]
 # Models that differ in the number of experts; the rest of the name says how the gates start, and the experts' size.
@@ -158,7 +158,7 @@ def plot_experts(folder: Path) -> None:
         curves[label] = steps[max(steps)]
     for (label, points), marker in zip(curves.items(), ["s", *(marker for _, marker, *_ in CAPACITY)], strict=True):
         gains = {point.experts: point.gain for point in points}  # the hierarchical gate follows the flat one
-        if 4 in gains:
+        if 32 in gains:
             gains[1] = 0.0
         axes.plot(*zip(*sorted(gains.items())), marker=marker, linewidth=1.2, label=label)
     axes.set_xscale("log", base=2)
