@@ -83,6 +83,7 @@ def test_the_papers_models(name, words, batch, pairs, tokens):
         ("capacity-seed2.csv", "capacity", 4096),
         ("capacity-no-balancing.csv", "capacity", 4096),
         ("capacity-pilots.csv", "capacity-pilots", 4096),
+        ("capacity-pilots-seed2.csv", "capacity-pilots", 4096),
         ("capacity-long.csv", "capacity-long", 16384),
         ("computation.csv", "computation", 4096),
     ],
