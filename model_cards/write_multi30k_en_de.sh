@@ -3,14 +3,11 @@
 #     model_cards/write_multi30k_en_de.sh [RUN] [FOLDER]
 # Run it from the root of the repository, with MOE_HF_DATA set and `moe-hf` on the path. It rounds the weights of RUN to bfloat16,
 # evaluates them on validation and test pairs and on tests/caption_sample, and writes FOLDER, which must be new.
-set -euo pipefail
+. model_cards/rounded_copy.sh
 run=${1:-runs/multi30k-en-de-merged-trained} folder=${2:-model_cards/multi30k-en-de}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
-# The scores are those of the rounded weights. The records of the training go beside them, for the card.
-moe-hf push "$run" model_cards/multi30k-en-de --dry-run "$work/model" --stored_dtype bfloat16
-cp "$run"/{run.yaml,expert_history.csv,train_results.json,trainer_state.json} "$work/model"
+# The scores are those of the rounded weights.
+rounded_copy "$run" model_cards/multi30k-en-de
 
 # Quoted: the card names the variable, not a folder.
 for files in "\${MOE_HF_DATA}/multi30k/val.XX.gz" "\${MOE_HF_DATA}/multi30k/test_2016_flickr.XX.gz" tests/caption_sample/en-de.XX; do

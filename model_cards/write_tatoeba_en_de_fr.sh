@@ -3,14 +3,11 @@
 #     model_cards/write_tatoeba_en_de_fr.sh [RUN] [FOLDER]
 # Run it from the root of the repository, with MOE_HF_DATA set and `moe-hf` on the path. It rounds the weights of RUN to bfloat16,
 # evaluates them on validation pairs and on tests/tatoeba_sample, and writes FOLDER, which must be new.
-set -euo pipefail
+. model_cards/rounded_copy.sh
 run=${1:-runs/compare-tatoeba-en-de-fr/MoE-32-seed1} folder=${2:-model_cards/tatoeba-en-de-fr}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
-# The scores are those of the rounded weights. The records of the training go beside them, for the card.
-moe-hf push "$run" model_cards/tatoeba-en-de-fr --dry-run "$work/model" --stored_dtype bfloat16
-cp "$run"/{run.yaml,expert_history.csv,train_results.json,trainer_state.json} "$work/model"
+# The scores are those of the rounded weights.
+rounded_copy "$run" model_cards/tatoeba-en-de-fr
 
 # Ends most loops in long or unusual text. The BLEU of the validation pairs changes by less than 0.1.
 python - "$work/model/generation_config.json" <<'END'

@@ -3,14 +3,11 @@
 #     model_cards/write_wikipedia_moe_48.sh [RUN] [FOLDER]
 # Run it from the root of the repository, with MOE_HF_DATA set and `moe-hf` on the path. It rounds the weights of RUN to bfloat16,
 # evaluates them on validation text and on tests/english_sample.txt, and writes FOLDER, which must be new.
-set -euo pipefail
+. model_cards/rounded_copy.sh
 run=${1:-runs/wikipedia-moe-48} folder=${2:-model_cards/wikipedia-moe-48}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
-# The scores are those of the rounded weights. The records of the training go beside them, for the card.
-moe-hf push "$run" model_cards/wikipedia-moe-48 --dry-run "$work/model" --stored_dtype bfloat16
-cp "$run"/{run.yaml,expert_history.csv,train_results.json,trainer_state.json} "$work/model"
+# The scores are those of the rounded weights.
+rounded_copy "$run" model_cards/wikipedia-moe-48
 
 # Quoted: the card names the variable, not a folder.
 moe-hf evaluate-lm "$work/model" "\${MOE_HF_DATA}/wikipedia-en/valid.txt.xz" --record
