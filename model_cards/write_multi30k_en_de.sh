@@ -4,7 +4,7 @@
 # Run it from the root of the repository, with MOE_HF_DATA set and `moe-hf` on the path. It rounds the weights of RUN to bfloat16,
 # evaluates them on validation and test pairs and on tests/caption_sample, and writes FOLDER, which must be new.
 . model_cards/rounded_copy.sh
-run=${1:-runs/multi30k-en-de-merged-trained} folder=${2:-model_cards/multi30k-en-de}
+run=${1:-runs/multi30k-en-de-merged-trained} folder=${2:-runs/cards/multi30k-en-de}
 
 # The scores are those of the rounded weights.
 rounded_copy "$run" model_cards/multi30k-en-de

@@ -4,7 +4,7 @@
 # Run it from the root of the repository, with MOE_HF_DATA set and `moe-hf` on the path. It rounds the weights of RUN to bfloat16,
 # evaluates them on validation pairs and on tests/tatoeba_sample, and writes FOLDER, which must be new.
 . model_cards/rounded_copy.sh
-run=${1:-runs/compare-tatoeba-en-de-fr/MoE-32-seed1} folder=${2:-model_cards/tatoeba-en-de-fr}
+run=${1:-runs/compare-tatoeba-en-de-fr/MoE-32-seed1} folder=${2:-runs/cards/tatoeba-en-de-fr}
 
 # The scores are those of the rounded weights.
 rounded_copy "$run" model_cards/tatoeba-en-de-fr

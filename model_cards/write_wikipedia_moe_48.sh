@@ -4,7 +4,7 @@
 # Run it from the root of the repository, with MOE_HF_DATA set and `moe-hf` on the path. It rounds the weights of RUN to bfloat16,
 # evaluates them on validation text and on tests/english_sample.txt, and writes FOLDER, which must be new.
 . model_cards/rounded_copy.sh
-run=${1:-runs/wikipedia-moe-48} folder=${2:-model_cards/wikipedia-moe-48}
+run=${1:-runs/wikipedia-moe-48} folder=${2:-runs/cards/wikipedia-moe-48}
 
 # The scores are those of the rounded weights.
 rounded_copy "$run" model_cards/wikipedia-moe-48
