@@ -164,11 +164,11 @@ def run(capsys, *argv):
 
 def test_command_prints_a_plan_of_a_file(capsys):
     file = str(ROOT / "configs" / "lm" / "100b-moe-131072-h.yaml")
-    status, output = run(capsys, file, "--devices", "128", "--tokens", "19531", "--memory", "12")
+    status, output = run(capsys, file, "--devices", "128", "--tokens", "19531", "--memory", "11")
     assert status == 0
     assert "experts per device: 1,024; tokens per expert: 76.3" in output.out
     assert f"sent per token: {6 * 4 * 512 * 4 * 127 / 128:,.0f} bytes" in output.out
-    assert "GB are more than the 12.00 GB of a device" in output.out
+    assert "11.30 GB are more than the 11.00 GB of a device" in output.out
     assert "multiple" not in output.out
 
 
@@ -181,6 +181,40 @@ def test_command_prints_a_plan_of_sizes(capsys):
     assert "warning: 0.1 tokens per expert are few" in output.out
     status, output = run(capsys, *sizes, "--devices", "512")
     assert "warning: num_expert_groups=256 is not a multiple of devices=512" in output.out
+
+
+@pytest.mark.parametrize(
+    ("lines", "argv", "expected"),
+    [
+        ("optim: factored_adam\n", [], "optimizer: factored_adam; gradients of experts: dense"),
+        ("optim: adamw_torch_fused\n", [], "optimizer: adam; gradients of experts: dense"),
+        ("", [], "optimizer: adam; gradients of experts: dense"),
+        (
+            "optim: factored_adam\nexpert_gradients: factored\n",
+            [],
+            "optimizer: factored_adam; gradients of experts: factored",
+        ),
+        (
+            "optim: factored_adam\nexpert_gradients: factored\n",
+            ["--optimizer", "adam", "--expert_gradients", "dense"],
+            "optimizer: adam; gradients of experts: dense",
+        ),
+        ("optim: adafactor\n", ["--optimizer", "adam"], "optimizer: adam; gradients of experts: dense"),
+        (None, [], "optimizer: factored_adam; gradients of experts: dense"),
+    ],
+)
+def test_the_optimizer_of_the_file_is_planned(lines, argv, expected, tmp_path, capsys):
+    if lines is not None:
+        (tmp_path / "model.yaml").write_text("num_experts: 32\n" + lines)
+        argv = [str(tmp_path / "model.yaml"), *argv]
+    status, output = run(capsys, *argv)
+    assert status == 0 and output.out.splitlines()[1].endswith(expected)
+
+
+def test_an_optimizer_without_a_plan_is_refused(tmp_path, capsys):
+    (tmp_path / "model.yaml").write_text("optim: adafactor\n")
+    status, output = run(capsys, str(tmp_path / "model.yaml"))
+    assert status == 1 and "has no plan, give --optimizer adam or factored_adam" in output.err
 
 
 def test_a_sound_plan_has_no_warnings():

@@ -11,7 +11,7 @@ columns.
 from pathlib import Path
 
 from ..distributed.plan import EXPERT_GRADIENTS, OPTIMIZERS, Cluster, num_moe_layers, plan_sharding
-from ..distributed.plan_report import GB, describe, read_config
+from ..distributed.plan_report import GB, describe, read_config, training_options
 from ..experiments.paper_tables import BILLION_WORDS_100
 from . import command_parser, run_command
 from .parser import amount, count, path
@@ -48,8 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--tokens", type=count, default=16384, help="tokens of each device in one step (default: 16384)"
     )
-    parser.add_argument("--optimizer", default="factored_adam", help=" or ".join(OPTIMIZERS))
-    parser.add_argument("--expert_gradients", default="dense", help=" or ".join(EXPERT_GRADIENTS))
+    parser.add_argument(
+        "--optimizer", help=f"{' or '.join(OPTIMIZERS)} (default: the file's optim; without a file factored_adam)"
+    )
+    parser.add_argument(
+        "--expert_gradients", help=f"{' or '.join(EXPERT_GRADIENTS)} (default: the file's; without a file dense)"
+    )
     parser.add_argument("--value_bytes", type=count, default=4, help="bytes of a number (default: 4, float32)")
     parser.add_argument("--paper_table", action="store_true", help="print the memory of the paper's models instead")
     for name in MODEL_ARGUMENTS:
@@ -64,7 +68,8 @@ def report(arguments) -> str:
     memory = None if arguments.memory is None else arguments.memory * 1e9
     cluster = Cluster(arguments.devices, arguments.flops * 1e12, arguments.bandwidth * 1e9, memory)
     config = read_config(arguments.config, changes)
-    options = arguments.optimizer, arguments.value_bytes, arguments.expert_gradients
+    optimizer, expert_gradients = training_options(arguments.config, arguments.optimizer, arguments.expert_gradients)
+    options = optimizer, arguments.value_bytes, expert_gradients
     return describe(plan_sharding(config, cluster, arguments.tokens, *options))
 
 

@@ -72,6 +72,7 @@ class ShardingPlan:
     cluster: Cluster
     tokens: int
     optimizer: str
+    expert_gradients: str
     value_bytes: int
     experts: Bytes
     dense: Bytes  # layers without experts
@@ -164,6 +165,7 @@ def plan_sharding(
         cluster=cluster,
         tokens=tokens,
         optimizer=optimizer,
+        expert_gradients=expert_gradients,
         value_bytes=value_bytes,
         experts=expert_bytes,
         dense=of_device(num_dense, 1 / cluster.devices),

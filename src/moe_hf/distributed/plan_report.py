@@ -9,6 +9,7 @@ from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.configuration_moe import MoeConfig
 from ..yaml_file import read_yaml
 from .plan import (
+    OPTIMIZERS,
     ShardingPlan,
     compute_to_transfer,
     needed_compute_to_transfer,
@@ -16,6 +17,7 @@ from .plan import (
 )
 
 GB = 1e9
+PLANNED_AS = {"adamw_torch": "adam", "adamw_torch_fused": "adam", "factored_adam": "factored_adam"}
 FEW_TOKENS = 64  # below it, fetching an expert's weights takes longer than using them (benchmarks/results/experts.md)
 
 
@@ -39,6 +41,24 @@ def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
         raise InputError(" ".join(str(error).split())) from error
 
 
+def training_options(file: Path | None, optimizer: str | None, expert_gradients: str | None) -> tuple[str, str]:
+    """Return the optimizer and the kind of experts' gradients for `plan_sharding`: the given ones, or else the file's.
+
+    Args:
+        file: the YAML file of `moe-hf train-lm` or `moe-hf train-translation`; None for factored Adam and dense gradients.
+        optimizer: the given optimizer, or None.
+        expert_gradients: the given kind of gradients, or None.
+
+    Raises:
+        InputError: no optimizer is given, and the file's has no plan.
+    """
+    values = {"optim": "factored_adam"} if file is None else read_yaml(file)
+    optim = str(values.get("optim", "adamw_torch"))  # without optim, the Trainer takes an AdamW
+    if optimizer is None and optim not in PLANNED_AS:
+        raise InputError(f"optim={optim!r} of {file} has no plan, give --optimizer {' or '.join(OPTIMIZERS)}")
+    return optimizer or PLANNED_AS[optim], expert_gradients or values.get("expert_gradients", "dense")
+
+
 def describe(plan: ShardingPlan) -> str:
     """Return a plan as text."""
     config, cluster = plan.config, plan.cluster
@@ -48,7 +68,8 @@ def describe(plan: ShardingPlan) -> str:
         f"{cluster.devices} devices, {plan.tokens:,} tokens each; n = {config.num_experts:,}, k = "
         f"{config.num_experts_per_tok}, d = {config.hidden_size}, h = {config.moe_intermediate_size}, MoE layers: "
         f"{num_moe_layers(config)}",
-        f"experts per device: {plan.experts_per_device:,}; tokens per expert: {plan.tokens_per_expert:,.1f}",
+        f"experts per device: {plan.experts_per_device:,}; tokens per expert: {plan.tokens_per_expert:,.1f}; optimizer: "
+        f"{plan.optimizer}; gradients of experts: {plan.expert_gradients}",
         "",
         head.format("GB per device", "parameters", "gradients", "optimizer", "all").rstrip(),
     ]
