@@ -15,5 +15,5 @@ for files in "\${MOE_HF_DATA}/multi30k/val.XX.gz" "\${MOE_HF_DATA}/multi30k/test
 done
 
 moe-hf push "$work/model" model_cards/multi30k-en-de --dry-run "$folder" --stored_dtype bfloat16 --license other --language en de \
-    --data "Image captions of [Multi30k](https://github.com/multi30k/dataset), task 1 (Elliott et al., 2016), for non-commercial research and education only, as its README says. The model translates captions; other text comes out wrong. The training above continues a model of 32 experts that were merged to 23; \`model_cards/README.md\` of the project has all commands."
+    --data "Image captions of [Multi30k](https://github.com/multi30k/dataset), task 1 (Elliott et al., 2016), which has no licence file. Its README provides the images for non-commercial research and education, and names no licence for the captions. Use the model for non-commercial research and education only. The model translates captions; other text comes out wrong. The training above continues a model of 32 experts that were merged to 23; \`model_cards/README.md\` of the project has all commands."
 du -sb "$folder"

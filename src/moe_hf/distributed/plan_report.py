@@ -45,7 +45,8 @@ def training_options(file: Path | None, optimizer: str | None, expert_gradients:
     """Return the optimizer and the kind of experts' gradients for `plan_sharding`: the given ones, or else the file's.
 
     Args:
-        file: the YAML file of `moe-hf train-lm` or `moe-hf train-translation`; None for factored Adam and dense gradients.
+        file: the YAML file of `moe-hf train-lm` or `moe-hf train-translation`; None for factored Adam and dense
+            gradients.
         optimizer: the given optimizer, or None.
         expert_gradients: the given kind of gradients, or None.
 
@@ -68,8 +69,8 @@ def describe(plan: ShardingPlan) -> str:
         f"{cluster.devices} devices, {plan.tokens:,} tokens each; n = {config.num_experts:,}, k = "
         f"{config.num_experts_per_tok}, d = {config.hidden_size}, h = {config.moe_intermediate_size}, MoE layers: "
         f"{num_moe_layers(config)}",
-        f"experts per device: {plan.experts_per_device:,}; tokens per expert: {plan.tokens_per_expert:,.1f}; optimizer: "
-        f"{plan.optimizer}; gradients of experts: {plan.expert_gradients}",
+        f"experts per device: {plan.experts_per_device:,}; tokens per expert: {plan.tokens_per_expert:,.1f}; "
+        f"optimizer: {plan.optimizer}; gradients of experts: {plan.expert_gradients}",
         "",
         head.format("GB per device", "parameters", "gradients", "optimizer", "all").rstrip(),
     ]
