@@ -73,6 +73,17 @@ def test_a_card_of_one_checkpoint_tells_of_no_averaging(runs, call, call_command
     assert "## Results" in card and "average" not in card.partition("## Training")[2]
 
 
+def test_checkpoints_without_the_states_of_a_training_are_averaged(runs, call, tmp_path):
+    run = shutil.copytree(runs / "run", tmp_path / "run")
+    for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "checksums*"):
+        for file in run.glob(f"checkpoint-*/{pattern}"):
+            file.unlink()
+    assert call(run, tmp_path / "out", "--last", 2)[0] == 0
+    assert call(runs / "run", tmp_path / "expected", "--last", 2)[0] == 0
+    ours, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "expected"))
+    assert all(np.array_equal(ours[name], expected[name]) for name in expected)
+
+
 def test_what_cannot_be_averaged_is_named(runs, call, tmp_path):
     for last in (1, 4):
         status, _, error = call(runs / "run", tmp_path / "out", "--last", last)

@@ -268,6 +268,17 @@ def test_the_command_uploads_a_repository(runs, tmp_path, monkeypatch, call_comm
         assert {name: data for name, data in hub.files["me/translator"].items() if name in expected} == expected
 
 
+def test_a_second_upload_replaces_the_weights_of_the_first(runs, monkeypatch, call_command):
+    with FakeHub() as hub:
+        talk_to(hub.url, monkeypatch)
+        for options in ([], ["--max_shard_size", "1KB"], []):
+            assert call_command("push", runs["lstm_moe"], "me/model", *options)[0] == 0
+            weights = {name for name in hub.files["me/model"] if ".safetensors" in name}
+            assert ("model.safetensors" in weights) == (not options)
+            assert (len(weights) == 1) == (not options)
+            assert {"README.md", "config.json", "tokenizer.json"} <= set(hub.files["me/model"])
+
+
 PUSH = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments

@@ -106,6 +106,12 @@ def test_a_card_names_the_files_of_pairs_without_their_folders(multilingual, tmp
     assert {(result.dataset_type, result.dataset_name) for result in results} == {("text", "text.en, text.de")}
 
 
+def test_a_file_that_is_given_as_a_text_is_one_file():
+    assert evaluation_files({"validation_files": "valid.txt"}) == ["valid.txt"]
+    pair = {"validation_source_files": "valid.en", "validation_target_files": ["valid.de"]}
+    assert evaluation_files(pair) == ["valid.en", "valid.de"]
+
+
 def test_a_dataset_of_the_hub_is_named_with_its_split(runs, tmp_path):  # noqa: F811
     folder = shutil.copytree(runs["lstm_moe"], tmp_path / "run")
     run = yaml.safe_load((folder / "run.yaml").read_text()) | {"dataset_name": "someone/texts"}

@@ -218,6 +218,7 @@ def test_noise_on_the_experts_is_a_part_of_their_size():
         (ONE, {"num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok=5 exceeds num_experts=4"),
         (ONE, {"num_experts": 4, "num_expert_groups": 3}, "num_expert_groups=3 does not divide num_experts=4"),
         (ONE, {"num_experts": 4, "num_expert_groups": 0}, "=0 must be at least 1"),
+        (ONE, {"num_experts": 4, "num_groups_per_tok": 2}, "num_groups_per_tok=2 needs num_expert_groups as well"),
         (ONE, {"num_experts": 4, "gating": "best"}, "gating='best' is not known"),
         (ONE, {"num_experts": 4, "gate_std": -1.0}, "gate_std=-1.0 must not be negative"),
         (ONE | {"gating": "strictly_balanced"}, {"num_experts": 4}, "the threshold of one expert has no effect"),

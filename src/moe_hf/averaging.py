@@ -35,7 +35,7 @@ def last_checkpoints(run: str, number: int) -> list[Path]:
     for folder in found[-number:]:
         if is_sharded_checkpoint(folder):
             raise InputError(f"checkpoint {folder} is sharded, which cannot be averaged")
-        check_checkpoint(folder)
+        check_checkpoint(folder, is_resumed=False)  # save_only_model leaves the states out
     return found[-number:]
 
 

@@ -25,6 +25,8 @@ from .run_folder import HISTORY_FILE
 from .writing import check_new_folder, new_folder
 
 # Dtypes that `save_weights` can store.
+# Files of an export that another export may not have.
+EXPORTED = ["*.safetensors", "*.safetensors.index.json", "expert_history.png"]
 STORED_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -160,5 +162,10 @@ def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
         with naming_hub_errors("repo", repo_id):
             api = HfApi()
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}")
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=f"Upload {repo_id}",
+                delete_patterns=EXPORTED,  # of an earlier upload, which may have had other shards
+            )
     return commit.commit_url

@@ -47,7 +47,10 @@ def pair_sources(run: dict, part: str) -> list[PairSource]:
 
 def evaluation_files(run: dict) -> list[str]:
     """Return the files, or the dataset of the Hub, that the run was evaluated on."""
-    files = [path for side in ("", "source_", "target_") for path in run.get(f"validation_{side}files") or []]
+    files = []
+    for side in ("", "source_", "target_"):
+        given = run.get(f"validation_{side}files") or []
+        files += [given] if isinstance(given, str) else given
     for source in pair_sources(run, "validation"):
         for value in (source.source_files, source.target_files, source.files):
             files += [value] if isinstance(value, str) else value or []

@@ -63,7 +63,7 @@ def read_run_arguments(folder: str | Path) -> dict | None:
         raise InputError(f"{file.parent}: {error}: {WITHOUT_RUN_FILE}") from error
 
 
-def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
+def check_checkpoint(folder: str | Path, carries_state: bool = False, *, is_resumed: bool = True) -> None:
     """Check that a training checkpoint is complete, and that reading it cannot execute code.
 
     The Trainer writes trainer_state.json after everything except the checksums. A run that was killed while saving
@@ -72,6 +72,7 @@ def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
     Args:
         folder: the checkpoint.
         carries_state: whether the run has carry_state, so that the checkpoint must have that state.
+        is_resumed: whether a run resumes from it, so that it must have the states of optimizer and schedule.
 
     Raises:
         InputError: a file is missing or damaged; the message names it.
@@ -89,7 +90,7 @@ def check_checkpoint(folder: str | Path, carries_state: bool = False) -> None:
         if (folder / name).exists():
             read_map(folder / name)
     check_trainer_state(folder / "trainer_state.json")
-    num_processes = _check_states(folder, carries_state, is_verified)
+    num_processes = _check_states(folder, carries_state, is_verified) if is_resumed else 1
     _check_weights(folder, num_processes)
     if not is_verified and list(folder.glob("tokenizer*")):
         _check_tokenizer(folder)

@@ -222,6 +222,8 @@ def _gate_of_one_expert(config, slices, num_expert_groups, num_groups_per_tok, g
         )
     changes = {"gating": gating or config.gating, "num_expert_groups": num_expert_groups}
     if num_expert_groups is None:
+        if num_groups_per_tok is not None:
+            raise InputError(f"num_groups_per_tok={num_groups_per_tok} needs num_expert_groups as well")
         return changes, 1, max(2, slices)
     taken = min(2, num_expert_groups) if num_groups_per_tok is None else num_groups_per_tok
     return changes | {"num_groups_per_tok": taken}, max(1, taken), max(2, slices)

@@ -272,6 +272,10 @@ TOGETHER = [
 NOT_HERE = [
     lm(("debug=underflow_overflow",), debug="underflow_overflow"),
     lm(("use_liger_kernel=True",), use_liger_kernel=True),
+    lm(("bf16_full_eval=True", "bf16=True"), bf16_full_eval=True),
+    translation(("fp16_full_eval=True", "bf16=True"), fp16_full_eval=True),
+    translation(("auto_find_batch_size=True", "tokens_per_batch"), auto_find_batch_size=True),
+    translation(("dataloader_drop_last=True", "tokens_per_batch"), dataloader_drop_last=True),
     lm(("optim_args='betas=x'", "has no effect"), optim_args="betas=x"),
     lm(("gradient_accumulation_kwargs", "'x'"), accelerator_config={"gradient_accumulation_kwargs": {"x": 1}}),
     lm(("model_name_or_path=nowhere", "cannot be loaded"), model_name_or_path="nowhere"),

@@ -134,6 +134,10 @@ LOADED = [
     of_lm(("window_length", "1000000000"), "evaluate-lm", "MODEL", "TEXT", "--window_length", "1000000000"),
     of_lm(("num_experts=1000000000", "GB"), "upcycle", "MODEL", "OUT", "--num_experts", "1000000000"),
     of_lm(("keep=5", "4"), "prune", "MODEL", "TEXT", "OUT", "--keep", "5"),
+    of_lm(
+        ("target_language=de", "translation models"),
+        *("prune", "MODEL", "TEXT", "OUT", "--keep", "2", "--target_language", "de"),
+    ),
     of_lm(("layers.9", "layers.1"), "report", "MODEL", "TEXT", "--layers", "layers.9"),
     of_lm(("last=10", "2"), "average", "MODEL", "OUT"),
     of_translator(

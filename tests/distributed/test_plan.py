@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import GNMT, LM, random_ids, tiny_lm_config
+from tiny_models import GNMT, LM, random_ids, tiny_gnmt_config, tiny_lm_config
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from moe_hf import LstmMoeConfig, LstmMoeForCausalLM, use_factored_gradients
+from moe_hf import GnmtMoeConfig, LstmMoeConfig, LstmMoeForCausalLM, use_factored_gradients
 from moe_hf.commands import plan as script
+from moe_hf.commands import table
 from moe_hf.commands.plan import paper_memory_table
+from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.distributed.plan import (
     Cluster,
     activation_values,
@@ -19,13 +21,14 @@ from moe_hf.distributed.plan import (
     plan_sharding,
     step_flops,
 )
-from moe_hf.distributed.plan_report import describe, read_config
+from moe_hf.distributed.plan_report import describe
 from moe_hf.errors import InputError
 from moe_hf.evaluation import count_embedding_parameters, count_parameters
 from moe_hf.experiments.paper_tables import BILLION_WORDS_100
 from moe_hf.models.factored_gradients import row_gradients
 from moe_hf.training.arguments import MoeTrainingArguments
 from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
+from moe_hf.training.plan_file import read_config
 
 ROOT = Path(__file__).parents[2]
 PAPER = {row.config: row for row in BILLION_WORDS_100}
@@ -209,6 +212,33 @@ def test_the_optimizer_of_the_file_is_planned(lines, argv, expected, tmp_path, c
         argv = [str(tmp_path / "model.yaml"), *argv]
     status, output = run(capsys, *argv)
     assert status == 0 and output.out.splitlines()[1].endswith(expected)
+
+
+@pytest.mark.parametrize("folder", ["lm", "translation"])
+def test_the_model_of_the_file_is_planned(folder):
+    for file in sorted((ROOT / "configs" / folder).glob("*.yaml")):
+        expected = (table.read_config if folder == "lm" else table.read_translation_config)(file)
+        assert read_config(file).to_dict() == expected.to_dict()
+
+
+def test_a_file_without_sizes_has_the_defaults_of_its_command(tmp_path):
+    (tmp_path / "lm.yaml").write_text("train_files: [a.txt]\n")
+    (tmp_path / "translation.yaml").write_text("train_source_files: [a.txt]\n")
+    assert read_config(tmp_path / "lm.yaml").to_dict() == LstmMoeConfig(vocab_size=16000).to_dict()
+    config = read_config(tmp_path / "translation.yaml")
+    assert config.to_dict() == GnmtMoeConfig(vocab_size=TranslationDataArguments.vocab_size).to_dict()
+
+
+def test_the_model_that_a_file_continues_is_planned(tmp_path):
+    tiny_gnmt_config(num_experts=6).save_pretrained(tmp_path)
+    (tmp_path / "run.yaml").write_text(f"model_name_or_path: {tmp_path}\ntrain_source_files: [a.txt]\n")
+    assert read_config(tmp_path / "run.yaml").num_experts == 6
+
+
+def test_a_name_that_is_no_argument_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("num_expert: 1024\n")
+    with pytest.raises(InputError, match="run.yaml: no argument of moe-hf train-lm is named 'num_expert'"):
+        read_config(tmp_path / "run.yaml")
 
 
 def test_an_optimizer_without_a_plan_is_refused(tmp_path, capsys):

@@ -71,6 +71,15 @@ def test_a_finished_run_of_other_arguments_is_refused(config, swept, overrides, 
         run_sweep(config, *overrides)
 
 
+def test_a_finished_run_of_other_epochs_is_refused(tmp_path):
+    write_config(tmp_path)
+    options = ("--max_steps", "-1", "--num_train_epochs")
+    run_sweep(tmp_path, *options, "1")
+    assert run_sweep(tmp_path, *options, "1")
+    with pytest.raises(InputError, match="num_train_epochs=2.*differs from the 1 of the finished run"):
+        run_sweep(tmp_path, *options, "2")
+
+
 def test_a_wrong_variant_is_named(config):
     with pytest.raises(InputError, match="variant 'a': 'num_expert' is not an argument"):
         run_sweep(config, variants={"a": {"num_expert": 1}})

@@ -75,6 +75,7 @@ class FakeHub:
             (r"POST /([\w./-]+)\.git/info/lfs/objects/batch", self._large_file_batch),
             (r"PUT /large/(\w+)", self._take_large_file),
             (r"POST /api/models/([\w./-]+)/commit/main", self._commit),
+            (r"GET /api/models/([\w./-]+)/tree/main", self._list),
             (r"(?:GET|HEAD) /([\w-]+/[\w-]+)/resolve/main/(.+)", self._serve),
         ):
             if match := re.fullmatch(pattern, f"{method} {path}"):
@@ -120,7 +121,13 @@ class FakeHub:
                 self.files[repo][value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 self.files[repo][value["path"]] = self.large_files[value["oid"]]
+            elif item["key"] == "deletedFile":
+                del self.files[repo][value["path"]]
         return 200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.url}/{repo}/commit/{'0' * 40}"}, {}
+
+    def _list(self, repo, body):
+        files = self.files[repo].items()
+        return 200, [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files], {}
 
     def _serve(self, repo, path, body):
         if path not in self.files.get(repo, {}):

@@ -143,6 +143,20 @@ def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, cap
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_checkpoint_of_weights_alone_promises_no_resumption(tmp_path, monkeypatch, capsys):
+    write_config(tmp_path)
+    run = InterruptCallback.on_step_end
+
+    def interrupted(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+        run(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(InterruptCallback, "on_step_end", interrupted)
+    assert cli.main(["train-lm", str(tmp_path / "config.yaml"), "--save_only_model", "true"]) == 128 + signal.SIGINT
+    assert "no optimizer state (save_only_model), so the run cannot be resumed" in capsys.readouterr().err
+
+
 def test_a_command_without_a_training_ends_too(capsys):
     def command():
         raise KeyboardInterrupt

@@ -191,7 +191,8 @@ def test_tokenizer_larger_than_the_model_is_refused(capfd, corpus, trained, tmp_
     tokenizer.save_pretrained(tmp_path / "larger")
     overrides = ["--model_name_or_path", corpus / "run", "--tokenizer_name_or_path", tmp_path / "larger"]
     overrides += ["--output_dir", tmp_path / "tuned"]
-    assert_one_line_error(capfd, corpus, overrides, "tokenizer has 51 tokens, more than vocab_size=50")
+    message = "tokenizer_name_or_path=.*larger: the tokenizer has 51 tokens, more than vocab_size=50"
+    assert_one_line_error(capfd, corpus, overrides, message)
 
 
 def test_evaluation_without_validation_text_is_refused(capfd, corpus, tmp_path):
@@ -210,8 +211,10 @@ def test_a_refused_run_leaves_nothing_behind(capfd, corpus, tmp_path):
 
 def test_a_changed_argument_on_resumption_is_one_line(capfd, corpus, tmp_path):
     folder = ["--output_dir", tmp_path / "run", "--max_steps", "2", "--save_strategy", "steps"]
-    folder += ["--save_steps", "1"]
+    folder += ["--save_steps", "1", "--lr_scheduler_type", "cosine_with_min_lr"]
+    folder += ["--lr_scheduler_kwargs", '{"min_lr_rate": 0.1}']
     train(corpus, *folder)
     train(corpus, *folder, "--recompute_experts", "true", "--resume_from_checkpoint")  # keeps results
-    values = [*folder, "--window_length", "5", "--resume_from_checkpoint"]
-    assert_one_line_error(capfd, corpus, values, "window_length=5 differs from window_length=")
+    for name, value in (("window_length", "5"), ("lr_scheduler_kwargs", '{"min_lr_rate": 0.3}')):
+        values = [*folder, f"--{name}", value, "--resume_from_checkpoint"]
+        assert_one_line_error(capfd, corpus, values, f"{name}=.* differs from {name}=")

@@ -11,8 +11,9 @@ columns.
 from pathlib import Path
 
 from ..distributed.plan import EXPERT_GRADIENTS, OPTIMIZERS, Cluster, num_moe_layers, plan_sharding
-from ..distributed.plan_report import GB, describe, read_config, training_options
+from ..distributed.plan_report import GB, describe
 from ..experiments.paper_tables import BILLION_WORDS_100
+from ..training.plan_file import read_config, read_optimizer
 from . import command_parser, run_command
 from .parser import amount, count, path
 from .table import find_configs
@@ -68,7 +69,7 @@ def report(arguments) -> str:
     memory = None if arguments.memory is None else arguments.memory * 1e9
     cluster = Cluster(arguments.devices, arguments.flops * 1e12, arguments.bandwidth * 1e9, memory)
     config = read_config(arguments.config, changes)
-    optimizer, expert_gradients = training_options(arguments.config, arguments.optimizer, arguments.expert_gradients)
+    optimizer, expert_gradients = read_optimizer(arguments.config, arguments.optimizer, arguments.expert_gradients)
     options = optimizer, arguments.value_bytes, expert_gradients
     return describe(plan_sharding(config, cluster, arguments.tokens, *options))
 

@@ -66,4 +66,6 @@ def _measure(model, tokenizer, text: list[str], target_language: str | None):
         if len(text) != 2:
             raise InputError(f"text={' '.join(text)} must be two files for a translation model: source and target")
         return measure_translation(model, tokenizer, *text, target_language)
+    if target_language is not None:
+        raise InputError(f"target_language={target_language} is for translation models, and this is a language model")
     return measure_lm(model, tokenizer, text)

@@ -1,15 +1,6 @@
 """Formats a plan for `moe-hf plan`."""
 
-import dataclasses
-from pathlib import Path
-
-from ..errors import InputError
-from ..models.configuration_gnmt_moe import GnmtMoeConfig
-from ..models.configuration_lstm_moe import LstmMoeConfig
-from ..models.configuration_moe import MoeConfig
-from ..yaml_file import read_yaml
 from .plan import (
-    OPTIMIZERS,
     ShardingPlan,
     compute_to_transfer,
     needed_compute_to_transfer,
@@ -17,47 +8,7 @@ from .plan import (
 )
 
 GB = 1e9
-PLANNED_AS = {"adamw_torch": "adam", "adamw_torch_fused": "adam", "factored_adam": "factored_adam"}
 FEW_TOKENS = 64  # below it, fetching an expert's weights takes longer than using them (benchmarks/results/experts.md)
-
-
-def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
-    """Read the model that a configuration file of `moe-hf train-lm` or `moe-hf train-translation` describes.
-
-    Args:
-        file: the YAML file; None for the defaults of `LstmMoeConfig`.
-        changes: arguments that replace the file's.
-
-    Raises:
-        InputError: the file is missing or not a mapping, or the configuration is refused.
-    """
-    values = {} if file is None else read_yaml(file)
-    names = {cls: {field.name for field in dataclasses.fields(cls)} for cls in (LstmMoeConfig, GnmtMoeConfig)}
-    is_translation = bool(values.keys() & (names[GnmtMoeConfig] - names[LstmMoeConfig]))
-    config_class = GnmtMoeConfig if is_translation else LstmMoeConfig
-    try:
-        return config_class(**{name: values[name] for name in values.keys() & names[config_class]} | (changes or {}))
-    except Exception as error:  # the library wraps the checks' errors
-        raise InputError(" ".join(str(error).split())) from error
-
-
-def training_options(file: Path | None, optimizer: str | None, expert_gradients: str | None) -> tuple[str, str]:
-    """Return the optimizer and the kind of experts' gradients for `plan_sharding`: the given ones, or else the file's.
-
-    Args:
-        file: the YAML file of `moe-hf train-lm` or `moe-hf train-translation`; None for factored Adam and dense
-            gradients.
-        optimizer: the given optimizer, or None.
-        expert_gradients: the given kind of gradients, or None.
-
-    Raises:
-        InputError: no optimizer is given, and the file's has no plan.
-    """
-    values = {"optim": "factored_adam"} if file is None else read_yaml(file)
-    optim = str(values.get("optim", "adamw_torch"))  # without optim, the Trainer takes an AdamW
-    if optimizer is None and optim not in PLANNED_AS:
-        raise InputError(f"optim={optim!r} of {file} has no plan, give --optimizer {' or '.join(OPTIMIZERS)}")
-    return optimizer or PLANNED_AS[optim], expert_gradients or values.get("expert_gradients", "dense")
 
 
 def describe(plan: ShardingPlan) -> str:

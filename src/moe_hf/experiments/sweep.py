@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -166,10 +167,12 @@ class Run:
             return False
         identity = run_identity(self.model_args, self.data_args, self.training_args)
         check_same_run(str(folder), str(folder / "finished"), identity)
-        steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
-        asked = self.training_args.max_steps
-        if asked > 0 and asked != steps:
-            raise InputError(f"max_steps={asked} differs from the {steps} of the finished run {folder}")
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        # max_steps, if it is given, decides the length of a training; the state has the epochs rounded up.
+        name = "max_steps" if self.training_args.max_steps > 0 else "num_train_epochs"
+        asked = getattr(self.training_args, name)
+        if math.ceil(asked) != state[name]:
+            raise InputError(f"{name}={asked} differs from the {state[name]} of the finished run {folder}")
         return True
 
 

@@ -57,9 +57,12 @@ class InterruptCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if self._ends(state):
             self.restore()
+            advice = "resume by the same command with --resume_from_checkpoint"
+            if args.save_only_model:
+                advice = "it has no optimizer state (save_only_model), so the run cannot be resumed"
             raise InterruptedRun(
                 f"interrupted after step {state.global_step} of {state.max_steps}, which is saved in "
-                f"{args.output_dir}; resume by the same command with --resume_from_checkpoint",
+                f"{args.output_dir}; {advice}",
                 self.received,
             )
 

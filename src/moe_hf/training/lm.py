@@ -61,7 +61,13 @@ def _train(model_args, data_args, training_args, new_model, checkpoint) -> tuple
         tokenizer, streams = load_streams(model_args, data_args, training_args, checkpoint)
     if new_model is None:
         model = build_model(
-            LstmMoeForCausalLM, AutoModelForCausalLM, model_args, training_args, tokenizer, checkpoint=checkpoint
+            LstmMoeForCausalLM,
+            AutoModelForCausalLM,
+            model_args,
+            data_args,
+            training_args,
+            tokenizer,
+            checkpoint=checkpoint,
         )
     else:
         model = new_model(tokenizer)

@@ -52,6 +52,7 @@ def check_run(model_class: type[PreTrainedModel] | None, model_args, data_args, 
     _check_optimizer(training_args)
     _check_scheduler(training_args)
     _check_checkpointing(training_args)
+    _check_evaluation_dtype(training_args)
     AuxLossCallback(  # checks the schedules
         importance_loss_coef_schedule=training_args.importance_loss_coef_schedule,
         load_loss_coef_schedule=training_args.load_loss_coef_schedule,
@@ -127,6 +128,14 @@ def _check_scheduler(args) -> None:
         raise InputError(
             f"lr_scheduler_type={kind} cannot be used with lr_scheduler_kwargs={shown(arguments)}: {first_line(error)}"
         ) from error
+
+
+def _check_evaluation_dtype(args) -> None:
+    for name in ("bf16_full_eval", "fp16_full_eval"):
+        if getattr(args, name):
+            raise InputError(
+                f"{name}=True has no effect here: with bf16=True, evaluations compute in bfloat16 as well"
+            )
 
 
 def _check_checkpointing(args) -> None:

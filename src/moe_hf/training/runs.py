@@ -43,9 +43,9 @@ MAY_CHANGE_ON_RESUME = (
     "cache_dir",
 )
 MUST_MATCH_ON_RESUME = (
-    "seed data_seed optim learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
-    "lr_scheduler_type warmup_steps constant_steps importance_loss_coef_schedule load_loss_coef_schedule bf16 fp16 "
-    "balance_across_processes expert_gradients"
+    "seed data_seed optim optim_args learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
+    "lr_scheduler_type lr_scheduler_kwargs warmup_steps constant_steps importance_loss_coef_schedule "
+    "load_loss_coef_schedule bf16 fp16 balance_across_processes expert_gradients"
 ).split()
 
 
@@ -210,6 +210,7 @@ def build_model(
     model_class: type[PreTrainedModel],
     auto_class,
     model_args: ModelArguments,
+    data_args,
     training_args: MoeTrainingArguments,
     tokenizer,
     checkpoint: str | None = None,
@@ -239,7 +240,8 @@ def build_model(
         experts_implementation=model_args.experts_implementation,
         distributed_config=sharding,
     )
-    check_vocabulary(tokenizer, model.config, f"model_name_or_path={path}")
+    source, argument = tokenizer_source(model_args, data_args, checkpoint)
+    check_vocabulary(tokenizer, model.config, f"{argument}={source}")
     return model
 
 

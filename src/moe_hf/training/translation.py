@@ -79,6 +79,7 @@ def _train(
             GnmtMoeForConditionalGeneration,
             AutoModelForSeq2SeqLM,
             model_args,
+            data_args,
             training_args,
             tokenizer,
             checkpoint=checkpoint,
@@ -130,6 +131,8 @@ UNUSED = {
     "sortish_sampler": "batches already have sentences of similar length",
     "generation_num_beams": "set eval_num_beams instead",
     "generation_max_length": "the limit of a translation follows from its source",
+    "auto_find_batch_size": "set tokens_per_batch instead",
+    "dataloader_drop_last": "an epoch has whole batches of tokens_per_batch",
 }
 
 
