@@ -50,7 +50,8 @@ CAPACITY = [
     ("the same, gates that start decided", "D", "capacity-pilots.csv", "capacity.csv", "-decided"),
     ("the same, decided, and fine experts", "*", "capacity-pilots.csv", "capacity.csv", "-fine-decided"),
     ("ours, 64 million tokens, decided (4,096: half-sized)", "P", "capacity-long.csv", "capacity-long.csv", ""),
-    ("the same, fine experts", "X", "capacity-long.csv", "capacity-long.csv", "-fine"),
+    ("ours, 64 million tokens, second seed", "^", "capacity-long-seed2.csv", "capacity-long-seed2.csv", ""),
+    ("ours, 64 million tokens, fine experts", "X", "capacity-long.csv", "capacity-long.csv", "-fine"),
 ]
 # Models that differ in the number of experts; the rest of the name says how the gates start, and the experts' size.
 # 4,096 experts of half the size belong to the curve of full-sized ones.
@@ -203,10 +204,11 @@ def plot_pairs_per_weight(folder: Path) -> None:
 def plot_points(panel, place: str, points: list[Point], color: str, marker: str, label: str) -> None:
     """Plot points as a line, with the number of experts beside each; `place` is the attribute on the x axis.
 
-    Flat and hierarchical gates over as many experts share a label, and a single point goes without.
+    Flat and hierarchical gates over as many experts share a label. A single point and a second seed go without.
     """
     panel.plot(*coordinates(points, place), marker=marker, color=color, markersize=5, linewidth=1.2, label=label)
-    labelled = {point.experts: point for point in reversed(points)} if len(points) > 1 else {}
+    has_labels = len(points) > 1 and not label.endswith("second seed")
+    labelled = {point.experts: point for point in reversed(points)} if has_labels else {}
     for experts, point in labelled.items():
         is_leftmost = experts == max(labelled)
         panel.annotate(

@@ -85,6 +85,7 @@ def test_the_papers_models(name, words, batch, pairs, tokens):
         ("capacity-pilots.csv", "capacity-pilots", 4096),
         ("capacity-pilots-seed2.csv", "capacity-pilots", 4096),
         ("capacity-long.csv", "capacity-long", 16384),
+        ("capacity-long-seed2.csv", "capacity-long", 16384),
         ("computation.csv", "computation", 4096),
     ],
 )
