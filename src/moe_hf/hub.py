@@ -24,9 +24,9 @@ from .model_code import add_code
 from .run_folder import HISTORY_FILE
 from .writing import check_new_folder, new_folder
 
+# Files that one export of a model has and another may not have.
+CHANGING_FILES = ["*.safetensors", "*.safetensors.index.json", "expert_history.png"]
 # Dtypes that `save_weights` can store.
-# Files of an export that another export may not have.
-EXPORTED = ["*.safetensors", "*.safetensors.index.json", "expert_history.png"]
 STORED_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -166,6 +166,6 @@ def push(source: str, repo_id: str, *, private: bool = False, **options) -> str:
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=f"Upload {repo_id}",
-                delete_patterns=EXPORTED,  # of an earlier upload, which may have had other shards
+                delete_patterns=CHANGING_FILES,  # an earlier upload may have had other shards
             )
     return commit.commit_url

@@ -48,12 +48,15 @@ def pair_sources(run: dict, part: str) -> list[PairSource]:
 def evaluation_files(run: dict) -> list[str]:
     """Return the files, or the dataset of the Hub, that the run was evaluated on."""
     files = []
+
+    def add(value: list[str] | str | None) -> None:
+        files.extend([value] if isinstance(value, str) else value or [])
+
     for side in ("", "source_", "target_"):
-        given = run.get(f"validation_{side}files") or []
-        files += [given] if isinstance(given, str) else given
+        add(run.get(f"validation_{side}files"))
     for source in pair_sources(run, "validation"):
         for value in (source.source_files, source.target_files, source.files):
-            files += [value] if isinstance(value, str) else value or []
+            add(value)
         if source.dataset_name:
             files.append(f"{source.dataset_name} ({source.split})")
     if not files and run.get("dataset_name"):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_models import GNMT, LM, random_ids, tiny_gnmt_config, tiny_lm_config
 from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import GPT2Config
 
 from moe_hf import GnmtMoeConfig, LstmMoeConfig, LstmMoeForCausalLM, use_factored_gradients
 from moe_hf.commands import plan as script
-from moe_hf.commands import table
 from moe_hf.commands.plan import paper_memory_table
 from moe_hf.data.arguments import TranslationDataArguments
 from moe_hf.distributed.plan import (
@@ -26,9 +26,9 @@ from moe_hf.errors import InputError
 from moe_hf.evaluation import count_embedding_parameters, count_parameters
 from moe_hf.experiments.paper_tables import BILLION_WORDS_100
 from moe_hf.models.factored_gradients import row_gradients
-from moe_hf.training.arguments import MoeTrainingArguments
+from moe_hf.training.arguments import MoeTrainingArguments, parse_arguments
 from moe_hf.training.optimizer import create_factored_adam, expert_parameters, state_bytes
-from moe_hf.training.plan_file import read_config
+from moe_hf.training.plan_file import LM_ARGUMENTS, TRANSLATION_ARGUMENTS, read_config
 
 ROOT = Path(__file__).parents[2]
 PAPER = {row.config: row for row in BILLION_WORDS_100}
@@ -217,7 +217,12 @@ def test_the_optimizer_of_the_file_is_planned(lines, argv, expected, tmp_path, c
 @pytest.mark.parametrize("folder", ["lm", "translation"])
 def test_the_model_of_the_file_is_planned(folder):
     for file in sorted((ROOT / "configs" / folder).glob("*.yaml")):
-        expected = (table.read_config if folder == "lm" else table.read_translation_config)(file)
+        of_lm = folder == "lm"
+        model, data, _ = parse_arguments(
+            [str(file), "--use_cpu", "true"], LM_ARGUMENTS if of_lm else TRANSLATION_ARGUMENTS
+        )
+        config_class = LstmMoeConfig if of_lm else GnmtMoeConfig
+        expected = config_class(vocab_size=data.vocab_size, **model.config_arguments())
         assert read_config(file).to_dict() == expected.to_dict()
 
 
@@ -233,6 +238,9 @@ def test_the_model_that_a_file_continues_is_planned(tmp_path):
     tiny_gnmt_config(num_experts=6).save_pretrained(tmp_path)
     (tmp_path / "run.yaml").write_text(f"model_name_or_path: {tmp_path}\ntrain_source_files: [a.txt]\n")
     assert read_config(tmp_path / "run.yaml").num_experts == 6
+    GPT2Config(n_layer=1).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="model_name_or_path=.* has model_type='gpt2'"):
+        read_config(tmp_path / "run.yaml")
 
 
 def test_a_name_that_is_no_argument_is_refused(tmp_path):

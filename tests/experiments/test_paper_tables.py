@@ -76,7 +76,7 @@ def test_a_row_that_differs_is_marked_and_fails(change, monkeypatch, capsys):
 
 @pytest.mark.parametrize("row", TRANSLATION, ids=lambda row: row.name)
 def test_translation_model_has_the_papers_operations_and_parameters(row):
-    config = script.read_translation_config(CONFIGS / "translation" / row.config)
+    config = script.read_config(CONFIGS / "translation" / row.config)
     assert abs(ops_per_timestep(config) / (row.mops * 1e6) - 1) <= 0.03 and row.has_ops(ops_per_timestep(config))
     params = count_parameters(config) + count_embedding_parameters(config)
     assert row.has_params(params) and (row.gparams is None or abs(params / 8.7e9 - 1) < 0.01)

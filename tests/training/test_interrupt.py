@@ -117,9 +117,7 @@ def test_trains_outside_of_the_main_thread(tmp_path):
     assert trainer.state.global_step == 2
 
 
-def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
-    write_config(tmp_path)
-    command = ["train-lm", str(tmp_path / "config.yaml"), "--logging_steps", "1"]
+def interrupt_after_step_2(patch):
     run = InterruptCallback.on_step_end
 
     def interrupted(self, args, state, control, **kwargs):
@@ -127,12 +125,19 @@ def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, cap
             signal.raise_signal(signal.SIGINT)
         run(self, args, state, control, **kwargs)
 
+    patch.setattr(InterruptCallback, "on_step_end", interrupted)
+
+
+def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
+    write_config(tmp_path)
+    command = ["train-lm", str(tmp_path / "config.yaml"), "--logging_steps", "1"]
+
     def call(*options):
         return cli.main([*command, *options])
 
     assert call("--output_dir", str(tmp_path / "whole")) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(InterruptCallback, "on_step_end", interrupted)
+        interrupt_after_step_2(patch)
         assert call() == 128 + signal.SIGINT
     error = capsys.readouterr().err
     assert "SIGINT: stops after this step, again: at once\n" in error
@@ -145,14 +150,7 @@ def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, cap
 
 def test_a_checkpoint_of_weights_alone_promises_no_resumption(tmp_path, monkeypatch, capsys):
     write_config(tmp_path)
-    run = InterruptCallback.on_step_end
-
-    def interrupted(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            signal.raise_signal(signal.SIGINT)
-        run(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(InterruptCallback, "on_step_end", interrupted)
+    interrupt_after_step_2(monkeypatch)
     assert cli.main(["train-lm", str(tmp_path / "config.yaml"), "--save_only_model", "true"]) == 128 + signal.SIGINT
     assert "no optimizer state (save_only_model), so the run cannot be resumed" in capsys.readouterr().err
 

@@ -8,12 +8,10 @@ model is allocated, even at 137 billion parameters. The exit status is 1 if a ro
 
 from pathlib import Path
 
-from .. import GnmtMoeConfig, LstmMoeConfig
-from ..data.arguments import TranslationDataArguments
 from ..errors import InputError
 from ..evaluation import count_embedding_parameters, count_parameters, ops_per_timestep
 from ..experiments.paper_tables import BILLION_WORDS_1, BILLION_WORDS_100, TRANSLATION, PaperRow, TranslationRow
-from ..training.arguments import TranslationModelArguments, TranslationTrainingArguments, parse_arguments
+from ..training.plan_file import read_config
 from . import command_parser, run_command
 from .parser import path
 
@@ -22,19 +20,6 @@ LINE = "{:<15}{:>6}{:>12}{:>9}{:>15}{:>12}{:>9}{:>7}  {}"
 ROUNDED_DOWN = (
     "\n* The paper's operations are ours rounded down, not to the nearest; see moe_hf/experiments/paper_tables.py."
 )
-
-
-def read_config(path: Path) -> LstmMoeConfig:
-    """Return the configuration of the model in a YAML file for `moe-hf train-lm`."""
-    model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"])
-    return LstmMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
-
-
-def read_translation_config(path: Path) -> GnmtMoeConfig:
-    """Return the configuration of the model in a YAML file for `moe-hf train-translation`."""
-    classes = (TranslationModelArguments, TranslationDataArguments, TranslationTrainingArguments)
-    model_args, data_args, _ = parse_arguments([str(path), "--use_cpu", "true"], classes)
-    return GnmtMoeConfig(vocab_size=data_args.vocab_size, **model_args.config_arguments())
 
 
 def print_row(row: PaperRow, configs: Path) -> bool:
@@ -50,7 +35,7 @@ def print_row(row: PaperRow, configs: Path) -> bool:
 
 def print_translation_row(row: TranslationRow, configs: Path) -> bool:
     """Print one row, and return whether it agrees with the paper."""
-    config = read_translation_config(configs / "translation" / row.config)
+    config = read_config(configs / "translation" / row.config)
     ops, params = ops_per_timestep(config), count_parameters(config) + count_embedding_parameters(config)
     matches = row.has_ops(ops) and row.has_params(params)
     paper = "-" if row.gparams is None else f"{row.gparams * 1e3:.0f}"

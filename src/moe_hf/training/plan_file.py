@@ -1,12 +1,13 @@
-"""Reads the model and the optimizer that a training's configuration file describes, for `moe-hf plan`."""
+"""Reads the model and the optimizer that a training's configuration file describes, for `moe-hf plan` and `table`."""
 
 import dataclasses
 from pathlib import Path
 
 from ..data.arguments import DataArguments, TranslationDataArguments
+from ..data.paths import expand_path
 from ..distributed.plan import OPTIMIZERS
 from ..errors import InputError
-from ..loading import load_config
+from ..loading import family_of, load_config
 from ..models.configuration_gnmt_moe import GnmtMoeConfig
 from ..models.configuration_lstm_moe import LstmMoeConfig
 from ..models.configuration_moe import MoeConfig
@@ -43,6 +44,8 @@ def read_config(file: Path | None, changes: dict | None = None) -> MoeConfig:
     config_class = GnmtMoeConfig if is_translation else LstmMoeConfig
     given = {name: values[name] for name in values.keys() & _names([config_class])} | (changes or {})
     if path := values.get("model_name_or_path"):
+        path = expand_path(path, "model_name_or_path")
+        family_of(path, "model_name_or_path")  # refuses models of other packages
         return load_config(path, **given)
     if file is not None:
         data = TranslationDataArguments if is_translation else DataArguments

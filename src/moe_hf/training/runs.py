@@ -221,6 +221,10 @@ def build_model(
     Args:
         model_class: the model class of a new model.
         auto_class (type): the Auto class that loads a model to fine-tune.
+        model_args: the given model arguments.
+        data_args (object): the given data arguments, for the name of the tokenizer's source in errors.
+        training_args: the given training arguments.
+        tokenizer (PreTrainedTokenizerBase): names vocabulary and special tokens.
         checkpoint: the checkpoint to resume from; a sharded model is loaded from it directly.
         **config (Any): further arguments of a new model's configuration.
 

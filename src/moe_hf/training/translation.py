@@ -132,7 +132,7 @@ UNUSED = {
     "generation_num_beams": "set eval_num_beams instead",
     "generation_max_length": "the limit of a translation follows from its source",
     "auto_find_batch_size": "set tokens_per_batch instead",
-    "dataloader_drop_last": "an epoch has whole batches of tokens_per_batch",
+    "dataloader_drop_last": "tokens_per_batch bounds the batches, and none is dropped",
 }
 
 
